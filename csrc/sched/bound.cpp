@@ -1,0 +1,203 @@
+#include "sched/bound.h"
+
+#include <algorithm>
+#include <deque>
+#include <numeric>
+
+#include "sched/simulate.h"
+
+namespace torch_ext::sched {
+namespace {
+
+// Dinic's maximum flow with 64-bit capacities and without recursion.
+class FlowNetwork {
+ public:
+  static constexpr std::int32_t kSource = 0;
+  static constexpr std::int32_t kSink = 1;
+
+  FlowNetwork() : out_(2) {}
+
+  std::int32_t AddNode() {
+    out_.emplace_back();
+    return static_cast<std::int32_t>(out_.size()) - 1;
+  }
+
+  void AddEdge(std::int32_t from, std::int32_t to, std::int64_t capacity) {
+    out_[from].push_back(static_cast<std::int32_t>(edges_.size()));
+    edges_.push_back({to, capacity});
+    out_[to].push_back(static_cast<std::int32_t>(edges_.size()));
+    edges_.push_back({from, 0});
+  }
+
+  std::int64_t MaxFlow(Budget& budget) {
+    std::int64_t flow = 0;
+    while (Layer()) {
+      budget.Spend(static_cast<std::int64_t>(edges_.size()) / 4 + 1);
+      next_.assign(out_.size(), 0);
+      while (const std::int64_t pushed = Augment()) flow += pushed;
+    }
+    return flow;
+  }
+
+  // After MaxFlow: is the node on the source's side of the minimum cut?
+  bool OnSourceSide(std::int32_t node) const { return level_[node] >= 0; }
+
+ private:
+  struct Edge {
+    std::int32_t to;
+    std::int64_t residual;
+  };
+
+  bool Layer() {
+    level_.assign(out_.size(), -1);
+    level_[kSource] = 0;
+    std::deque<std::int32_t> queue{kSource};
+    while (!queue.empty()) {
+      const std::int32_t node = queue.front();
+      queue.pop_front();
+      for (std::int32_t e : out_[node]) {
+        if (edges_[e].residual > 0 && level_[edges_[e].to] < 0) {
+          level_[edges_[e].to] = level_[node] + 1;
+          queue.push_back(edges_[e].to);
+        }
+      }
+    }
+    return level_[kSink] >= 0;
+  }
+
+  // One augmenting path in the layered network; 0 when there is none left.
+  std::int64_t Augment() {
+    std::vector<std::int32_t> path;  // edges from the source
+    std::int32_t node = kSource;
+    while (node != kSink) {
+      bool advanced = false;
+      for (std::size_t& i = next_[node]; i < out_[node].size(); ++i) {
+        const Edge& edge = edges_[out_[node][i]];
+        if (edge.residual > 0 && level_[edge.to] == level_[node] + 1) {
+          path.push_back(out_[node][i]);
+          node = edge.to;
+          advanced = true;
+          break;
+        }
+      }
+      if (advanced) continue;
+      if (path.empty()) return 0;
+      node = edges_[path.back() ^ 1].to;
+      path.pop_back();
+      ++next_[node];
+    }
+    std::int64_t amount = edges_[path.front()].residual;
+    for (std::int32_t e : path) amount = std::min(amount, edges_[e].residual);
+    for (std::int32_t e : path) {
+      edges_[e].residual -= amount;
+      edges_[e ^ 1].residual += amount;
+    }
+    return amount;
+  }
+
+  std::vector<std::vector<std::int32_t>> out_;
+  std::vector<Edge> edges_;  // edge e and its reverse e ^ 1
+  std::vector<std::int32_t> level_;
+  std::vector<std::size_t> next_;
+};
+
+// Flow nodes of the ops: ancestors of `op` are the source, `op` and its descendants the sink.
+std::vector<std::int32_t> PlaceOps(const Graph& graph, OpId op, FlowNetwork& network) {
+  constexpr std::int32_t kFree = -1;
+  std::vector<std::int32_t> node_of(graph.ops().size(), kFree);
+  const auto mark = [&](std::int32_t node, auto neighbours) {
+    std::vector<OpId> stack{op};
+    while (!stack.empty()) {
+      const OpId v = stack.back();
+      stack.pop_back();
+      for (OpId next : neighbours(v)) {
+        if (node_of[next] != kFree) continue;
+        node_of[next] = node;
+        stack.push_back(next);
+      }
+    }
+  };
+  mark(FlowNetwork::kSource, [&](OpId v) { return std::span(graph.op(v).predecessors); });
+  mark(FlowNetwork::kSink, [&](OpId v) { return std::span(graph.op(v).successors); });
+  node_of[op] = FlowNetwork::kSink;
+  for (std::int32_t& node : node_of) {
+    if (node == kFree) node = network.AddNode();
+  }
+  return node_of;
+}
+
+}  // namespace
+
+OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
+  const std::int64_t infinite = kSizeLimitBytes;  // above the sum of all sizes
+  FlowNetwork network;
+  const std::vector<std::int32_t> node_of = PlaceOps(graph, op, network);
+  for (OpId v = 0; v < graph.num_ops(); ++v) {
+    if (node_of[v] <= FlowNetwork::kSink) continue;
+    for (OpId p : graph.op(v).predecessors) {
+      if (node_of[p] != FlowNetwork::kSource) network.AddEdge(node_of[v], node_of[p], infinite);
+    }
+  }
+  const auto producer_node = [&](const Buffer& buffer) {
+    return buffer.is_input() ? FlowNetwork::kSource : node_of[buffer.producer];
+  };
+  std::int64_t fixed_bytes = 0;
+  for (const Buffer& buffer : graph.buffers()) {
+    const std::int32_t producer = producer_node(buffer);
+    if (buffer.size_bytes == 0 || producer == FlowNetwork::kSink) continue;
+    const bool outlives = buffer.kept || std::ranges::any_of(buffer.users, [&](OpId u) {
+                            return node_of[u] == FlowNetwork::kSink;
+                          });
+    if (outlives) {
+      if (producer == FlowNetwork::kSource) {
+        fixed_bytes += buffer.size_bytes;
+      } else {
+        network.AddEdge(producer, FlowNetwork::kSink, buffer.size_bytes);
+      }
+      continue;
+    }
+    const bool can_live = std::ranges::any_of(
+        buffer.users, [&](OpId u) { return node_of[u] != FlowNetwork::kSource; });
+    if (!can_live) continue;
+    const std::int32_t node = network.AddNode();
+    network.AddEdge(producer, node, buffer.size_bytes);
+    for (OpId u : buffer.users) {
+      if (node_of[u] != FlowNetwork::kSource) network.AddEdge(node, node_of[u], infinite);
+    }
+  }
+
+  OpBound bound;
+  bound.op = op;
+  bound.bytes = fixed_bytes + network.MaxFlow(budget) + graph.HillBytes(op);
+  const auto has_run = [&](std::int32_t node) { return network.OnSourceSide(node); };
+  for (BufferId b = 0; b < graph.num_buffers(); ++b) {
+    const Buffer& buffer = graph.buffer(b);
+    if (buffer.producer == op ||
+        (has_run(producer_node(buffer)) &&
+         (buffer.kept || std::ranges::any_of(buffer.users, [&](OpId u) {
+            return !has_run(node_of[u]);
+          })))) {
+      bound.buffers.push_back(b);
+    }
+  }
+  return bound;
+}
+
+OpBound BestClosureBound(const Graph& graph, std::span<const OpId> order, Budget& budget) {
+  const Profile profile = Simulate(graph, order);
+  std::vector<std::size_t> by_hill(order.size());
+  std::iota(by_hill.begin(), by_hill.end(), 0);
+  std::stable_sort(by_hill.begin(), by_hill.end(), [&](std::size_t a, std::size_t b) {
+    return profile.hill_bytes[a] > profile.hill_bytes[b];
+  });
+  OpBound best;
+  for (std::size_t i : by_hill) {
+    if (best.op != kNoOp && profile.hill_bytes[i] <= best.bytes) break;
+    OpBound bound = ClosureBound(graph, order[i], budget);
+    if (best.op == kNoOp || bound.bytes > best.bytes) best = std::move(bound);
+    if (!budget.HasWork()) break;
+  }
+  return best;
+}
+
+}  // namespace torch_ext::sched

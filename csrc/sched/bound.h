@@ -1,0 +1,39 @@
+// Lower bounds on the peak of every order, and the op that sets them.
+//
+// While op v runs, the ops that have run form a down-set S with all ancestors of v and without v and
+// its descendants. So min over such S of live(S), plus v's hill, bounds the peak from below. It is a
+// minimum closure problem, solved by one maximum flow (Picard 1976):
+//
+//     source --size--> b          buffer b alive from the start or from an ancestor of v
+//     p --size--> b --inf--> u    buffer b is paid for when its producer p has run, user u has not
+//     p --size--> sink            ... when b is kept or v or a descendant of v reads it
+//     x --inf--> p                if x has run, so has its predecessor p
+//
+// with ancestors merged into the source, v and its descendants into the sink.
+// Time: one Dinic flow over the ops incomparable with v and their buffers.
+// Exact when: the best order reaches its peak in a state that is free to be the cheapest for that
+// op; it is not when no single order can be that good for all ops at once.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "sched/budget.h"
+#include "sched/graph.h"
+
+namespace torch_ext::sched {
+
+struct OpBound {
+  OpId op = kNoOp;
+  std::int64_t bytes = 0;          // no order runs `op` with less memory in use
+  std::vector<BufferId> buffers;   // what is alive then: the cheapest state plus the op's outputs
+};
+
+OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget);
+
+// The highest ClosureBound, lazily: ops by falling hill in `order`, until no hill is above the best
+// bound found (a bound never exceeds a hill) or the budget ends. Empty graph: op is kNoOp.
+OpBound BestClosureBound(const Graph& graph, std::span<const OpId> order, Budget& budget);
+
+}  // namespace torch_ext::sched

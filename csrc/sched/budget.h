@@ -1,0 +1,51 @@
+// How much a search may spend: counted work, so that results do not depend on the machine; a clock
+// only as an emergency stop; and memory.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+namespace torch_ext::sched {
+
+class Budget {
+ public:
+  // One unit is about one look at one op (State::Look). The constant is set so that on a slow core
+  // of 2020 the work of a budget ends before its clock does.
+  static constexpr double kWorkPerSecond = 2e6;
+
+  // Work for `seconds`; the clock stops at `seconds` of wall time too.
+  explicit Budget(double seconds, std::int64_t memory_bytes = std::int64_t{1} << 30)
+      : work_left_(static_cast<std::int64_t>(seconds * kWorkPerSecond)),
+        memory_bytes_(memory_bytes),
+        deadline_(Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                     std::chrono::duration<double>(seconds))) {}
+
+  // Takes `units` of work; false once the work or the time is spent.
+  bool Spend(std::int64_t units) {
+    work_left_ -= units;
+    units_to_clock_ -= units;
+    if (units_to_clock_ <= 0) {
+      units_to_clock_ = kUnitsPerClockLook;
+      if (!clock_stopped_ && Clock::now() > deadline_) clock_stopped_ = true;
+    }
+    return HasWork();
+  }
+  bool HasWork() const { return work_left_ > 0 && !clock_stopped_; }
+  std::int64_t work_left() const { return work_left_; }
+  // Sets aside work for later: `Reserve(x)` ... `Reserve(-x)`.
+  void Reserve(std::int64_t units) { work_left_ -= units; }
+  std::int64_t memory_bytes() const { return memory_bytes_; }
+  bool clock_stopped() const { return clock_stopped_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::int64_t kUnitsPerClockLook = 4096;
+
+  std::int64_t work_left_;
+  std::int64_t memory_bytes_;
+  std::int64_t units_to_clock_ = kUnitsPerClockLook;
+  Clock::time_point deadline_;
+  bool clock_stopped_ = false;
+};
+
+}  // namespace torch_ext::sched
