@@ -2,6 +2,7 @@
 // only as an emergency stop; and memory.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 
@@ -13,12 +14,13 @@ class Budget {
   // of 2020 the work of a budget ends before its clock does.
   static constexpr double kWorkPerSecond = 2e6;
 
-  // Work for `seconds`; the clock stops at `seconds` of wall time too.
+  // Work for `seconds`; the clock stops at `seconds` of wall time too. Any number will do: what is
+  // below 0 counts as 0 and what would overflow the counters as 30 years.
   explicit Budget(double seconds, std::int64_t memory_bytes = std::int64_t{1} << 30)
-      : work_left_(static_cast<std::int64_t>(seconds * kWorkPerSecond)),
+      : work_left_(static_cast<std::int64_t>(InRange(seconds) * kWorkPerSecond)),
         memory_bytes_(memory_bytes),
         deadline_(Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                     std::chrono::duration<double>(seconds))) {}
+                                     std::chrono::duration<double>(InRange(seconds)))) {}
 
   // Takes `units` of work; false once the work or the time is spent.
   bool Spend(std::int64_t units) {
@@ -40,6 +42,9 @@ class Budget {
  private:
   using Clock = std::chrono::steady_clock;
   static constexpr std::int64_t kUnitsPerClockLook = 4096;
+  static constexpr double kMostSeconds = 30 * 365.25 * 86400;
+
+  static double InRange(double seconds) { return std::max(0.0, std::min(kMostSeconds, seconds)); }
 
   std::int64_t work_left_;
   std::int64_t memory_bytes_;

@@ -130,6 +130,17 @@ void CheckName(const std::string& name) {
   }
 }
 
+GraphBuilder::GraphBuilder(Graph graph) : graph_(std::move(graph)) {
+  for (BufferId b = 0; b < graph_.num_buffers(); ++b) {
+    CheckName(graph_.buffer(b).name);
+    buffer_ids_.emplace(graph_.buffer(b).name, b);
+  }
+  for (OpId v = 0; v < graph_.num_ops(); ++v) {
+    CheckName(graph_.op(v).name);
+    op_ids_.emplace(graph_.op(v).name, v);
+  }
+}
+
 void GraphBuilder::AddBuffer(const std::string& name, std::int64_t size_bytes, bool input,
                              bool kept) {
   CheckName(name);

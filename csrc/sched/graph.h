@@ -94,6 +94,9 @@ std::vector<std::int32_t> PositionsOf(std::span<const OpId> order);
 // Every method throws std::invalid_argument with one sentence that names the offender.
 class GraphBuilder {
  public:
+  GraphBuilder() = default;
+  explicit GraphBuilder(Graph graph);  // goes on from there; names must be unique tokens
+
   void AddBuffer(const std::string& name, std::int64_t size_bytes, bool input, bool kept);
   void AddOp(const std::string& name, const std::vector<std::string>& reads,
              const std::vector<std::string>& writes, std::int64_t workspace_bytes,

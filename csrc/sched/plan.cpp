@@ -129,7 +129,7 @@ class BlockPlanner {
   std::int64_t bound_bytes_ = 0;
   OpBound closure_;
   std::string method_ = "original";
-  std::string proof_;
+  std::string proof_ = "closure";  // of the bound 0, should the peak be 0
   int stage_ = 0;
 };
 
@@ -168,8 +168,8 @@ void AddRegion(std::vector<Region>& regions, Region region) {
 }
 
 // Series blocks on their own: the peak of the graph is that of its worst block, so work goes to the
-// block that is worst at the moment, until it cannot be lowered; what that leaves is the result, and
-// every other block stays as close to the original as this peak allows.
+// block that is worst at the moment, until it cannot be lowered; what that leaves is the result,
+// and every other block stays as close to the original as this peak allows.
 Pass PlanAll(const Graph& graph, const PlanOptions& options, Budget& budget) {
   const Order original = graph.OriginalOrder();
   const Slicer slicer(graph, original);
@@ -199,18 +199,20 @@ Pass PlanAll(const Graph& graph, const PlanOptions& options, Budget& budget) {
   }
   budget.Reserve(-reserved);
 
-  pass.peak_bytes = worst_block().peak_bytes();
-  pass.method = worst_block().method();
+  const std::int64_t limit_bytes = worst_block().peak_bytes();
   for (BlockPlanner& block : blocks) {
     if (block.peak_bytes() > pass.bound_bytes) block.Bound();
     pass.RaiseBound(block.bound_bytes(), block.proof());
   }
   for (BlockPlanner& block : blocks) {
-    block.Approach(pass.peak_bytes);
+    block.Approach(limit_bytes);
     for (OpId v : block.order()) pass.order.push_back(block.slice().ops[v]);
     AddRegion(pass.regions, {"prime", block.graph().num_ops(), block.method(),
                              block.is_optimal() ? block.proof() : "", block.peak_bytes()});
   }
+  // The way back may have lowered the peak by chance, where it was not yet the lowest.
+  pass.peak_bytes = worst_block().peak_bytes();
+  pass.method = worst_block().method();
   return pass;
 }
 
@@ -262,8 +264,9 @@ Pass PlanBottleneck(const Graph& graph, const PlanOptions& options, Budget& budg
     if (method.empty()) break;
     pass.method = method;
   }
-  pass.peak_bytes = PeakBytes(graph, pass.order);
-  pass.order = ClosestOrder(graph, std::move(pass.order), pass.peak_bytes, budget);
+  const std::int64_t limit_bytes = PeakBytes(graph, pass.order);
+  pass.order = ClosestOrder(graph, std::move(pass.order), limit_bytes, budget);
+  pass.peak_bytes = PeakBytes(graph, pass.order);  // may have fallen by chance
   if (MovedOps(pass.order) == 0) pass.method = "original";
   pass.RaiseBound(BestClosureBound(graph, pass.order, budget).bytes, "closure");
   const Profile profile = Simulate(graph, pass.order);
@@ -273,10 +276,9 @@ Pass PlanBottleneck(const Graph& graph, const PlanOptions& options, Budget& budg
   for (std::int32_t end : ends) {
     bool moved = false;
     for (std::int32_t i = begin; i < end; ++i) moved |= pass.order[i] != i;
-    AddRegion(pass.regions,
-              {"prime", end - begin, moved ? pass.method : "original", "",
-               *std::max_element(profile.hill_bytes.begin() + begin,
-                                 profile.hill_bytes.begin() + end)});
+    AddRegion(pass.regions, {"prime", end - begin, moved ? pass.method : "original", "",
+                             *std::max_element(profile.hill_bytes.begin() + begin,
+                                               profile.hill_bytes.begin() + end)});
     begin = end;
   }
   return pass;
@@ -322,9 +324,9 @@ Plan MakePlan(const Graph& graph, const PlanOptions& options) {
   plan.order = graph.OriginalOrder();
   plan.original_peak_bytes = plan.peak_bytes = PeakBytes(graph, plan.order);
   plan.method = "original";
+  plan.proof = "closure";  // of the bound 0, should the peak be 0
   if (graph.num_ops() == 0) {
     plan.lower_bound_bytes = plan.peak_bytes;
-    plan.proof = "closure";
   } else {
     RunPasses(graph, options, plan);
     plan.bottleneck = FindBottleneck(graph, plan);
@@ -336,8 +338,7 @@ Plan MakePlan(const Graph& graph, const PlanOptions& options) {
       plan.peak_bytes > plan.original_peak_bytes || plan.lower_bound_bytes > plan.peak_bytes) {
     throw std::logic_error("torch_ext: a plan did not pass the judge");
   }
-  plan.seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  plan.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return plan;
 }
 

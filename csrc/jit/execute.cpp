@@ -1,0 +1,129 @@
+#include "jit/execute.h"
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/jit/runtime/print_handler.h>
+
+#include <mutex>
+#include <utility>
+
+#include "jit/memory_meter.h"
+
+namespace torch_ext::jit {
+namespace {
+
+thread_local std::string* g_printed = nullptr;
+torch::jit::PrintHandler g_outer_handler = nullptr;
+
+void CollectPrinted(const std::string& text) {
+  if (g_printed != nullptr) {
+    *g_printed += text;
+  } else {
+    g_outer_handler(text);  // another thread's program
+  }
+}
+
+at::Generator DefaultGenerator() { return at::detail::getDefaultCPUGenerator(); }
+
+at::Tensor RandomState() {
+  at::Generator generator = DefaultGenerator();
+  const std::lock_guard lock(generator.mutex());
+  return generator.get_state();
+}
+
+void SetRandomState(const at::Tensor& state) {
+  at::Generator generator = DefaultGenerator();
+  const std::lock_guard lock(generator.mutex());
+  generator.set_state(state);
+}
+
+// The print handler is global: the first of several runs installs ours, the last removes it.
+std::mutex g_handler_mutex;
+int g_handler_users = 0;
+
+}  // namespace
+
+struct QuietRun::State {
+  at::NoGradGuard no_grad;
+  at::Tensor random_state = RandomState();
+  std::string printed;
+  std::string* outer_printed = nullptr;
+};
+
+QuietRun::QuietRun() : state_(std::make_unique<State>()) {
+  const std::lock_guard lock(g_handler_mutex);
+  if (g_handler_users++ == 0) {
+    g_outer_handler = torch::jit::getPrintHandler();
+    torch::jit::setPrintHandler(&CollectPrinted);
+  }
+  state_->outer_printed = std::exchange(g_printed, &state_->printed);
+}
+
+QuietRun::~QuietRun() {
+  SetRandomState(state_->random_state);
+  const std::lock_guard lock(g_handler_mutex);
+  g_printed = state_->outer_printed;
+  if (--g_handler_users == 0) torch::jit::setPrintHandler(g_outer_handler);
+}
+
+void QuietRun::RewindRandomState() const { SetRandomState(state_->random_state); }
+
+std::string QuietRun::TakePrinted() { return std::exchange(*g_printed, {}); }
+
+Execution Execute(const torch::jit::Module& module, const Stack& example, bool copy_state,
+                  const QuietRun& quiet) {
+  constexpr int kCalls = 3;
+  Execution execution;
+  for (int i = 0; i < kCalls; ++i) {
+    const torch::jit::Module copy = copy_state ? module.deepcopy() : module;
+    Call call;
+    call.state = copy._ivalue();
+    ValueCopier copier;
+    for (const c10::IValue& input : example) call.inputs.push_back(copier.Copy(input));
+    quiet.RewindRandomState();
+    QuietRun::TakePrinted();
+    Stack arguments = call.inputs;
+    {
+      MemoryMeter meter;
+      call.output = copy.get_method("forward")(std::move(arguments));
+      meter.Stop();
+      execution.peak_bytes = meter.peak_bytes();
+    }
+    call.random_state = RandomState();
+    call.printed = QuietRun::TakePrinted();
+    if (i == 0) execution.first = std::move(call);
+    if (i == kCalls - 1) execution.last = std::move(call);
+  }
+  return execution;
+}
+
+namespace {
+
+std::string CallDifference(const Call& a, const Call& b) {
+  ValueComparer comparer;
+  for (std::size_t i = 0; i < a.inputs.size(); ++i) {
+    const std::string where = "input[" + std::to_string(i) + "]";
+    if (std::string why = comparer.Difference(a.inputs[i], b.inputs[i], where); !why.empty()) {
+      return why;
+    }
+  }
+  if (!a.state.is(b.state)) {
+    if (std::string why = comparer.Difference(a.state, b.state, "module"); !why.empty()) return why;
+  }
+  if (std::string why = comparer.Difference(a.output, b.output, "output"); !why.empty()) return why;
+  if (!a.random_state.equal(b.random_state)) return "the random state afterwards differs";
+  if (a.printed != b.printed) return "what is printed differs";
+  return {};
+}
+
+}  // namespace
+
+std::string FindDifference(const Execution& a, const Execution& b) {
+  std::string why = CallDifference(a.first, b.first);
+  if (!why.empty()) return "first call: " + why;
+  why = CallDifference(a.last, b.last);
+  return why.empty() ? why : "third call: " + why;
+}
+
+}  // namespace torch_ext::jit

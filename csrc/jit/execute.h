@@ -1,0 +1,57 @@
+// Runs of a module on copies of its inputs and state, so that nothing of the caller's is changed.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/jit/api/module.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "jit/values.h"
+
+namespace torch_ext::jit {
+
+// While alive: no grad, the default generator's state is put back at the end, and what the program
+// prints is collected instead of printed.
+class QuietRun {
+ public:
+  QuietRun();
+  ~QuietRun();
+  QuietRun(const QuietRun&) = delete;
+  QuietRun& operator=(const QuietRun&) = delete;
+
+  void RewindRandomState() const;  // to what it was at the start
+  static std::string TakePrinted();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// One call and everything it left behind.
+struct Call {
+  c10::IValue state;  // the module object it ran on
+  Stack inputs;
+  c10::IValue output;
+  at::Tensor random_state;
+  std::string printed;
+};
+
+// The module run three times from the same state: the executor profiles in the first call, optimises
+// in the second, and is settled in the third, in which memory is measured.
+struct Execution {
+  Call first;
+  Call last;
+  std::int64_t peak_bytes = 0;  // measured in the last call, above its start, results included
+};
+
+// Throws whatever the module throws. `copy_state`: the program may write to its parameters or
+// attributes, so each call gets a deep copy of the module.
+Execution Execute(const torch::jit::Module& module, const Stack& example, bool copy_state,
+                  const QuietRun& quiet);
+
+// Empty if equal, else the first difference.
+std::string FindDifference(const Execution& a, const Execution& b);
+
+}  // namespace torch_ext::jit

@@ -1,0 +1,312 @@
+#include "jit/hazards.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/jit/ir/alias_analysis.h>
+#include <torch/csrc/jit/ir/constants.h>
+
+#include <algorithm>
+#include <array>
+#include <exception>
+#include <optional>
+#include <string_view>
+
+#include "jit/nodes.h"
+
+namespace torch_ext::jit {
+namespace {
+
+using torch::jit::AliasDb;
+using torch::jit::Graph;
+using torch::jit::Node;
+using torch::jit::Value;
+
+// Can the value be written to, or hold something that can? (AliasDb's own test is not exported.)
+bool IsMutable(const Value* value) {
+  switch (value->type()->kind()) {
+    case c10::TypeKind::IntType:
+    case c10::TypeKind::FloatType:
+    case c10::TypeKind::BoolType:
+    case c10::TypeKind::ComplexType:
+    case c10::TypeKind::NumberType:
+    case c10::TypeKind::StringType:
+    case c10::TypeKind::NoneType:
+    case c10::TypeKind::DeviceObjType:
+    case c10::TypeKind::FunctionType:
+    case c10::TypeKind::EnumType:
+      return false;
+    default:
+      return true;
+  }
+}
+
+template <typename Test>
+bool AnyInnerNode(Node* node, const Test& test) {
+  bool any = false;
+  ForEachInnerNode(node, [&](Node* inner) { any = any || test(inner); });
+  return any;
+}
+
+bool IsConstantFalse(Node* node, const char* argument) {
+  const auto value = ConstantArgument(node, argument);
+  return value && value->isBool() && !value->toBool();
+}
+
+bool IsConstantZero(Node* node, const char* argument) {
+  const auto value = ConstantArgument(node, argument);
+  return value && value->isDouble() && value->toDouble() == 0.0;
+}
+
+// --- rule "random" ---------------------------------------------------------------------------
+
+bool DrawsRandomNumbers(Node* node) {
+  // Out of training, or with probability 0, dropout and its kin draw nothing.
+  if (IsConstantFalse(node, "train") || IsConstantFalse(node, "training") ||
+      IsConstantZero(node, "dropout_p")) {
+    return false;
+  }
+  if (node->isNondeterministic()) return true;
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  if (schema == nullptr) return false;
+  for (const c10::Argument& argument : schema->arguments()) {
+    const c10::TypePtr& type = argument.type();
+    if (type->isSubtypeOf(*c10::OptionalType::create(c10::GeneratorType::get()))) return true;
+  }
+  const auto op = c10::Dispatcher::singleton().findSchema(schema->operator_name());
+  return op && op->hasTag(at::Tag::nondeterministic_seeded);
+}
+
+// --- rule "unknown" --------------------------------------------------------------------------
+
+// Nodes without a schema whose meaning is known: they read their inputs and nothing else.
+bool IsKnownWithoutSchema(Node* node) {
+  static constexpr std::array kKnown = {
+      c10::prim::Constant,        c10::prim::ListConstruct,  c10::prim::TupleConstruct,
+      c10::prim::DictConstruct,   c10::prim::ListUnpack,     c10::prim::TupleUnpack,
+      c10::prim::TupleIndex,      c10::prim::TupleSlice,     c10::prim::GetAttr,
+      c10::prim::SetAttr,         c10::prim::If,             c10::prim::Loop,
+      c10::prim::ConstantChunk,   c10::prim::unchecked_cast, c10::prim::Uninitialized,
+      c10::prim::RaiseException,  c10::prim::Print,          c10::prim::NumToTensor,
+      c10::prim::unchecked_unwrap_optional, c10::prim::isinstance};
+  return std::find(kKnown.begin(), kKnown.end(), node->kind()) != kKnown.end();
+}
+
+bool HasAliasAnnotation(const c10::FunctionSchema& schema) {
+  return std::any_of(schema.arguments().begin(), schema.arguments().end(),
+                     [](const c10::Argument& a) { return a.alias_info() != nullptr; });
+}
+
+// Why this node, or one inside it, must not be passed by anything; empty if it may.
+std::string WhyBarrier(Node* node) {
+  std::string why;
+  ForEachInnerNode(node, [&](Node* inner) {
+    if (!why.empty()) return;
+    const std::string kind = inner->kind().toQualString();
+    static constexpr std::array<std::string_view, 6> kStateful = {
+        "prim::fork", "aten::wait", "prim::Enter", "prim::Exit", "aten::set_grad_enabled",
+        "aten::manual_seed"};
+    if (std::find(kStateful.begin(), kStateful.end(), kind) != kStateful.end()) {
+      why = kind + ": changes what other ops do";
+    } else if (IsKnownWithoutSchema(inner)) {
+      return;
+    } else if (inner->maybeSchema() == nullptr) {
+      why = kind + ": not inlined, or of a kind that is not known";
+    } else if (!inner->kind().is_aten() && !inner->kind().is_prim() &&
+               !HasAliasAnnotation(*inner->maybeSchema())) {
+      why = kind + ": a custom op without alias annotation";
+    } else if (inner->maybeOperator() != nullptr &&
+               inner->getOperator().aliasAnalysisKind() ==
+                   c10::AliasAnalysisKind::CONSERVATIVE) {
+      why = kind + ": declares nothing about what it writes";
+    }
+  });
+  return why;
+}
+
+// --- rule "mutation" -------------------------------------------------------------------------
+
+// The values this node itself (not its inner blocks) may write to.
+std::vector<Value*> WrittenValues(Node* node) {
+  std::vector<Value*> written;
+  if (node->kind() == c10::prim::SetAttr) written.push_back(node->input(0));
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  if (schema == nullptr) return written;
+  for (std::size_t i = 0; i < schema->arguments().size() && i < node->inputs().size(); ++i) {
+    const c10::Argument& argument = schema->arguments()[i];
+    if (argument.alias_info() != nullptr && argument.alias_info()->isWrite()) {
+      written.push_back(node->input(i));
+    }
+    // Batch and instance norm update their running statistics in training; no schema says so.
+    const bool is_statistic =
+        argument.name() == "running_mean" || argument.name() == "running_var";
+    if (is_statistic && !IsConstantFalse(node, "training") && !IsConstantFalse(node, "train") &&
+        !IsConstantFalse(node, "use_input_stats")) {
+      written.push_back(node->input(i));
+    }
+  }
+  return written;
+}
+
+// All that a node and its inner blocks touch, so far as it can be written to at all.
+std::vector<Value*> MutableValues(Node* node) {
+  std::vector<Value*> values;
+  ForEachInnerNode(node, [&](Node* inner) {
+    for (Value* v : inner->inputs()) {
+      if (IsMutable(v)) values.push_back(v);
+    }
+    for (Value* v : inner->outputs()) {
+      if (IsMutable(v)) values.push_back(v);
+    }
+    for (torch::jit::Block* block : inner->blocks()) {
+      for (Value* v : block->outputs()) {
+        if (IsMutable(v)) values.push_back(v);
+      }
+    }
+  });
+  std::sort(values.begin(), values.end(),
+            [](Value* a, Value* b) { return a->unique() < b->unique(); });
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+  return values;
+}
+
+class Finder {
+ public:
+  Finder(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
+         const std::vector<Probe>& probes)
+      : graph_(graph), nodes_(nodes), probes_(probes), alias_db_(graph) {}
+
+  Hazards Find() {
+    const auto n = static_cast<std::int32_t>(nodes_.size());
+    barrier_.assign(n, 0);
+    side_effect_.assign(n, 0);
+    random_.assign(n, 0);
+    writes_outside_.assign(n, 0);
+    written_.resize(n);
+    outside_.assign(graph_->inputs().begin(), graph_->inputs().end());
+    for (Node* node : nodes_) {
+      ForEachInnerNode(node, [&](Node* inner) {
+        if (inner->kind() == c10::prim::GetAttr && IsMutable(inner->output())) {
+          outside_.push_back(inner->output());
+        }
+      });
+    }
+    for (std::int32_t i = 0; i < n; ++i) Classify(i);
+    if (!hazards_.refusal.empty()) return std::move(hazards_);
+    OrderMutations();
+    OrderBarriers();
+    Chain(random_);
+    Chain(side_effect_);
+    OrderSideEffectsAgainstWhatOutlives();
+    return std::move(hazards_);
+  }
+
+ private:
+  void Classify(std::int32_t i) {
+    Node* node = nodes_[i];
+    ForEachInnerNode(node, [&](Node* inner) {
+      for (Value* v : WrittenValues(inner)) written_[i].push_back(v);
+    });
+    std::string why = WhyBarrier(node);
+    if (why.empty() && alias_db_.isMutable(node) && written_[i].empty()) {
+      why = std::string(node->kind().toQualString()) + ": may write to what it does not declare";
+    }
+    if (!why.empty()) {
+      barrier_[i] = 1;
+      hazards_.barriers.push_back(why);
+    }
+    side_effect_[i] = AnyInnerNode(node, [](Node* inner) { return inner->hasSideEffects(); });
+    random_[i] = AnyInnerNode(node, DrawsRandomNumbers);
+    for (const Probe& probe : probes_) random_[i] |= probe.nodes[i].uses_random_state;
+    for (Value* v : written_[i]) {
+      if (!IsMutable(v)) continue;
+      for (Node* constant : graph_->block()->nodes()) {
+        if (constant->kind() == c10::prim::Constant &&
+            IsMutable(constant->output()) &&
+            alias_db_.mayContainAlias(v, constant->output())) {
+          hazards_.refusal = "'" + std::string(node->kind().toQualString()) +
+                             "' may write to a constant of the graph";
+        }
+      }
+      writes_outside_[i] |= alias_db_.mayContainAlias(v, outside_);
+    }
+    hazards_.writes_outside |= writes_outside_[i] || barrier_[i];
+  }
+
+  bool MayWriteTo(std::int32_t writer, const std::vector<Value*>& touched) const {
+    for (Value* w : written_[writer]) {
+      for (Value* t : touched) {
+        if (w == t || alias_db_.mayContainAlias(w, t)) return true;
+      }
+    }
+    return false;
+  }
+
+  void OrderMutations() {
+    const auto n = static_cast<std::int32_t>(nodes_.size());
+    std::vector<std::vector<Value*>> touched(n);
+    for (std::int32_t i = 0; i < n; ++i) touched[i] = MutableValues(nodes_[i]);
+    for (std::int32_t writer = 0; writer < n; ++writer) {
+      if (written_[writer].empty()) continue;
+      for (std::int32_t other = 0; other < n; ++other) {
+        if (other == writer || !MayWriteTo(writer, touched[other])) continue;
+        hazards_.edges.emplace_back(std::min(writer, other), std::max(writer, other));
+      }
+    }
+  }
+
+  void OrderBarriers() {
+    std::int32_t last = -1;
+    for (std::int32_t i = 0; i < static_cast<std::int32_t>(nodes_.size()); ++i) {
+      if (last >= 0) hazards_.edges.emplace_back(last, i);
+      if (!barrier_[i]) continue;
+      for (std::int32_t j = last + 1; j < i; ++j) hazards_.edges.emplace_back(j, i);
+      last = i;
+    }
+  }
+
+  void Chain(const std::vector<char>& members) {
+    std::int32_t last = -1;
+    for (std::int32_t i = 0; i < static_cast<std::int32_t>(nodes_.size()); ++i) {
+      if (!members[i]) continue;
+      if (last >= 0) hazards_.edges.emplace_back(last, i);
+      last = i;
+    }
+  }
+
+  void OrderSideEffectsAgainstWhatOutlives() {
+    const auto n = static_cast<std::int32_t>(nodes_.size());
+    for (std::int32_t i = 0; i < n; ++i) {
+      if (!side_effect_[i]) continue;
+      for (std::int32_t j = 0; j < n; ++j) {
+        if (j == i || !(random_[j] || writes_outside_[j])) continue;
+        hazards_.edges.emplace_back(std::min(i, j), std::max(i, j));
+      }
+    }
+  }
+
+  const std::shared_ptr<Graph>& graph_;
+  const std::vector<Node*>& nodes_;
+  const std::vector<Probe>& probes_;
+  AliasDb alias_db_;
+  Hazards hazards_;
+  std::vector<Value*> outside_;  // inputs and attributes: what they hold outlives the call
+  std::vector<std::vector<Value*>> written_;
+  std::vector<char> barrier_, side_effect_, random_, writes_outside_;
+};
+
+}  // namespace
+
+Hazards FindHazards(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
+                    const std::vector<Probe>& probes) {
+  std::optional<Finder> finder;
+  try {
+    finder.emplace(graph, nodes, probes);
+  } catch (const std::exception& error) {
+    Hazards hazards;
+    hazards.refusal = std::string("torch's alias analysis does not understand the graph: ") +
+                      std::string(error.what()).substr(0, 200);
+    return hazards;
+  }
+  return finder->Find();
+}
+
+}  // namespace torch_ext::jit

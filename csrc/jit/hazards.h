@@ -1,0 +1,40 @@
+// What must keep its order. Raw moves of nodes pass every check of the JIT and compute something
+// else, so each trap has a rule here, and each rule a test named after it (hazards_test.cpp).
+//
+// Rules give order edges between nodes, on top of the data flow. When in doubt a node is a barrier:
+// everything before it stays before, everything after stays after.
+//   mutation       a write against every read and write of what may alias it: through views, list
+//                  elements, inner blocks (torch's AliasDb), and running statistics of batch norm in
+//                  training, which the schema does not tell
+//   random         ops that draw random numbers, among themselves, inner blocks included
+//   side effect    prints, raises, warnings, attribute writes among themselves, and against random ops and
+//                  writes to memory that outlives the call (an exception must find them as they were)
+//   unknown        calls that are not inlined, forks and waits, contexts, custom ops without alias
+//                  annotation, nodes AliasDb knows more about than we do: barriers
+#pragma once
+
+#include <torch/csrc/jit/ir/ir.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "jit/probe.h"
+
+namespace torch_ext::jit {
+
+struct Hazards {
+  // (earlier, later): indices of op nodes that keep this order.
+  std::vector<std::pair<std::int32_t, std::int32_t>> edges;
+  std::vector<std::string> barriers;  // "kind: why" of each barrier, for the report
+  bool writes_outside = false;        // may write to inputs, parameters, buffers or attributes
+  std::string refusal;                // not empty: nothing can be said about this graph, and why
+};
+
+// `nodes` are OpNodes of the graph's block; `probes` (one for each example) add what was seen.
+Hazards FindHazards(const std::shared_ptr<torch::jit::Graph>& graph,
+                    const std::vector<torch::jit::Node*>& nodes, const std::vector<Probe>& probes);
+
+}  // namespace torch_ext::jit

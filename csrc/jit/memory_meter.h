@@ -1,0 +1,44 @@
+// Bytes live and peak while something runs, from the allocator's own reports.
+//
+// The first meter of the process puts a counting allocator in front of torch's CPU allocator, for
+// the life of the process: memory allocated through it keeps its deleter. It counts every thread.
+// Memory that is older than the first meter is not seen when it is released.
+//
+// USAGE   MemoryMeter meter;  Run();  meter.Stop();  meter.peak_bytes();
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace torch_ext::jit {
+
+class MemoryMeter {
+ public:
+  // One report of the allocator: `bytes` above zero were taken, below zero given back.
+  struct Event {
+    const void* address;
+    std::int64_t bytes;
+  };
+
+  explicit MemoryMeter(bool record_events = false);
+  ~MemoryMeter();
+  MemoryMeter(const MemoryMeter&) = delete;
+  MemoryMeter& operator=(const MemoryMeter&) = delete;
+
+  void Stop();  // counts no longer; what was counted stays readable
+
+  // The highest running sum of allocations less releases, at least 0, and the sum now.
+  std::int64_t peak_bytes() const;
+  std::int64_t live_bytes() const;
+
+  std::size_t num_events() const;
+  std::vector<Event> events() const;  // empty unless recorded
+
+  struct Counter;
+
+ private:
+  std::shared_ptr<Counter> counter_;
+};
+
+}  // namespace torch_ext::jit

@@ -1,0 +1,155 @@
+#include "jit/nodes.h"
+
+#include <torch/csrc/jit/ir/constants.h>
+#include <torch/csrc/jit/passes/common_subexpression_elimination.h>
+#include <torch/csrc/jit/passes/constant_pooling.h>
+#include <torch/csrc/jit/passes/constant_propagation.h>
+#include <torch/csrc/jit/passes/dead_code_elimination.h>
+#include <torch/csrc/jit/passes/inliner.h>
+#include <torch/csrc/jit/passes/lower_tuples.h>
+#include <torch/csrc/jit/passes/peephole.h>
+#include <torch/csrc/jit/passes/remove_expands.h>
+#include <torch/csrc/jit/passes/shape_analysis.h>
+
+#include <algorithm>
+#include <regex>
+#include <sstream>
+
+namespace torch_ext::jit {
+
+using torch::jit::Block;
+using torch::jit::Graph;
+using torch::jit::Node;
+using torch::jit::Value;
+
+void PrepareGraph(std::shared_ptr<Graph>& graph) {
+  torch::jit::Inline(*graph);
+  torch::jit::EraseShapeInformation(graph);
+  torch::jit::RemoveExpands(graph);
+  torch::jit::EliminateDeadCode(graph);
+  torch::jit::ConstantPropagationImmutableTypes(graph);
+  torch::jit::EliminateCommonSubexpression(graph);
+  torch::jit::ConstantPooling(graph);
+  torch::jit::PeepholeOptimize(graph);
+  torch::jit::EliminateDeadCode(graph);
+  torch::jit::LowerSimpleTuples(graph);
+}
+
+std::vector<Node*> OpNodes(Block* block) {
+  std::vector<Node*> nodes;
+  for (Node* node : block->nodes()) {
+    if (node->kind() != c10::prim::Constant) nodes.push_back(node);
+  }
+  return nodes;
+}
+
+namespace {
+
+// Is `value` made outside of `node`'s inner blocks?
+bool IsOutside(const Value* value, const Node* node) {
+  const Block* block = value->node()->owningBlock();
+  while (block != node->owningBlock()) {
+    const Node* owner = block->owningNode();
+    if (owner == nullptr) return true;
+    if (owner == node) return false;
+    block = owner->owningBlock();
+  }
+  return true;
+}
+
+}  // namespace
+
+std::vector<Value*> ReadValues(Node* node) {
+  std::vector<Value*> values(node->inputs().begin(), node->inputs().end());
+  for (Block* block : node->blocks()) {
+    const auto add_captured = [&](Node* inner) {
+      for (Value* input : inner->inputs()) {
+        if (IsOutside(input, node)) values.push_back(input);
+      }
+    };
+    for (Node* inner : block->nodes()) ForEachInnerNode(inner, add_captured);
+    add_captured(block->return_node());
+  }
+  std::vector<Value*> unique;
+  for (Value* value : values) {
+    if (std::find(unique.begin(), unique.end(), value) == unique.end()) unique.push_back(value);
+  }
+  return unique;
+}
+
+std::optional<c10::IValue> ConstantArgument(Node* node, const std::string& name) {
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  if (schema == nullptr) return std::nullopt;
+  const auto index = schema->argumentIndexWithName(name);
+  if (!index || *index >= static_cast<int>(node->inputs().size())) return std::nullopt;
+  return torch::jit::toIValue(node->input(*index));
+}
+
+std::string OpName(const Node* node, std::size_t index) {
+  return std::string(node->kind().toUnqualString()) + "." + std::to_string(index);
+}
+
+namespace {
+
+bool IsInsideTorch(const std::string& file) {
+  return file.find("-packages/torch/") != std::string::npos;
+}
+
+// The places a source range tells of, innermost first.
+std::vector<std::pair<std::string, std::string>> Frames(torch::jit::SourceRange range) {
+  std::vector<std::pair<std::string, std::string>> frames;  // file, line
+  if (const auto generated = range.findSourceRangeThatGenerated()) range = *generated;
+  if (!range.source()) return frames;
+  // Traced: the text is the Python stack, "FILE(LINE): FUNCTION", innermost frame first.
+  static const std::regex kFrame(R"(([^\n]+)\((\d+)\): [^\n]*)");
+  const std::string text = range.source()->text_str().str();
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    std::smatch match;
+    if (!std::regex_match(line, match, kFrame)) break;
+    frames.emplace_back(match[1].str(), match[2].str());
+  }
+  if (!frames.empty()) return frames;
+  if (const auto where = range.file_line_col()) {
+    frames.emplace_back(std::get<0>(*where), std::to_string(std::get<1>(*where)));
+  }
+  return frames;
+}
+
+}  // namespace
+
+std::string SourceOf(const Node* node) {
+  auto frames = Frames(node->sourceRange());
+  if (node->callstack()) {  // inlined: the calls that led here, outermost first
+    const auto calls = (*node->callstack())->vec();
+    for (auto call = calls.rbegin(); call != calls.rend(); ++call) {
+      const auto outer = Frames(std::get<torch::jit::SourceRange>(*call));
+      frames.insert(frames.end(), outer.begin(), outer.end());
+    }
+  }
+  if (frames.empty()) return {};
+  const auto users = std::ranges::find_if(
+      frames, [](const auto& frame) { return !IsInsideTorch(frame.first); });
+  const auto& [file, line] = users == frames.end() ? frames.front() : *users;
+  return file + ":" + line;
+}
+
+std::string ModulePathOf(const Node* node) {
+  // Traced: "__module.layer1/__module.layer1.0/...", the last part is the full path.
+  static const std::string kRoot = "__module.";
+  const std::string scope = node->scopeName();
+  const std::string last = scope.substr(scope.rfind('/') == std::string::npos ? 0 : scope.rfind('/') + 1);
+  if (last.starts_with(kRoot)) return last.substr(kRoot.size());
+  if (!node->callstack()) return {};
+  std::string path;
+  for (const auto& frame : (*node->callstack())->vec()) {
+    const auto& module = std::get<torch::jit::kModuleInstanceInfo>(frame);
+    if (!module) continue;
+    const std::string name = module->instance_name();
+    if (name.empty() || name == "SELF" || name == "UNKNOWN_INSTANCE") continue;
+    path += (path.empty() ? "" : ".") + name;
+  }
+  return path;
+}
+
+}  // namespace torch_ext::jit

@@ -1,0 +1,84 @@
+// Optimize(module, examples): the whole way from a TorchScript module to the same module with its
+// operations in a better order, verified by running. When anything cannot be vouched for, the
+// original module comes back and the report says why.
+#pragma once
+
+#include <torch/csrc/jit/api/module.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "jit/values.h"
+#include "sched/graph.h"
+#include "sched/plan.h"
+
+namespace torch_ext::jit {
+
+struct OptimizeOptions {
+  sched::PlanOptions plan;
+  bool verify = true;
+};
+
+// One buffer alive when the peak is reached.
+struct PeakBuffer {
+  std::string name;
+  std::int64_t bytes = 0;
+  std::vector<std::int64_t> shape;
+  std::string dtype;
+  std::string op;
+  std::string module_path;
+  std::string source;
+};
+
+// Bytes of activations; parameters and inputs are not in them.
+struct ExamplePeaks {
+  std::int64_t original_peak_bytes = 0;
+  std::int64_t peak_bytes = 0;
+  std::int64_t input_bytes = 0;
+  std::optional<std::int64_t> measured_original_peak_bytes;
+  std::optional<std::int64_t> measured_peak_bytes;
+};
+
+enum class Verification { kNotRun, kPassed, kFailed };
+
+struct Report {
+  sched::Graph graph;  // of the example with the highest peak
+  sched::Plan plan;    // of that graph; its order is that of the returned module
+  std::vector<std::string> sources;  // per op: the user's line, "file:line", or empty
+  std::vector<PeakBuffer> at_peak;
+  std::vector<ExamplePeaks> examples;
+  std::size_t worst_example = 0;  // the one `graph` is of
+  std::int64_t parameter_bytes = 0;
+  int threads = 0;
+  Verification verification = Verification::kNotRun;
+  std::optional<bool> identical;
+  std::string reason;  // why nothing was gained; empty if something was
+};
+
+struct Optimized {
+  torch::jit::Module module;  // shares parameters and buffers with the one given
+  bool changed = false;       // false: `module` is the one given
+  Report report;
+};
+
+// `examples`: one stack of forward's arguments (without self) for each example. Neither the module,
+// its state, the examples nor the global random state are changed. Runs without grad.
+// Throws c10::Error for a module without forward, and whatever the module throws when it runs.
+Optimized Optimize(const torch::jit::Module& module, const std::vector<Stack>& examples,
+                   const OptimizeOptions& options = {});
+
+// The same report without making a module; measures the original only.
+Report Analyze(const torch::jit::Module& module, const std::vector<Stack>& examples,
+               const OptimizeOptions& options = {});
+
+// Runs both modules on copies of the examples; see Report for what is compared.
+struct Comparison {
+  std::string difference;  // empty: identical in every run
+  std::vector<std::int64_t> peak_bytes_a, peak_bytes_b;  // measured, per example
+};
+Comparison Compare(const torch::jit::Module& a, const torch::jit::Module& b,
+                   const std::vector<Stack>& examples);
+
+}  // namespace torch_ext::jit

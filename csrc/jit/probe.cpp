@@ -1,0 +1,235 @@
+#include "jit/probe.h"
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/csrc/jit/runtime/custom_operator.h>
+#include <torch/csrc/jit/runtime/interpreter.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <unordered_map>
+
+#include "jit/memory_meter.h"
+#include "jit/nodes.h"
+
+namespace torch_ext::jit {
+namespace {
+
+using torch::jit::Graph;
+using torch::jit::Node;
+using torch::jit::Value;
+
+// What a value held when an observing node looked at it.
+struct Held {
+  std::size_t value;  // index into the node's reads or outputs
+  const void* address;
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+};
+
+// What was seen around one node; events are numbered as the meter reports them.
+struct Sighting {
+  std::size_t first_event = 0;
+  std::size_t last_event = 0;
+  std::vector<Held> read;
+  std::vector<Held> written;
+  std::vector<std::size_t> opaque_outputs;  // outputs that may hold memory nobody can look into
+  bool uses_random_state = false;
+};
+
+// Called with the values an observing node was given.
+using Observer = std::function<void(at::ArrayRef<c10::IValue>)>;
+
+c10::Symbol ObserveKind() { return c10::Symbol::fromQualString("torch_ext::observe"); }
+c10::Symbol ObserverAttribute() { return c10::Symbol::attr("observer"); }
+
+// The operator behind observing nodes: any inputs, no output. (torch's own profiling nodes cannot be
+// made outside of torch.) Registered by the first probe of the process, not by loading us.
+void RegisterObserveOnce() {
+  static const torch::jit::RegisterOperators registration({torch::jit::Operator(
+      "torch_ext::observe(...) -> ()",
+      [](const Node* node) -> torch::jit::Operation {
+        const auto* observer = reinterpret_cast<const Observer*>(node->i(ObserverAttribute()));
+        const std::size_t count = node->inputs().size();
+        return [observer, count](Stack& stack) {
+          (*observer)(at::ArrayRef<c10::IValue>(stack).slice(stack.size() - count));
+          torch::jit::drop(stack, count);
+        };
+      },
+      c10::AliasAnalysisKind::CONSERVATIVE)});
+}
+
+at::Tensor RandomState() { return at::detail::getDefaultCPUGenerator().get_state(); }
+
+class Prober {
+ public:
+  explicit Prober(const std::shared_ptr<Graph>& graph) : graph_(graph->copy()) {
+    RegisterObserveOnce();
+    nodes_ = OpNodes(graph_->block());
+    sightings_.resize(nodes_.size());
+    for (std::size_t i = 0; i < nodes_.size(); ++i) Surround(i);
+  }
+
+  Probe Run(const Stack& inputs) {
+    for (Sighting& sighting : sightings_) sighting = {};
+    other_devices_ = false;
+    const torch::jit::Code code(graph_, "probe");
+    meter_ = std::make_unique<MemoryMeter>(/*record_events=*/true);
+    Stack stack = inputs;  // the caller holds the inputs until the end
+    torch::jit::InterpreterState(code).run(stack);
+    const std::size_t end = meter_->num_events();
+    meter_->Stop();
+    return Explain(meter_->events(), end);
+  }
+
+ private:
+  // Puts an observing node on each side of node i.
+  void Surround(std::size_t i) {
+    Node* node = nodes_[i];
+    const std::vector<Value*> reads = ReadValues(node);
+    const std::vector<Value*> outputs(node->outputs().begin(), node->outputs().end());
+    Insert(reads, [this, i](at::ArrayRef<c10::IValue> values) {
+      Look(values, sightings_[i].read, nullptr);
+      random_state_ = RandomState();
+      sightings_[i].first_event = meter_->num_events();
+    })->insertBefore(node);
+    Insert(outputs, [this, i](at::ArrayRef<c10::IValue> values) {
+      sightings_[i].last_event = meter_->num_events();
+      Look(values, sightings_[i].written, &sightings_[i].opaque_outputs);
+      const at::Tensor state = RandomState();
+      sightings_[i].uses_random_state =
+          std::memcmp(state.const_data_ptr(), random_state_.const_data_ptr(), state.nbytes()) != 0;
+    })->insertAfter(node);
+  }
+
+  Node* Insert(const std::vector<Value*>& values, Observer observer) {
+    observers_.push_back(std::make_unique<Observer>(std::move(observer)));
+    Node* node = graph_->create(ObserveKind(), values, /*num_outputs=*/0);
+    node->i_(ObserverAttribute(), reinterpret_cast<std::int64_t>(observers_.back().get()));
+    return node;
+  }
+
+  void Look(at::ArrayRef<c10::IValue> values, std::vector<Held>& held,
+            std::vector<std::size_t>* opaque) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const bool known = ForEachTensor(values[i], false, [&](const at::Tensor& tensor) {
+        if (!tensor.device().is_cpu()) other_devices_ = true;
+        if (!tensor.has_storage() || tensor.storage().nbytes() == 0) return;
+        held.push_back({i, tensor.storage().data(), c10::toString(tensor.scalar_type()),
+                        tensor.sizes().vec()});
+      });
+      if (!known && opaque != nullptr) opaque->push_back(i);
+    }
+  }
+
+  Probe Explain(const std::vector<MemoryMeter::Event>& events, std::size_t end) const;
+
+  std::shared_ptr<Graph> graph_;
+  std::vector<Node*> nodes_;
+  std::vector<Sighting> sightings_;
+  std::vector<std::unique_ptr<Observer>> observers_;  // addresses are in the nodes
+  std::unique_ptr<MemoryMeter> meter_;
+  at::Tensor random_state_;
+  bool other_devices_ = false;
+};
+
+void AddOnce(std::vector<std::int32_t>& ids, std::int32_t id) {
+  if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+}
+
+// Replays the events against what was seen: who made each allocation, who held it, who let it go.
+Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t end) const {
+  Probe probe;
+  probe.nodes.resize(nodes_.size());
+  probe.other_devices = other_devices_;
+  std::unordered_map<const void*, std::int32_t> live;      // address -> allocation
+  std::unordered_map<const void*, std::size_t> passing;    // address -> event, taken by this node
+  std::unordered_map<const Value*, std::vector<std::int32_t>> in_opaque;
+
+  // A release outside any node (a captured value after an If) belongs to the node before it.
+  const auto release = [&](const void* address, std::size_t node) {
+    const auto found = live.find(address);
+    if (found == live.end()) return;
+    const std::int32_t id = found->second;
+    NodeProbe& releaser = probe.nodes[node];
+    const auto& own = releaser.writes;
+    if (std::find(own.begin(), own.end(), id) == own.end()) AddOnce(releaser.reads, id);
+    live.erase(found);
+  };
+
+  std::size_t next = 0;
+  const auto replay_gap = [&](std::size_t until, std::size_t node_before) {
+    for (; next < until; ++next) {
+      if (events[next].bytes < 0) release(events[next].address, node_before);
+    }
+  };
+  for (std::size_t i = 0; i < nodes_.size(); ++i) {
+    const Sighting& seen = sightings_[i];
+    NodeProbe& node = probe.nodes[i];
+    replay_gap(seen.first_event, i == 0 ? 0 : i - 1);
+    node.uses_random_state = seen.uses_random_state;
+    for (const Held& held : seen.read) {
+      if (const auto found = live.find(held.address); found != live.end()) {
+        AddOnce(node.reads, found->second);
+      }
+    }
+    for (Value* value : ReadValues(nodes_[i])) {
+      if (const auto found = in_opaque.find(value); found != in_opaque.end()) {
+        for (std::int32_t id : found->second) AddOnce(node.reads, id);
+      }
+    }
+
+    passing.clear();
+    std::int64_t taken = 0;
+    for (; next < seen.last_event; ++next) {
+      const auto& [address, bytes] = events[next];
+      if (bytes > 0) {
+        passing[address] = next;
+        taken += bytes;
+        node.hill_bytes = std::max(node.hill_bytes, taken);
+      } else if (passing.erase(address) > 0) {
+        taken += bytes;
+      } else {
+        release(address, i);
+      }
+    }
+    std::vector<std::size_t> made;
+    for (const auto& [address, event] : passing) made.push_back(event);
+    std::sort(made.begin(), made.end());
+    for (std::size_t event : made) {
+      const auto& [address, bytes] = events[event];
+      const auto id = static_cast<std::int32_t>(probe.allocations.size());
+      Allocation allocation{bytes, false, {}, {}, {}};
+      for (const Held& held : seen.written) {
+        if (held.address != address) continue;
+        allocation.value_name = nodes_[i]->output(held.value)->debugName();
+        allocation.dtype = held.dtype;
+        allocation.shape = held.shape;
+        break;
+      }
+      if (allocation.value_name.empty()) {
+        for (std::size_t output : seen.opaque_outputs) {
+          in_opaque[nodes_[i]->output(output)].push_back(id);
+        }
+      }
+      probe.allocations.push_back(std::move(allocation));
+      node.writes.push_back(id);
+      live[address] = id;
+    }
+  }
+  if (!nodes_.empty()) replay_gap(end, nodes_.size() - 1);
+  for (const auto& [address, id] : live) probe.allocations[id].kept = true;
+
+  return probe;
+}
+
+}  // namespace
+
+Probe RunProbe(const std::shared_ptr<Graph>& graph, const std::function<Stack()>& make_inputs) {
+  Prober prober(graph);
+  prober.Run(make_inputs());
+  return prober.Run(make_inputs());
+}
+
+}  // namespace torch_ext::jit

@@ -1,0 +1,49 @@
+// Runs a graph node by node on real inputs and records what every node takes from the allocator.
+//
+// A copy of the graph with an observing node before and after each node runs in torch's own
+// interpreter, so kernels and lifetimes are those of a real run. Between two observing nodes all
+// reports of the allocator belong to the node between them; storages are told apart by address and
+// time. If and Loop nodes count as one node, with everything inside.
+#pragma once
+
+#include <torch/csrc/jit/ir/ir.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "jit/values.h"
+
+namespace torch_ext::jit {
+
+// A piece of memory that outlived the node that took it.
+struct Allocation {
+  std::int64_t bytes = 0;
+  bool kept = false;       // still held when the graph had returned: a result
+  std::string value_name;  // of a value that holds it; empty if none does
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+};
+
+struct NodeProbe {
+  std::int64_t hill_bytes = 0;       // the most the node had taken at once while it ran
+  std::vector<std::int32_t> writes;  // allocations it made
+  std::vector<std::int32_t> reads;   // earlier allocations its inputs hold, or that it released
+  bool uses_random_state = false;
+};
+
+struct Probe {
+  std::vector<NodeProbe> nodes;  // one for each of OpNodes(graph->block()), in that order
+  std::vector<Allocation> allocations;
+  bool other_devices = false;    // some tensor does not live in the CPU's memory
+};
+
+// `inputs` holds one value for each graph input, `self` included; they may be written to.
+// Runs the graph twice: memory taken once and for ever (caches of kernels) must not count.
+// Throws whatever the graph throws.
+Probe RunProbe(const std::shared_ptr<torch::jit::Graph>& graph,
+               const std::function<Stack()>& make_inputs);
+
+}  // namespace torch_ext::jit

@@ -1,0 +1,160 @@
+// torch_ext._jit: the TorchScript adaptor for Python. torch must be imported first.
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/python/pybind_utils.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "jit/memory_meter.h"
+#include "jit/optimize.h"
+#include "python/sched_types.h"
+#include "sched/instance.h"
+#include "sched/simulate.h"
+
+namespace py = pybind11;
+namespace jit = torch_ext::jit;
+namespace sched = torch_ext::sched;
+
+namespace {
+
+// Arguments of forward from Python values, checked and defaulted by its schema. Throws a
+// std::invalid_argument that names the example.
+std::vector<jit::Stack> ToStacks(const torch::jit::Module& module,
+                                 const std::vector<py::tuple>& examples) {
+  TORCH_CHECK_VALUE(module.find_method("forward").has_value(),
+                    "the module has no method 'forward'; nothing to optimise");
+  const auto& schema = module.get_method("forward").function().getSchema();
+  std::vector<jit::Stack> stacks;
+  for (std::size_t i = 0; i < examples.size(); ++i) {
+    try {
+      jit::Stack stack = torch::jit::createStackForSchema(
+          schema, torch::jit::tuple_slice(examples[i]), py::kwargs(), module._ivalue());
+      stack.erase(stack.begin());  // self
+      stacks.push_back(std::move(stack));
+    } catch (const std::exception& error) {
+      throw std::invalid_argument("example " + std::to_string(i) +
+                                  " does not fit forward: " + error.what());
+    }
+  }
+  return stacks;
+}
+
+py::list Timeline(const sched::Graph& graph, const sched::Order& order) {
+  const sched::Profile profile = sched::Simulate(graph, order);
+  py::list timeline;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    py::dict entry;
+    entry["op"] = graph.op(order[i]).name;
+    entry["valley_bytes"] = profile.valley_bytes[i];
+    entry["hill_bytes"] = profile.hill_bytes[i];
+    timeline.append(entry);
+  }
+  return timeline;
+}
+
+py::dict ReportFields(const jit::Report& report) {
+  py::dict fields = torch_ext::python::PlanFields(report.graph, report.plan);
+  if (report.plan.bottleneck) {
+    fields["bottleneck"]["source"] = report.sources[report.plan.bottleneck->op];
+  }
+  const jit::ExamplePeaks& worst = report.examples[report.worst_example];
+  fields["measured_original_peak_bytes"] = worst.measured_original_peak_bytes;
+  fields["measured_peak_bytes"] = worst.measured_peak_bytes;
+  fields["identical"] = report.identical;
+  fields["threads"] = report.threads;
+  fields["parameter_bytes"] = report.parameter_bytes;
+  fields["input_bytes"] = worst.input_bytes;
+  fields["reason"] = report.reason;
+  fields["timeline_before"] = Timeline(report.graph, report.graph.OriginalOrder());
+  fields["timeline_after"] = Timeline(report.graph, report.plan.order);
+  py::list at_peak;
+  for (const jit::PeakBuffer& buffer : report.at_peak) {
+    py::dict b;
+    b["name"] = buffer.name;
+    b["bytes"] = buffer.bytes;
+    b["shape"] = buffer.shape;
+    b["dtype"] = buffer.dtype;
+    b["op"] = buffer.op;
+    b["module_path"] = buffer.module_path;
+    b["source"] = buffer.source;
+    at_peak.append(b);
+  }
+  fields["at_peak"] = at_peak;
+  py::list examples;
+  for (const jit::ExamplePeaks& example : report.examples) {
+    py::dict e;
+    e["original_peak_bytes"] = example.original_peak_bytes;
+    e["peak_bytes"] = example.peak_bytes;
+    e["input_bytes"] = example.input_bytes;
+    e["measured_original_peak_bytes"] = example.measured_original_peak_bytes;
+    e["measured_peak_bytes"] = example.measured_peak_bytes;
+    examples.append(e);
+  }
+  fields["examples"] = examples;
+  return fields;
+}
+
+jit::OptimizeOptions ToOptions(double time_budget, std::optional<std::int64_t> memory_budget,
+                               const std::string& scope, bool verify) {
+  return {torch_ext::python::MakeOptions(time_budget, memory_budget, scope), verify};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_jit, m) {
+  m.attr("built_for_torch") = TORCH_EXT_TORCH_VERSION;
+
+  py::class_<jit::MemoryMeter>(m, "MemoryMeter")
+      .def(py::init<>())
+      .def("stop", &jit::MemoryMeter::Stop)
+      .def_property_readonly("peak_bytes", &jit::MemoryMeter::peak_bytes)
+      .def_property_readonly("live_bytes", &jit::MemoryMeter::live_bytes);
+
+  m.def(
+      "optimize",
+      [](const torch::jit::Module& module, const std::vector<py::tuple>& examples,
+         double time_budget, std::optional<std::int64_t> memory_budget, const std::string& scope,
+         bool verify) {
+        const std::vector<jit::Stack> stacks = ToStacks(module, examples);
+        const jit::OptimizeOptions options = ToOptions(time_budget, memory_budget, scope, verify);
+        std::optional<jit::Optimized> optimized;
+        {
+          const py::gil_scoped_release release;
+          optimized = jit::Optimize(module, stacks, options);
+        }
+        py::dict fields = ReportFields(optimized->report);
+        const bool failed = optimized->report.verification == jit::Verification::kFailed;
+        return py::make_tuple(optimized->module, optimized->changed, failed, fields);
+      },
+      py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("memory_budget"),
+      py::arg("scope"), py::arg("verify"));
+
+  m.def(
+      "analyze",
+      [](const torch::jit::Module& module, const std::vector<py::tuple>& examples,
+         double time_budget, const std::string& scope) {
+        const std::vector<jit::Stack> stacks = ToStacks(module, examples);
+        const jit::OptimizeOptions options = ToOptions(time_budget, std::nullopt, scope, true);
+        std::optional<jit::Report> report;
+        {
+          const py::gil_scoped_release release;
+          report = jit::Analyze(module, stacks, options);
+        }
+        return py::make_tuple(ReportFields(*report),
+                              sched::PrintInstance(sched::ExtractBottleneck(report->graph)));
+      },
+      py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("scope"));
+
+  m.def(
+      "compare",
+      [](const torch::jit::Module& a, const torch::jit::Module& b,
+         const std::vector<py::tuple>& examples) {
+        const std::vector<jit::Stack> stacks = ToStacks(a, examples);
+        jit::Comparison comparison;
+        {
+          const py::gil_scoped_release release;
+          comparison = jit::Compare(a, b, stacks);
+        }
+        return py::make_tuple(comparison.difference, comparison.peak_bytes_a,
+                              comparison.peak_bytes_b);
+      },
+      py::arg("a"), py::arg("b"), py::arg("examples"));
+}

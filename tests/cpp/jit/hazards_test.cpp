@@ -1,0 +1,368 @@
+// One trap, one test: programs whose result depends on an order that the data flow does not tell.
+//
+// Each program is reordered at random. With the hazards every order must give the same result, and
+// without them some order must give another one, so that a rule that does nothing cannot pass.
+#include "jit/hazards.h"
+
+#include <gtest/gtest.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/library.h>
+#include <torch/torch.h>
+
+#include <random>
+
+#include "jit/execute.h"
+#include "jit/extract.h"
+#include "jit/nodes.h"
+#include "support/modules.h"
+
+namespace torch_ext::jit {
+namespace {
+
+using torch::jit::Module;
+using torch::jit::Node;
+
+// A valid order drawn at random.
+sched::Order RandomOrder(const sched::Graph& graph, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<std::int32_t> missing;
+  std::vector<sched::OpId> ready;
+  for (sched::OpId v = 0; v < graph.num_ops(); ++v) {
+    missing.push_back(static_cast<std::int32_t>(graph.op(v).predecessors.size()));
+    if (missing.back() == 0) ready.push_back(v);
+  }
+  sched::Order order;
+  while (!ready.empty()) {
+    std::swap(ready[random() % ready.size()], ready.back());
+    const sched::OpId v = ready.back();
+    ready.pop_back();
+    order.push_back(v);
+    for (sched::OpId s : graph.op(v).successors) {
+      if (--missing[s] == 0) ready.push_back(s);
+    }
+  }
+  return order;
+}
+
+// The first difference between the module and a randomly reordered one; empty if there is none.
+std::string DifferenceWhenReordered(const Module& module, const Stack& inputs, bool use_hazards,
+                                    std::uint64_t seed) {
+  const QuietRun quiet;
+  const Execution expected = Execute(module.clone(true), inputs, /*copy_state=*/true, quiet);
+  Module reordered = module.clone(true);
+  std::shared_ptr<torch::jit::Graph> graph = ForwardGraphOf(reordered);
+  PrepareGraph(graph);
+  const std::vector<Node*> nodes = OpNodes(graph->block());
+  const Probe probe = RunProbe(graph, [&] {
+    ValueCopier copier;
+    Stack all{reordered.deepcopy()._ivalue()};
+    for (const c10::IValue& input : inputs) all.push_back(copier.Copy(input));
+    return all;
+  });
+  const Hazards hazards = FindHazards(graph, nodes, {probe});
+  EXPECT_EQ(hazards.refusal, "");
+  const sched::Graph extracted = ExtractGraph(nodes, probe, use_hazards ? hazards : Hazards{});
+  ApplyOrder(*graph, nodes, RandomOrder(extracted, seed));
+  try {
+    return FindDifference(expected, Execute(reordered, inputs, /*copy_state=*/true, quiet));
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
+void ExpectHeld(const Module& module, const Stack& inputs) {
+  constexpr std::uint64_t kOrders = 40;
+  bool matters = false;
+  for (std::uint64_t seed = 0; seed < kOrders; ++seed) {
+    EXPECT_EQ(DifferenceWhenReordered(module, inputs, /*use_hazards=*/true, seed), "")
+        << "order number " << seed;
+    matters = matters || !DifferenceWhenReordered(module, inputs, false, seed).empty();
+  }
+  EXPECT_TRUE(matters) << "no order gives another result: this program tests nothing";
+}
+
+at::Tensor Numbers() {
+  return torch::arange(1, 13, torch::kFloat).reshape({3, 4});
+}
+
+TEST(Hazards, AnInPlaceWriteKeepsItsPlaceAgainstReads) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        y = x * 2
+        before = y + 1
+        y.add_(5)
+        return before, y * 3
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, AWriteThroughAViewKeepsItsPlace) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        y = x * 2
+        row = y[0].view(2, 2)
+        total = y.sum()
+        row.fill_(3.0)
+        return total, y.mean()
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, AWriteToAListElementKeepsItsPlace) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        parts = [x * 2, x * 3]
+        total = torch.cat(parts).sum()
+        parts[0].add_(1)
+        return total, torch.cat(parts)
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, AListAndALaterWriteToItsElementKeepTheirOrder) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        y = x * 2
+        parts = [y, x]
+        y.add_(1)
+        z = torch.cat(parts)
+        y.mul_(2)
+        return z, y
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, AnAppendKeepsItsPlaceAgainstUsesOfTheList) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        parts = [x]
+        parts.append(x * 2)
+        n = len(parts)
+        parts.append(x * 3)
+        return n, torch.cat(parts)
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, AWriteInsideAnInnerBlockKeepsItsPlace) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        y = x * 2
+        total = y.sum()
+        if bool(x.sum() > 0):
+            y.add_(1)
+        else:
+            y.mul_(2)
+        return total, y.mean()
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, AWriteInsideALoopKeepsItsPlace) {
+  ExpectHeld(Define(R"(
+    def forward(self, x, n: int):
+        y = x * 2
+        total = y.sum()
+        for i in range(n):
+            y.add_(i + 1)
+        return total, y.mean()
+  )"),
+             {Numbers(), 3});
+}
+
+TEST(Hazards, InputsMayAliasEachOther) {
+  const at::Tensor x = Numbers();
+  ExpectHeld(Define(R"(
+    def forward(self, x, y):
+        total = y.sum()
+        x.add_(1)
+        return total, y * 2
+  )"),
+             {x, x.view({4, 3})});
+}
+
+TEST(Hazards, RunningStatisticsKeepTheirPlace) {
+  ExpectHeld(Define(R"(
+    def forward(self, x, mean, var):
+        before = mean.sum()
+        y = torch.batch_norm(x, None, None, mean, var, True, 0.1, 1e-5, False)
+        return before, y, mean * 2
+  )"),
+             {Numbers(), torch::zeros({4}), torch::ones({4})});
+}
+
+TEST(Hazards, AMetadataWriteKeepsItsPlace) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        y = x * 2
+        rows = y.size(0)
+        y.t_()
+        return rows, y.size(0), y
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, RandomOpsKeepTheirOrder) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        a = torch.dropout(x, 0.5, True)
+        b = torch.dropout(x * 2, 0.5, True)
+        return a, b
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, RandomOpsInsideInnerBlocksKeepTheirOrder) {
+  ExpectHeld(Define(R"(
+    def forward(self, x, train: bool):
+        a = x
+        if train:
+            a = torch.dropout(x, 0.5, True)
+        b = x
+        if train:
+            b = torch.dropout(x * 2, 0.5, True)
+        return a, b
+  )"),
+             {Numbers(), true});
+}
+
+TEST(Hazards, InPlaceRandomOpsKeepTheirOrder) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        a = torch.empty_like(x).normal_()
+        b = torch.empty_like(x).uniform_()
+        return a, b
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, PrintsKeepTheirOrder) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        print("first")
+        print("second")
+        return x * 2
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, AnAttributeWriteKeepsItsPlace) {
+  Module module = Define("");
+  module.register_attribute("count", c10::IntType::get(), 7);
+  module.define(R"(
+    def forward(self, x):
+        before = self.count
+        self.count = before + 1
+        after = self.count
+        return x * before, after
+  )");
+  ExpectHeld(module, {Numbers()});
+}
+
+TEST(Hazards, ABufferWriteKeepsItsPlace) {
+  Module module = Define("");
+  module.register_buffer("total", torch::zeros({3, 4}));
+  module.define(R"(
+    def forward(self, x):
+        before = self.total.sum()
+        self.total.add_(x)
+        return before, self.total * 2
+  )");
+  ExpectHeld(module, {Numbers()});
+}
+
+TEST(Hazards, ForkedWorkStaysBeforeItsWait) {
+  ExpectHeld(Define(R"(
+    def work(self, x):
+        return x.add_(1)
+
+    def forward(self, x):
+        y = x * 2
+        before = y.sum()
+        future = torch.jit._fork(self.work, y)
+        z = torch.jit._wait(future)
+        return before, y.sum(), z
+  )"),
+             {Numbers()});
+}
+
+// --- traps that cannot be told by running: the edges themselves --------------------------------
+
+// True if the hazards (with the data flow) put `earlier` before `later`, directly or through
+// others.
+bool AreOrdered(Module& module, c10::Symbol earlier, c10::Symbol later) {
+  std::shared_ptr<torch::jit::Graph> graph = ForwardGraphOf(module);
+  const std::vector<Node*> nodes = OpNodes(graph->block());
+  const Hazards hazards = FindHazards(graph, nodes, {});
+  Probe nothing_seen;
+  nothing_seen.nodes.resize(nodes.size());
+  const sched::Graph extracted = ExtractGraph(nodes, nothing_seen, hazards);
+  std::vector<char> reached(nodes.size(), 0);
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    if (nodes[i]->kind() == earlier) reached[i] = 1;
+    for (sched::OpId p : extracted.op(static_cast<sched::OpId>(i)).predecessors) {
+      reached[i] |= reached[p];
+    }
+    if (nodes[i]->kind() == later && reached[i]) return true;
+  }
+  return false;
+}
+
+TEST(Hazards, ARaiseKeepsItsPlaceAgainstWritesThatOutliveTheCall) {
+  Module module = Define(R"(
+    def forward(self, x):
+        if x.size(0) > 2:
+            raise RuntimeError("too long")
+        x.add_(1)
+        return x
+  )");
+  EXPECT_TRUE(AreOrdered(module, c10::prim::If, c10::aten::add_));
+}
+
+TEST(Hazards, ACallThatIsNotInlinedIsABarrier) {
+  Module module = Define(R"(
+    def helper(self, x):
+        return x * 2
+
+    def forward(self, x):
+        a = x + 1
+        b = self.helper(x)
+        return a, b, x.sum()
+  )");
+  EXPECT_TRUE(AreOrdered(module, c10::aten::add, c10::prim::CallMethod));
+  EXPECT_TRUE(AreOrdered(module, c10::prim::CallMethod, c10::aten::sum));
+}
+
+at::Tensor BumpSecretly(const at::Tensor& x) {
+  const_cast<at::Tensor&>(x).add_(1);
+  return x.clone();
+}
+
+TORCH_LIBRARY(torch_ext_test, m) {
+  m.def("bump(Tensor x) -> Tensor", BumpSecretly);
+}
+
+TEST(Hazards, ACustomOpWithoutAliasAnnotationIsABarrier) {
+  ExpectHeld(Define(R"(
+    def forward(self, x):
+        y = x * 2
+        before = y.sum()
+        z = torch.ops.torch_ext_test.bump(y)
+        return before, z, y.mean()
+  )"),
+             {Numbers()});
+}
+
+TEST(Hazards, DropoutOutOfTrainingIsFree) {
+  Module module = Define(R"(
+    def forward(self, x):
+        a = torch.dropout(x, 0.5, False)
+        b = torch.dropout(x * 2, 0.5, False)
+        return a, b
+  )");
+  std::shared_ptr<torch::jit::Graph> graph = ForwardGraphOf(module);
+  EXPECT_TRUE(FindHazards(graph, OpNodes(graph->block()), {}).edges.empty());
+}
+
+}  // namespace
+}  // namespace torch_ext::jit

@@ -1,0 +1,49 @@
+"""Lowers the peak memory of a PyTorch program by changing nothing but the order of its operations.
+
+Names are resolved on first use, so importing this package is cheap, imports no torch and has no side
+effect.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch_ext.measuring import PeakMemory, measure_peak
+    from torch_ext.optimizing import Report, analyze, optimize
+    from torch_ext.planning import Graph, Plan, plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Graph",
+    "PeakMemory",
+    "Plan",
+    "Report",
+    "analyze",
+    "measure_peak",
+    "optimize",
+    "plan",
+]
+
+_HOME = {
+    "Graph": "planning",
+    "PeakMemory": "measuring",
+    "Plan": "planning",
+    "Report": "optimizing",
+    "analyze": "optimizing",
+    "measure_peak": "measuring",
+    "optimize": "optimizing",
+    "plan": "planning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'torch_ext' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"torch_ext.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

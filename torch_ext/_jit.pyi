@@ -1,0 +1,26 @@
+from typing import Any
+
+built_for_torch: str
+
+class MemoryMeter:
+    def __init__(self) -> None: ...
+    def stop(self) -> None: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    @property
+    def live_bytes(self) -> int: ...
+
+def optimize(
+    module: Any,
+    examples: list[tuple[Any, ...]],
+    time_budget: float,
+    memory_budget: int | None,
+    scope: str,
+    verify: bool,
+) -> tuple[Any, bool, bool, dict[str, Any]]: ...
+def analyze(
+    module: Any, examples: list[tuple[Any, ...]], time_budget: float, scope: str
+) -> tuple[dict[str, Any], str]: ...
+def compare(
+    a: Any, b: Any, examples: list[tuple[Any, ...]]
+) -> tuple[str, list[int], list[int]]: ...

@@ -1,0 +1,393 @@
+"""The command line: files in, files out. See `python -m torch_ext --help`.
+
+Exit codes: 0 done; 1 failed (running the model, writing the output); 2 usage, bad input spec or
+unreadable input; 3 memory budget not met; 4 verification failed; 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from torch_ext import __version__
+from torch_ext.files import (
+    UnreadableInput,
+    UnwritableOutput,
+    first_line,
+    load_model,
+    save_model,
+    write_text,
+)
+from torch_ext.input_spec import make_inputs, parse_input_spec
+from torch_ext.planning import FORMAT, Plan, plan
+
+if TYPE_CHECKING:
+    from torch_ext.optimizing import Report
+
+DONE, FAILED, BAD_INPUT, OVER_BUDGET, UNVERIFIED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+MIB = 2**20
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code = _interruptible(lambda: options.run(options))
+    except UnreadableInput as error:
+        code = _complain(str(error), BAD_INPUT)
+    except ValueError as error:
+        code = _complain(first_line(error), BAD_INPUT)
+    except UnwritableOutput as error:
+        code = _complain(str(error), FAILED)
+    except (RuntimeError, ImportError, MemoryError) as error:
+        code = _complain(_model_error(error), FAILED)
+    except KeyboardInterrupt:
+        _complain("interrupted, nothing was written", INTERRUPTED)
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # a worker may still run inside torch
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"torch_ext: {message}", file=sys.stderr)
+    return code
+
+
+def _model_error(error: BaseException) -> str:
+    """One sentence for what went wrong while the model ran: the innermost error TorchScript tells."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if re.match(r"[A-Za-z.]*(Error|Exception): ", line)]
+    return f"the model cannot be run: {told[-1]}" if told else first_line(error)
+
+
+def _interruptible(work: Callable[[], int]) -> int:
+    """Run `work` in a thread of its own, so that Ctrl-C gets through while torch computes."""
+    outcome: list[int | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+def _run_plan(options: argparse.Namespace) -> int:
+    try:
+        with _progress("planning"):
+            result = plan(
+                options.graph, time_budget=options.time_budget, memory_budget=options.memory_budget
+            )
+    except OSError as error:
+        raise UnreadableInput(f"{options.graph}: {error.strerror}") from None
+    if options.output:
+        write_text(options.output, "".join(f"{op}\n" for op in result.order))
+    if options.json:
+        _print_json(result.to_dict())
+    else:
+        _print_plan(result)
+    return _budget_code(result)
+
+
+def _run_analyze(options: argparse.Namespace) -> int:
+    for spec in options.input:
+        parse_input_spec(spec)
+    from torch_ext.optimizing import analyze_with_region
+
+    module, _ = load_model(options.model)
+    with _progress("probing and planning"):
+        report, region = analyze_with_region(
+            module,
+            make_inputs(options.input),
+            scope=options.scope,
+            time_budget=options.time_budget,
+        )
+    if options.extract:
+        write_text(options.extract, region)
+    _print_report(report, options.json)
+    return DONE
+
+
+def _run_optimize(options: argparse.Namespace) -> int:
+    for spec in options.input:
+        parse_input_spec(spec)
+    _check_writable(options.output)
+    from torch_ext.optimizing import optimize_verified
+
+    module, extra_files = load_model(options.model)
+    with _progress("probing, planning and verifying"):
+        optimized, report, failed = optimize_verified(
+            module,
+            make_inputs(options.input),
+            scope=options.scope,
+            time_budget=options.time_budget,
+            memory_budget=options.memory_budget,
+        )
+    if failed:
+        _print_report(report, options.json)
+        return _complain(f"{report.reason}; nothing was written", UNVERIFIED)
+    save_model(optimized, options.output, extra_files)
+    _print_report(report, options.json)
+    return _budget_code(report)
+
+
+def _run_verify(options: argparse.Namespace) -> int:
+    for spec in options.input:
+        parse_input_spec(spec)
+    from torch_ext.optimizing import compare
+
+    a, b = load_model(options.a)[0], load_model(options.b)[0]
+    with _progress("running both"):
+        difference, peaks_a, peaks_b = compare(a, b, make_inputs(options.input))
+    result = {
+        "format": FORMAT,
+        "identical": not difference,
+        "difference": difference,
+        "measured_peak_bytes_a": peaks_a[0],
+        "measured_peak_bytes_b": peaks_b[0],
+    }
+    if options.json:
+        _print_json(result)
+    else:
+        _print_table(
+            [
+                ("outputs", difference or "identical"),
+                (f"measured peak of {options.a}", _mib(peaks_a[0])),
+                (f"measured peak of {options.b}", _mib(peaks_b[0])),
+            ]
+        )
+    return UNVERIFIED if difference else DONE
+
+
+def _run_doctor(options: argparse.Namespace) -> int:
+    from torch_ext import _sched
+
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "torch_ext": __version__,
+        "python": sys.version.split()[0],
+        "built_for_torch": _sched.built_for_torch,
+    }
+    problem = ""
+    try:
+        import torch
+
+        facts["torch"] = torch.__version__
+        facts["threads"] = torch.get_num_threads()
+        from torch_ext import measure_peak
+
+        with measure_peak() as memory:
+            tensor = torch.empty(MIB, dtype=torch.uint8)
+        facts["measured_bytes_of_1_mib"] = memory.peak_bytes
+        del tensor
+        if memory.peak_bytes != MIB:
+            problem = "the allocator's reports do not reach torch_ext"
+    except ImportError as error:
+        problem = first_line(error)
+    facts["problem"] = problem
+    if options.json:
+        _print_json(facts)
+    else:
+        _print_table([(key, str(value)) for key, value in facts.items() if key != "format"])
+    return FAILED if problem else DONE
+
+
+def _check_writable(path: pathlib.Path) -> None:
+    """Complain before the work, not after it."""
+    if path.is_dir():
+        raise UnwritableOutput(f"{path}: cannot write: it is a folder")
+    if not path.parent.is_dir():
+        raise UnwritableOutput(f"{path}: cannot write: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UnwritableOutput(f"{path}: cannot write: no permission for {path.parent}")
+
+
+def _budget_code(result: Plan) -> int:
+    if result.budget_met is False:
+        return _complain(
+            f"the memory budget cannot be met, the best found is {_mib(result.peak_bytes)}",
+            OVER_BUDGET,
+        )
+    return DONE
+
+
+# --- output ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
+
+
+def _mib(size_bytes: int | None) -> str:
+    return "not measured" if size_bytes is None else f"{size_bytes / MIB:.2f} MiB"
+
+
+def _print_json(fields: dict[str, Any]) -> None:
+    print(json.dumps(fields))
+
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}".rstrip())
+
+
+def _plan_rows(result: Plan) -> list[tuple[str, str]]:
+    status = result.status + (f", proven by {result.proof}" if result.proof else "")
+    rows = [
+        ("ops", str(result.ops)),
+        ("original peak", _mib(result.original_peak_bytes)),
+        ("planned peak", f"{_mib(result.peak_bytes)} ({result.method})"),
+        ("lower bound", _mib(result.lower_bound_bytes)),
+        ("status", status + (", stopped by the clock" if result.clock_stopped else "")),
+        ("moved ops", str(result.moved_ops)),
+    ]
+    if result.bottleneck:
+        where = f" at {result.bottleneck.source}" if result.bottleneck.source else ""
+        rows.append(("bottleneck", f"{result.bottleneck.op}{where}"))
+        rows.append(("  needs together", ", ".join(result.bottleneck.buffers) or "nothing"))
+    if result.budget_met is not None:
+        rows.append(("memory budget", "met" if result.budget_met else "not met"))
+    rows.append(("planned in", f"{result.seconds:.3f} s"))
+    return rows
+
+
+def _print_plan(result: Plan) -> None:
+    _print_table(_plan_rows(result))
+
+
+def _print_report(report: "Report", as_json: bool) -> None:
+    if as_json:
+        _print_json(report.to_dict())
+        return
+    identical = {None: "not compared", True: "identical", False: "different"}[report.identical]
+    rows = _plan_rows(report)
+    rows += [
+        ("measured before", _mib(report.measured_original_peak_bytes)),
+        ("measured after", _mib(report.measured_peak_bytes)),
+        ("outputs", identical),
+        ("threads", str(report.threads)),
+        ("parameters, inputs", f"{_mib(report.parameter_bytes)}, {_mib(report.input_bytes)}"),
+    ]
+    if report.reason:
+        rows.append(("no gain because", report.reason))
+    _print_table(rows)
+
+
+# --- arguments ---------------------------------------------------------------------------------
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1e6:
+        raise argparse.ArgumentTypeError("must be between 0 and 1e6 seconds")
+    return value
+
+
+def _memory(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|KB|MB|GB)?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an amount of memory like 512MiB")
+    units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6}
+    units["GB"] = 10**9
+    return int(float(match[1]) * units[match[2] or "B"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torch_ext",
+        description="Lowers the peak memory of a TorchScript model by reordering its operations.",
+    )
+    parser.add_argument("--version", action="version", version=f"torch_ext {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        return sub
+
+    def with_inputs(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--input",
+            action="append",
+            default=[],
+            metavar="SHAPE:TYPE",
+            help="an example argument of forward, e.g. 1x3x224x224:f32; repeat for more arguments",
+        )
+
+    def with_budget(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--time-budget", type=_seconds, default=2.0, metavar="SECONDS")
+
+    def with_scope(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--scope",
+            choices=("all", "bottleneck"),
+            default="all",
+            help="bottleneck: move ops only around the op that sets the peak",
+        )
+
+    sub = command("plan", _run_plan, "plan a bare graph in the text format (imports no torch)")
+    sub.add_argument("graph", type=pathlib.Path)
+    sub.add_argument("-o", "--output", type=pathlib.Path, help="write the order, an op per line")
+    with_budget(sub)
+    sub.add_argument("--memory-budget", type=_memory, metavar="SIZE", help="e.g. 512MiB")
+
+    sub = command("analyze", _run_analyze, "report what could be gained; changes nothing")
+    sub.add_argument("model", type=pathlib.Path)
+    with_inputs(sub)
+    with_budget(sub)
+    with_scope(sub)
+    sub.add_argument(
+        "--extract",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="write the region around the bottleneck as a graph in the text format",
+    )
+
+    sub = command("optimize", _run_optimize, "write the model in an order of lower peak memory")
+    sub.add_argument("model", type=pathlib.Path)
+    sub.add_argument("-o", "--output", type=pathlib.Path, required=True)
+    with_inputs(sub)
+    with_budget(sub)
+    with_scope(sub)
+    sub.add_argument(
+        "--memory-budget", type=_memory, metavar="SIZE", help="stop when met, e.g. 512MiB"
+    )
+
+    sub = command("verify", _run_verify, "run two models and compare outputs bit for bit")
+    sub.add_argument("a", type=pathlib.Path)
+    sub.add_argument("b", type=pathlib.Path)
+    with_inputs(sub)
+
+    command("doctor", _run_doctor, "check the installation")
+    return parser

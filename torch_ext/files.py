@@ -1,0 +1,108 @@
+"""Reading models and writing results so that nothing is ever half-written."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class UnreadableInput(Exception):
+    """An input file that cannot be used; the message names the file and the remedy."""
+
+
+class UnwritableOutput(Exception):
+    """An output that cannot be written; the message names the file."""
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give a temporary file beside `path` to write to; it replaces `path` if the block succeeds.
+
+    Raises UnwritableOutput if it cannot be written; `path` is then as it was.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UnwritableOutput(f"{path}: cannot write: {error.strerror}") from None
+    os.close(handle)
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only the owner can read; give it the usual permissions.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        raise UnwritableOutput(f"{path}: cannot write: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def load_model(path: pathlib.Path) -> "tuple[torch.jit.ScriptModule, dict[str, bytes]]":
+    """Load a TorchScript file and its extra files. Raises UnreadableInput.
+
+    A TorchScript file is a program: load only files whose source you trust.
+    """
+    import torch
+
+    if not path.is_file():
+        raise UnreadableInput(f"{path}: there is no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        raise UnreadableInput(
+            f"{path}: not a TorchScript file, or a truncated one; save it with torch.jit.save"
+        ) from None
+    if not any("/code/" in name for name in names):
+        raise UnreadableInput(
+            f"{path}: holds no TorchScript code (weights only?); save the traced or scripted "
+            "module with torch.jit.save"
+        )
+    extra = {name.split("/extra/", 1)[1]: b"" for name in names if "/extra/" in name}
+    try:
+        with _without_jit_warnings():
+            return torch.jit.load(path, map_location="cpu", _extra_files=extra), extra
+    except (RuntimeError, ValueError, EOFError) as error:
+        raise UnreadableInput(f"{path}: torch cannot load it: {first_line(error)}") from None
+
+
+def save_model(
+    module: "torch.jit.ScriptModule", path: pathlib.Path, extra_files: dict[str, bytes]
+) -> None:
+    """Save a TorchScript file, whole or not at all. Raises UnwritableOutput."""
+    import torch
+
+    with replacing(path) as temporary, _without_jit_warnings():
+        try:
+            torch.jit.save(module, temporary, _extra_files=extra_files)
+        except RuntimeError as error:
+            raise UnwritableOutput(f"{path}: cannot write: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The sentence of an error message, without the stack that torch puts behind it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _without_jit_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for kind in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=kind)
+        yield

@@ -1,0 +1,59 @@
+"""Example inputs from the command line: 1x3x224x224:f32."""
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "i64": "int64",
+    "i32": "int32",
+    "i16": "int16",
+    "i8": "int8",
+    "u8": "uint8",
+    "bool": "bool",
+    "c64": "complex64",
+    "c128": "complex128",
+}
+_SPEC = re.compile(r"(?P<shape>scalar|\d+(x\d+)*)(:(?P<dtype>\w+))?")
+
+
+def parse_input_spec(spec: str) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of SHAPE[:DTYPE], where SHAPE is like 1x3x224x224 or `scalar`.
+
+    The dtype defaults to f32. Raises ValueError saying what is wrong and what would be right.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise ValueError(f"input '{spec}' is not of the form 1x3x224x224:f32")
+    dtype = match["dtype"] or "f32"
+    if dtype not in _DTYPES:
+        raise ValueError(f"input '{spec}': unknown type '{dtype}', known: {', '.join(_DTYPES)}")
+    shape = match["shape"]
+    return () if shape == "scalar" else tuple(int(n) for n in shape.split("x")), dtype
+
+
+def make_inputs(specs: list[str]) -> "tuple[torch.Tensor, ...]":
+    """Tensors for the specs, always the same: normal numbers, or 0 and 1 for integers."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for spec in specs:
+        shape, name = parse_input_spec(spec)
+        dtype: torch.dtype = getattr(torch, _DTYPES[name])
+        if dtype.is_floating_point or dtype.is_complex:
+            values = torch.randn(
+                shape,
+                generator=generator,
+                dtype=torch.complex64 if dtype.is_complex else torch.float32,
+            )
+        else:
+            values = torch.randint(0, 2, shape, generator=generator)
+        tensors.append(values.to(dtype))
+    return tuple(tensors)

@@ -1,0 +1,203 @@
+"""Optimising and analysing TorchScript modules."""
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torch_ext import _native
+from torch_ext.planning import Plan, plan_fields
+
+ExampleInputs = tuple[Any, ...] | Sequence[tuple[Any, ...]] | torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class TimelineEntry:
+    """Memory around one op: while it runs (hill) and after it (valley)."""
+
+    op: str
+    valley_bytes: int
+    hill_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PeakBuffer:
+    """A buffer that is alive when the peak is reached."""
+
+    name: str
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: str
+    op: str
+    module_path: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamplePeaks:
+    """The peaks of one example input."""
+
+    original_peak_bytes: int
+    peak_bytes: int
+    input_bytes: int
+    measured_original_peak_bytes: int | None
+    measured_peak_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report(Plan):
+    """What was found out about a module. Peaks are bytes of activations.
+
+    Parameters and the caller's inputs are reported beside the peaks, not in them. With several
+    examples the plan is that of the example with the highest peak; `examples` has all of them.
+    """
+
+    measured_original_peak_bytes: int | None  # by the allocator, in the real executor
+    measured_peak_bytes: int | None
+    identical: bool | None  # outputs, inputs, state, random state, print-out; None: not compared
+    threads: int
+    parameter_bytes: int
+    input_bytes: int
+    reason: str  # why nothing was gained, else empty
+    timeline_before: tuple[TimelineEntry, ...]
+    timeline_after: tuple[TimelineEntry, ...]
+    at_peak: tuple[PeakBuffer, ...]
+    examples: tuple[ExamplePeaks, ...]
+
+
+def optimize(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    scope: str = "all",
+    time_budget: float = 2.0,
+    memory_budget: int | None = None,
+    verify: bool = True,
+) -> tuple[torch.jit.ScriptModule, Report]:
+    """Return the module with its operations in an order of lower peak memory, and a report.
+
+    `module` is a ScriptModule (traced, scripted, frozen, loaded) or an nn.Module, which is traced.
+    The result shares its parameters and buffers; the given module, its state, the inputs and the
+    random state are not changed. `example_inputs`: a tuple of arguments, or a list of such tuples
+    (one order for all). `scope="bottleneck"` moves ops only around the op that sets the peak.
+    `memory_budget` (bytes) stops as soon as it is met. With `verify` both versions run and must be
+    equal bit for bit, with a measured peak that is lower. Otherwise the original module comes back
+    and `report.reason` says why.
+
+    Raises ValueError for inputs that do not fit, and whatever the module raises when it runs.
+    """
+    optimized, report, _ = optimize_verified(
+        module,
+        example_inputs,
+        scope=scope,
+        time_budget=time_budget,
+        memory_budget=memory_budget,
+        verify=verify,
+    )
+    return optimized, report
+
+
+def optimize_verified(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    scope: str = "all",
+    time_budget: float = 2.0,
+    memory_budget: int | None = None,
+    verify: bool = True,
+) -> tuple[torch.jit.ScriptModule, Report, bool]:
+    """As optimize; the third value is true if a better order was found but failed verification."""
+    examples = _examples(example_inputs)
+    script = _as_script(module, examples)
+    cpp_module, changed, failed, fields = _native.jit().optimize(
+        script._c, examples, time_budget, memory_budget, scope, verify
+    )
+    if changed:
+        from torch.jit._recursive import wrap_cpp_module
+
+        script = wrap_cpp_module(cpp_module)
+    return script, _report(fields), failed
+
+
+def analyze(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    scope: str = "all",
+    time_budget: float = 2.0,
+) -> Report:
+    """Report what optimize could gain. Changes nothing and measures only the original."""
+    return analyze_with_region(module, example_inputs, scope=scope, time_budget=time_budget)[0]
+
+
+def analyze_with_region(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    scope: str = "all",
+    time_budget: float = 2.0,
+) -> tuple[Report, str]:
+    """As analyze; the second value is the region around the bottleneck in the text format."""
+    examples = _examples(example_inputs)
+    script = _as_script(module, examples)
+    fields, region = _native.jit().analyze(script._c, examples, time_budget, scope)
+    return _report(fields), region
+
+
+def compare(
+    a: torch.jit.ScriptModule, b: torch.jit.ScriptModule, example_inputs: ExampleInputs
+) -> tuple[str, list[int], list[int]]:
+    """Run both on copies of the examples: first difference (empty if none), and measured peaks."""
+    return _native.jit().compare(a._c, b._c, _examples(example_inputs))
+
+
+def _examples(example_inputs: ExampleInputs) -> list[tuple[Any, ...]]:
+    if isinstance(example_inputs, torch.Tensor):
+        return [(example_inputs,)]
+    if isinstance(example_inputs, tuple):
+        return [example_inputs]
+    if isinstance(example_inputs, list) and example_inputs:
+        if all(isinstance(example, tuple) for example in example_inputs):
+            return example_inputs
+    raise ValueError(
+        "example_inputs must be a tuple of arguments or a non-empty list of such tuples, not "
+        f"{type(example_inputs).__name__}"
+    )
+
+
+def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]]) -> torch.jit.ScriptModule:
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(
+            f"expected a torch.nn.Module or a ScriptModule, not {type(module).__name__}"
+        )
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            for kind in (DeprecationWarning, FutureWarning):
+                warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=kind)
+            return torch.jit.trace(
+                module, copy.deepcopy(examples[0]), check_trace=False, strict=False
+            )
+    finally:
+        # Tracing runs the module: put back what it did to running statistics and the like.
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                if name in before and not torch.equal(buffer, before[name]):
+                    buffer.copy_(before[name])
+
+
+def _report(fields: Mapping[str, Any]) -> Report:
+    timeline = {
+        key: tuple(TimelineEntry(**entry) for entry in fields[key])
+        for key in ("timeline_before", "timeline_after")
+    }
+    at_peak = tuple(PeakBuffer(**{**b, "shape": tuple(b["shape"])}) for b in fields["at_peak"])
+    examples = tuple(ExamplePeaks(**example) for example in fields["examples"])
+    return Report(
+        **{**plan_fields(fields), **timeline, "at_peak": at_peak, "examples": examples}
+    )

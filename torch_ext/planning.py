@@ -1,0 +1,141 @@
+"""Planning bare graphs: no torch needed, none imported."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from torch_ext import _sched
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Bottleneck:
+    """The op that sets the limit: no order can run it with less than `bytes` in use."""
+
+    op: str
+    source: str  # "file:line" of the user's program, empty for a bare graph
+    bytes: int
+    buffers: tuple[str, ...]  # what must be alive together while it runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A part of the graph that was scheduled on its own."""
+
+    kind: str  # series, parallel or prime
+    ops: int
+    method: str
+    proof: str
+    peak_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An order with its peak, its bound and where both come from. Sizes are bytes."""
+
+    ops: int
+    buffers: int
+    original_peak_bytes: int
+    peak_bytes: int
+    lower_bound_bytes: int
+    status: str  # "optimal" exactly when peak_bytes == lower_bound_bytes, else "feasible"
+    proof: str  # what proves it: "closure" (one op's need), "search" (exhausted), or empty
+    method: str  # the part of the engine that found the order, "original" if nothing moved
+    bottleneck: Bottleneck | None
+    moved_ops: int  # ops less the longest common subsequence with the original order
+    seconds: float  # spent planning
+    clock_stopped: bool  # the clock, not the counted work, ended the search
+    budget_met: bool | None  # with a memory budget: is the peak within it?
+    order: tuple[str, ...]
+    regions: tuple[Region, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object, `"format": 1` included."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+
+def plan_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of Plan from the dict that the extension modules return."""
+    bottleneck = fields["bottleneck"]
+    if bottleneck is not None:
+        bottleneck = Bottleneck(**{**bottleneck, "buffers": tuple(bottleneck["buffers"])})
+    return {
+        **fields,
+        "bottleneck": bottleneck,
+        "order": tuple(fields["order"]),
+        "regions": tuple(Region(**region) for region in fields["regions"]),
+    }
+
+
+class Graph:
+    """A bare graph: the contract for an adaptor of any framework.
+
+    Buffers come before the ops that name them; ops are added in the original order, so an op may
+    only read what an earlier op wrote. Every mistake is a ValueError that names the offender.
+    """
+
+    def __init__(self) -> None:
+        self._builder = _sched.GraphBuilder()
+
+    def add_buffer(
+        self, name: str, size_bytes: int, *, input: bool = False, kept: bool = False
+    ) -> None:
+        """Add a storage. `input`: alive from the start. `kept`: a result, never freed."""
+        self._builder.add_buffer(name, size_bytes, input=input, kept=kept)
+
+    def add_op(
+        self,
+        name: str,
+        *,
+        reads: Sequence[str] = (),
+        writes: Sequence[str] = (),
+        workspace_bytes: int = 0,
+        after: Sequence[str] = (),
+    ) -> None:
+        """Add a step. `after`: earlier ops that must run first, although no buffer says so."""
+        self._builder.add_op(
+            name,
+            reads=list(reads),
+            writes=list(writes),
+            workspace_bytes=workspace_bytes,
+            after=list(after),
+        )
+
+    def to_text(self) -> str:
+        """The graph in the text format. Raises ValueError if a buffer has no producer."""
+        return self._builder.to_text()
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Parse the text format. Raises ValueError naming the line."""
+        graph = cls()
+        graph._builder = _sched.parse_text(text, "<text>")
+        return graph
+
+
+def plan(
+    graph: Graph | str | os.PathLike[str],
+    *,
+    time_budget: float = 2.0,
+    memory_budget: int | None = None,
+    scope: str = "all",
+) -> Plan:
+    """Find an order of low peak memory for a Graph, or for a file in the text format.
+
+    `time_budget` (seconds) is turned into counted work, so results do not depend on the machine;
+    `memory_budget` (bytes): stop as soon as the peak is no higher. Raises ValueError for a bad
+    graph, OSError if the file cannot be read.
+    """
+    if isinstance(graph, Graph):
+        builder = graph._builder
+    else:
+        path = pathlib.Path(graph)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not a text file in UTF-8") from None
+        builder = _sched.parse_text(text, str(path))
+    return Plan(**plan_fields(_sched.plan(builder, time_budget, memory_budget, scope)))
