@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = pathlib.Path(__file__).parent.resolve()
 
 
-class CMakeBuild(build_ext):
+class CMakeBuild(build_ext):  # type: ignore[misc]
     """Configures once, builds what changed, and installs both modules at once."""
 
     def run(self) -> None:

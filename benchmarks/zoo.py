@@ -276,12 +276,11 @@ class TwoConvs(nn.Sequential):
 
 
 class UNetPlusPlus(nn.Module):
-    """UNet++ without deep supervision, in the order of its authors' code.
+    """UNet++ without deep supervision, executed column by column from the top.
 
     Source: Zhou et al., UNet++: A Nested U-Net Architecture for Medical Image Segmentation, DLMIA
     2018, section 3.1; x[i, j] is the paper's X^(i,j): level i, position j along the skip pathway.
-    Each new level of the encoder is followed by the slanted column of nodes that it completes:
-    (0,0), (1,0) (0,1), (2,0) (1,1) (0,2), ...
+    The order is (0,0), (1,0), ..., (4,0), then (0,1), (1,1), ..., (3,1), and so on to (0,4).
     """
 
     def __init__(self, depth: int = 4, base: int = 16, classes: int = 1) -> None:
@@ -302,10 +301,10 @@ class UNetPlusPlus(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """The mask, from the last node of the top level."""
         x = {(0, 0): self.blocks["0_0"](image)}
-        for level in range(1, self.depth + 1):
-            x[level, 0] = self.blocks[f"{level}_0"](self.pool(x[level - 1, 0]))
-            for j in range(1, level + 1):
-                i = level - j
+        for i in range(1, self.depth + 1):
+            x[i, 0] = self.blocks[f"{i}_0"](self.pool(x[i - 1, 0]))
+        for j in range(1, self.depth + 1):
+            for i in range(self.depth - j + 1):
                 skips = [x[i, k] for k in range(j)]
                 x[i, j] = self.blocks[f"{i}_{j}"](torch.cat([*skips, self.up(x[i + 1, j - 1])], 1))
         mask: Tensor = self.final(x[0, self.depth])

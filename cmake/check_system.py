@@ -25,10 +25,12 @@ def missing_packages() -> list[str]:
 
 
 def importable(module: str) -> bool:
+    """Whether this Python has the module."""
     return subprocess.run([sys.executable, "-c", f"import {module}"], check=False).returncode == 0
 
 
 def main() -> None:
+    """Install what is missing, or exit with a sentence that names it."""
     missing = missing_packages()
     if not missing:
         return

@@ -1,4 +1,4 @@
-"""Prints the folder and the version of the installed torch as a CMake list, without importing it."""
+"""Prints folder and version of the installed torch as a CMake list, without importing it."""
 
 import importlib.metadata
 import importlib.util

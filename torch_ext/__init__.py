@@ -1,6 +1,6 @@
-"""Lowers the peak memory of a PyTorch program by changing nothing but the order of its operations.
+"""Lowers the peak memory of a PyTorch program by changing only the order of its operations.
 
-Names are resolved on first use, so importing this package is cheap, imports no torch and has no side
+Names are resolved on first use: importing this package is cheap, imports no torch and has no side
 effect.
 """
 

@@ -1,13 +1,11 @@
-"""The extension module that needs torch, checked against the torch that is installed."""
+"""The extension module that needs torch, behind a check that it fits the torch that is installed.
 
-import functools
-from types import ModuleType
-from typing import TYPE_CHECKING
+Import `_jit` from here, never directly: a binary that was built for another torch may crash.
+"""
+
+import torch
 
 from torch_ext import _sched
-
-if TYPE_CHECKING:
-    from torch_ext import _jit
 
 
 def check_version(built_for: str, installed: str) -> None:
@@ -15,8 +13,8 @@ def check_version(built_for: str, installed: str) -> None:
     if _minor(built_for) != _minor(installed):
         raise ImportError(
             f"torch_ext was built for torch {built_for}, but torch {installed} is installed; "
-            "rebuild it: pip install --no-build-isolation --force-reinstall --no-deps . "
-            "in torch_ext's folder"
+            "rebuild it in torch_ext's folder: "
+            "pip install --no-build-isolation --force-reinstall --no-deps ."
         )
 
 
@@ -25,16 +23,8 @@ def _minor(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-@functools.cache
-def _load() -> ModuleType:
-    import torch
+check_version(_sched.built_for_torch, torch.__version__)
 
-    check_version(_sched.built_for_torch, torch.__version__)
-    from torch_ext import _jit
+from torch_ext import _jit  # noqa: E402
 
-    return _jit
-
-
-def jit() -> "type[_jit]":
-    """The module torch_ext._jit, loaded on first use."""
-    return _load()  # type: ignore[return-value]
+__all__ = ["_jit", "check_version"]

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch_ext import __version__
 from torch_ext.files import (
-    UnreadableInput,
-    UnwritableOutput,
+    UnreadableInputError,
+    UnwritableOutputError,
     first_line,
     load_model,
     save_model,
@@ -39,14 +39,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     options = _parser().parse_args(arguments)
     try:
         code = _interruptible(lambda: options.run(options))
-    except UnreadableInput as error:
+    except UnreadableInputError as error:
         code = _complain(str(error), BAD_INPUT)
     except ValueError as error:
         code = _complain(first_line(error), BAD_INPUT)
-    except UnwritableOutput as error:
+    except UnwritableOutputError as error:
         code = _complain(str(error), FAILED)
-    except (RuntimeError, ImportError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
         code = _complain(_model_error(error), FAILED)
+    except ImportError as error:
+        code = _complain(first_line(error), FAILED)
     except KeyboardInterrupt:
         _complain("interrupted, nothing was written", INTERRUPTED)
         sys.stderr.flush()
@@ -54,6 +56,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
+    except Exception as error:
+        if type(error).__module__ != "torch.jit":  # there: a raise in the model
+            raise
+        code = _complain(_model_error(error), FAILED)
     sys.exit(code)
 
 
@@ -63,10 +69,10 @@ def _complain(message: str, code: int) -> int:
 
 
 def _model_error(error: BaseException) -> str:
-    """One sentence for what went wrong while the model ran: the innermost error TorchScript tells."""
+    """One sentence for what went wrong while the model ran: the innermost error told."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if re.match(r"[A-Za-z.]*(Error|Exception): ", line)]
-    return f"the model cannot be run: {told[-1]}" if told else first_line(error)
+    return f"the model cannot be run: {told[-1] if told else first_line(error)}"
 
 
 def _interruptible(work: Callable[[], int]) -> int:
@@ -98,7 +104,7 @@ def _run_plan(options: argparse.Namespace) -> int:
                 options.graph, time_budget=options.time_budget, memory_budget=options.memory_budget
             )
     except OSError as error:
-        raise UnreadableInput(f"{options.graph}: {error.strerror}") from None
+        raise UnreadableInputError(f"{options.graph}: {error.strerror}") from None
     if options.output:
         write_text(options.output, "".join(f"{op}\n" for op in result.order))
     if options.json:
@@ -214,11 +220,11 @@ def _run_doctor(options: argparse.Namespace) -> int:
 def _check_writable(path: pathlib.Path) -> None:
     """Complain before the work, not after it."""
     if path.is_dir():
-        raise UnwritableOutput(f"{path}: cannot write: it is a folder")
+        raise UnwritableOutputError(f"{path}: cannot write: it is a folder")
     if not path.parent.is_dir():
-        raise UnwritableOutput(f"{path}: cannot write: there is no folder {path.parent}")
+        raise UnwritableOutputError(f"{path}: cannot write: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise UnwritableOutput(f"{path}: cannot write: no permission for {path.parent}")
+        raise UnwritableOutputError(f"{path}: cannot write: no permission for {path.parent}")
 
 
 def _budget_code(result: Plan) -> int:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import torch
 
 
-class UnreadableInput(Exception):
+class UnreadableInputError(Exception):
     """An input file that cannot be used; the message names the file and the remedy."""
 
 
-class UnwritableOutput(Exception):
+class UnwritableOutputError(Exception):
     """An output that cannot be written; the message names the file."""
 
 
@@ -25,12 +25,12 @@ class UnwritableOutput(Exception):
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Give a temporary file beside `path` to write to; it replaces `path` if the block succeeds.
 
-    Raises UnwritableOutput if it cannot be written; `path` is then as it was.
+    Raises UnwritableOutputError if it cannot be written; `path` is then as it was.
     """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise UnwritableOutput(f"{path}: cannot write: {error.strerror}") from None
+        raise UnwritableOutputError(f"{path}: cannot write: {error.strerror}") from None
     os.close(handle)
     temporary = pathlib.Path(name)
     try:
@@ -41,7 +41,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        raise UnwritableOutput(f"{path}: cannot write: {error.strerror}") from None
+        raise UnwritableOutputError(f"{path}: cannot write: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -53,45 +53,46 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def load_model(path: pathlib.Path) -> "tuple[torch.jit.ScriptModule, dict[str, bytes]]":
-    """Load a TorchScript file and its extra files. Raises UnreadableInput.
+    """Load a TorchScript file and its extra files. Raises UnreadableInputError.
 
     A TorchScript file is a program: load only files whose source you trust.
     """
     import torch
 
     if not path.is_file():
-        raise UnreadableInput(f"{path}: there is no such file")
+        raise UnreadableInputError(f"{path}: there is no such file")
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError):
-        raise UnreadableInput(
+        raise UnreadableInputError(
             f"{path}: not a TorchScript file, or a truncated one; save it with torch.jit.save"
         ) from None
     if not any("/code/" in name for name in names):
-        raise UnreadableInput(
+        raise UnreadableInputError(
             f"{path}: holds no TorchScript code (weights only?); save the traced or scripted "
             "module with torch.jit.save"
         )
     extra = {name.split("/extra/", 1)[1]: b"" for name in names if "/extra/" in name}
     try:
         with _without_jit_warnings():
-            return torch.jit.load(path, map_location="cpu", _extra_files=extra), extra
+            module = torch.jit.load(  # type: ignore[no-untyped-call]
+                path, map_location="cpu", _extra_files=extra
+            )
+            return module, extra
     except (RuntimeError, ValueError, EOFError) as error:
-        raise UnreadableInput(f"{path}: torch cannot load it: {first_line(error)}") from None
+        raise UnreadableInputError(f"{path}: torch cannot load it: {first_line(error)}") from None
 
 
 def save_model(
     module: "torch.jit.ScriptModule", path: pathlib.Path, extra_files: dict[str, bytes]
 ) -> None:
-    """Save a TorchScript file, whole or not at all. Raises UnwritableOutput."""
+    """Save a TorchScript file, whole or not at all. Raises UnwritableOutputError."""
     import torch
 
-    with replacing(path) as temporary, _without_jit_warnings():
-        try:
-            torch.jit.save(module, temporary, _extra_files=extra_files)
-        except RuntimeError as error:
-            raise UnwritableOutput(f"{path}: cannot write: {first_line(error)}") from None
+    # Through a Python file: torch's own writer ends the process when the disk is full.
+    with replacing(path) as temporary, _without_jit_warnings(), temporary.open("wb") as file:
+        torch.jit.save(module, file, _extra_files=extra_files)
 
 
 def first_line(error: BaseException) -> str:

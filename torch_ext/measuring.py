@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import Self
 
-from torch_ext import _native
+from torch_ext._native import _jit
 
 
 class PeakMemory:
@@ -13,7 +13,7 @@ class PeakMemory:
     """
 
     def __init__(self) -> None:
-        self._meter = _native.jit().MemoryMeter()
+        self._meter = _jit.MemoryMeter()
 
     @property
     def peak_bytes(self) -> int:
@@ -26,7 +26,7 @@ class PeakMemory:
         return self._meter.live_bytes
 
     def __enter__(self) -> Self:
-        self._meter = _native.jit().MemoryMeter()
+        self._meter = _jit.MemoryMeter()
         return self
 
     def __exit__(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torch_ext import _native
+from torch_ext._native import _jit
 from torch_ext.planning import Plan, plan_fields
 
 ExampleInputs = tuple[Any, ...] | Sequence[tuple[Any, ...]] | torch.Tensor
@@ -112,13 +112,13 @@ def optimize_verified(
     """As optimize; the third value is true if a better order was found but failed verification."""
     examples = _examples(example_inputs)
     script = _as_script(module, examples)
-    cpp_module, changed, failed, fields = _native.jit().optimize(
+    cpp_module, changed, failed, fields = _jit.optimize(
         script._c, examples, time_budget, memory_budget, scope, verify
     )
     if changed:
         from torch.jit._recursive import wrap_cpp_module
 
-        script = wrap_cpp_module(cpp_module)
+        script = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
     return script, _report(fields), failed
 
 
@@ -143,7 +143,7 @@ def analyze_with_region(
     """As analyze; the second value is the region around the bottleneck in the text format."""
     examples = _examples(example_inputs)
     script = _as_script(module, examples)
-    fields, region = _native.jit().analyze(script._c, examples, time_budget, scope)
+    fields, region = _jit.analyze(script._c, examples, time_budget, scope)
     return _report(fields), region
 
 
@@ -151,7 +151,7 @@ def compare(
     a: torch.jit.ScriptModule, b: torch.jit.ScriptModule, example_inputs: ExampleInputs
 ) -> tuple[str, list[int], list[int]]:
     """Run both on copies of the examples: first difference (empty if none), and measured peaks."""
-    return _native.jit().compare(a._c, b._c, _examples(example_inputs))
+    return _jit.compare(a._c, b._c, _examples(example_inputs))
 
 
 def _examples(example_inputs: ExampleInputs) -> list[tuple[Any, ...]]:
@@ -159,7 +159,7 @@ def _examples(example_inputs: ExampleInputs) -> list[tuple[Any, ...]]:
         return [(example_inputs,)]
     if isinstance(example_inputs, tuple):
         return [example_inputs]
-    if isinstance(example_inputs, list) and example_inputs:
+    if isinstance(example_inputs, list) and example_inputs:  # noqa: SIM102
         if all(isinstance(example, tuple) for example in example_inputs):
             return example_inputs
     raise ValueError(
@@ -180,9 +180,10 @@ def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]]) -> torc
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             for kind in (DeprecationWarning, FutureWarning):
                 warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=kind)
-            return torch.jit.trace(
+            traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
                 module, copy.deepcopy(examples[0]), check_trace=False, strict=False
             )
+            return traced
     finally:
         # Tracing runs the module: put back what it did to running statistics and the like.
         with torch.no_grad():
@@ -198,6 +199,4 @@ def _report(fields: Mapping[str, Any]) -> Report:
     }
     at_peak = tuple(PeakBuffer(**{**b, "shape": tuple(b["shape"])}) for b in fields["at_peak"])
     examples = tuple(ExamplePeaks(**example) for example in fields["examples"])
-    return Report(
-        **{**plan_fields(fields), **timeline, "at_peak": at_peak, "examples": examples}
-    )
+    return Report(**{**plan_fields(fields), **timeline, "at_peak": at_peak, "examples": examples})

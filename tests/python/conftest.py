@@ -1,0 +1,14 @@
+import pathlib
+import sys
+
+import pytest
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def _two_threads_no_grad():
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        yield

@@ -1,0 +1,297 @@
+"""python -m torch_ext: files in, files out, exit codes."""
+
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+import torch
+from models import traced_wide, wide_input
+from test_planning import FORK
+from torch import nn
+
+SPEC = "256x16:f32"
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch_ext", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+def complains(result, code, *words):
+    """One sentence on standard error, nothing on standard output."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("torch_ext: ")
+    for word in words:
+        assert str(word) in lines[0]
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.jit.save(traced_wide(), path, _extra_files={"note.txt": b"hello"})
+    return path
+
+
+@pytest.fixture
+def graph(tmp_path):
+    path = tmp_path / "graph.txt"
+    path.write_text(FORK)
+    return path
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+
+def test_plan_prints_one_json_object(graph):
+    result = run("plan", graph, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    fields = json.loads(result.stdout)
+    assert fields["peak_bytes"] == 12
+    assert fields["status"] == "optimal"
+
+
+def test_plan_for_people_and_the_order_to_a_file(graph, tmp_path):
+    result = run("plan", graph, "-o", tmp_path / "order.txt")
+    assert result.returncode == 0
+    assert "lower bound" in result.stdout
+    assert (tmp_path / "order.txt").read_text() == "make_a\nuse_a\nmake_b\nuse_b\n"
+
+
+def test_plan_exits_with_3_when_the_memory_budget_is_not_met(graph):
+    assert run("plan", graph, "--memory-budget", "12").returncode == 0
+    result = run("plan", graph, "--memory-budget", "11B", "--json")
+    assert result.returncode == 3
+    assert json.loads(result.stdout)["budget_met"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("graph 1\nop a reads b\n", ["line 2", "unknown buffer 'b'"]),
+        ("nonsense\n", ["line 1"]),
+        ("", ["header"]),
+    ],
+)
+def test_plan_names_the_line_of_a_mistake(text, words, tmp_path):
+    path = tmp_path / "bad.txt"
+    path.write_text(text)
+    complains(run("plan", path), 2, "bad.txt", *words)
+
+
+def test_plan_of_no_file_and_of_no_text(tmp_path):
+    complains(run("plan", tmp_path / "none.txt"), 2, "none.txt")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    complains(run("plan", tmp_path / "bytes"), 2, "UTF-8")
+
+
+# --- optimize ------------------------------------------------------------------------------------
+
+
+def test_optimize_writes_a_model_with_a_lower_peak(model, tmp_path):
+    before = model.read_bytes()
+    output = tmp_path / "out.pt"
+    result = run("optimize", model, "-o", output, "--input", SPEC, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    fields = json.loads(result.stdout)
+    assert fields["identical"]
+    assert fields["measured_peak_bytes"] < fields["measured_original_peak_bytes"]
+    assert model.read_bytes() == before
+    x = wide_input()
+    assert torch.equal(torch.jit.load(output)(x), torch.jit.load(model)(x))
+    extra = {"note.txt": ""}
+    torch.jit.load(output, _extra_files=extra)
+    assert extra["note.txt"] == b"hello"
+    verify = run("verify", model, output, "--input", SPEC, "--json")
+    assert verify.returncode == 0
+    assert json.loads(verify.stdout)["identical"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt", "out.pt"]
+
+
+def test_optimize_for_people(model, tmp_path):
+    result = run("optimize", model, "-o", tmp_path / "out.pt", "--input", SPEC)
+    for words in (
+        "original peak",
+        "lower bound",
+        "optimal",
+        "bottleneck",
+        "models.py:",
+        "identical",
+    ):
+        assert words in result.stdout
+
+
+def test_optimize_may_overwrite_its_input(model):
+    assert run("optimize", model, "-o", model, "--input", SPEC).returncode == 0
+    again = run("optimize", model, "-o", model, "--input", SPEC, "--json")
+    assert json.loads(again.stdout)["moved_ops"] == 0
+
+
+def test_no_gain_is_no_failure(tmp_path):
+    module = torch.jit.trace(nn.Linear(16, 4), (wide_input(),), check_trace=False)
+    torch.jit.save(module, tmp_path / "linear.pt")
+    output = tmp_path / "out.pt"
+    result = run("optimize", tmp_path / "linear.pt", "-o", output, "--input", SPEC)
+    assert result.returncode == 0
+    assert "no gain because" in result.stdout
+    assert output.exists()
+
+
+def test_scope_and_memory_budget(model, tmp_path):
+    output = tmp_path / "out.pt"
+    common = ("optimize", model, "-o", output, "--input", SPEC)
+    assert run(*common, "--scope", "bottleneck").returncode == 0
+    assert run(*common, "--memory-budget", "1GiB").returncode == 0
+    output.unlink()
+    result = run(*common, "--memory-budget", "1KiB")
+    assert result.returncode == 3
+    assert "cannot be met" in result.stderr
+    assert output.exists()
+
+
+def test_wrong_number_or_kind_of_inputs(model, tmp_path):
+    output = tmp_path / "out.pt"
+    complains(run("optimize", model, "-o", output), 2, "does not fit forward")
+    complains(
+        run("optimize", model, "-o", output, "--input", SPEC, "--input", SPEC),
+        2,
+        "does not fit forward",
+    )
+    complains(run("optimize", model, "-o", output, "--input", "3xx4:f32"), 2, "1x3x224x224:f32")
+    complains(run("optimize", model, "-o", output, "--input", "3x4:f31"), 2, "f31")
+    assert not output.exists()
+
+
+def test_inputs_that_raise(model, tmp_path):
+    complains(
+        run("optimize", model, "-o", tmp_path / "out.pt", "--input", "256x17:f32"),
+        1,
+        "the model cannot be run",
+        "shapes cannot be multiplied",
+    )
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_files_that_are_no_models(model, tmp_path):
+    output = tmp_path / "out.pt"
+    for name, content in (("text.pt", b"hello"), ("short.pt", model.read_bytes()[:1000])):
+        (tmp_path / name).write_bytes(content)
+        complains(run("optimize", tmp_path / name, "-o", output), 2, name, "torch.jit.save")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "weights.pt")
+    complains(run("optimize", tmp_path / "weights.pt", "-o", output), 2, "no TorchScript code")
+    with zipfile.ZipFile(tmp_path / "odd.pt", "w") as archive:
+        archive.writestr("odd/code/x.py", "pass")
+    complains(run("analyze", tmp_path / "odd.pt"), 2, "odd.pt")
+    complains(run("analyze", tmp_path / "none.pt"), 2, "no such file")
+    assert not output.exists()
+
+
+def test_an_output_that_cannot_be_written(model, tmp_path):
+    complains(
+        run("optimize", model, "-o", tmp_path / "no" / "out.pt", "--input", SPEC), 1, "no folder"
+    )
+    complains(run("optimize", model, "-o", tmp_path, "--input", SPEC), 1, "it is a folder")
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(model, tmp_path):
+    output = tmp_path / "out.pt"
+    output.write_text("as it was")
+
+    def small_files_only():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    result = run("optimize", model, "-o", output, "--input", SPEC, preexec_fn=small_files_only)
+    assert result.returncode == 1, result.stderr
+    assert "out.pt: cannot write" in result.stderr
+    assert output.read_text() == "as it was"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt", "out.pt"]
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    class Slow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(1_000_000_000):
+                x = torch.sin(x)
+            return x
+
+    torch.jit.save(torch.jit.script(Slow()), tmp_path / "slow.pt")
+    command = ["-m", "torch_ext", "optimize", tmp_path / "slow.pt", "-o", tmp_path / "out.pt"]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command), "--input", "8:f32"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    maps = pathlib.Path(f"/proc/{process.pid}/maps")
+    while "_jit" not in maps.read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (out, err) == ("", "torch_ext: interrupted, nothing was written\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["slow.pt"]
+
+
+# --- analyze, verify, doctor ---------------------------------------------------------------------
+
+
+def test_analyze_writes_the_bottleneck_region_as_a_graph(model, tmp_path):
+    region = tmp_path / "region.txt"
+    result = run("analyze", model, "--input", SPEC, "--extract", region, "--json")
+    assert result.returncode == 0
+    fields = json.loads(result.stdout)
+    planned = json.loads(run("plan", region, "--json").stdout)
+    assert planned["original_peak_bytes"] == fields["original_peak_bytes"]
+    assert planned["peak_bytes"] <= fields["peak_bytes"]
+    assert planned["ops"] <= fields["ops"]
+
+
+def test_verify_exits_with_4_when_outputs_differ(model, tmp_path):
+    other = traced_wide()
+    with torch.no_grad():
+        next(iter(other.parameters())).add_(1)
+    torch.jit.save(other, tmp_path / "other.pt")
+    result = run("verify", model, tmp_path / "other.pt", "--input", SPEC)
+    assert result.returncode == 4
+    assert "values differ" in result.stdout
+
+
+def test_doctor():
+    result = run("doctor", "--json")
+    assert result.returncode == 0, result.stdout
+    assert json.loads(result.stdout)["problem"] == ""
+
+
+def test_usage_errors_exit_with_2():
+    for arguments in ([], ["fly"], ["optimize", "model.pt"], ["plan", "g", "--time-budget", "-1"]):
+        assert run(*arguments).returncode == 2
+
+
+def test_a_closed_pipe_is_no_traceback(graph):
+    command = f"{sys.executable} -m torch_ext plan {graph} --json | true"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(model, tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    complains(run("optimize", model, "-o", folder / "out.pt", "--input", SPEC), 1, "permission")

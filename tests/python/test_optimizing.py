@@ -1,0 +1,468 @@
+"""torch_ext.optimize and torch_ext.analyze on modules of all kinds."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from models import Scripted, Wide, traced_wide, wide_input
+from torch import nn
+
+import torch_ext
+
+TOLERANCE = 64 * 1024
+
+
+def measured_peak(module, *inputs):
+    for _ in range(2):
+        module(*inputs)
+    with torch_ext.measure_peak() as memory:
+        module(*inputs)
+    return memory.peak_bytes
+
+
+def check(module, inputs, *, gains=True, **options):
+    """Optimise; whatever comes out must be the same function and must not need more memory."""
+    optimized, report = torch_ext.optimize(module, inputs, **options)
+    assert report.identical, report.reason
+    assert report.measured_peak_bytes <= report.measured_original_peak_bytes
+    assert report.lower_bound_bytes <= report.peak_bytes <= report.original_peak_bytes
+    assert (report.status == "optimal") == (report.lower_bound_bytes == report.peak_bytes)
+    for planned, measured in (
+        (report.original_peak_bytes, report.measured_original_peak_bytes),
+        (report.peak_bytes, report.measured_peak_bytes),
+    ):
+        assert abs(planned - measured) <= max(0.01 * measured, TOLERANCE)
+    assert gains == (report.measured_peak_bytes < report.measured_original_peak_bytes)
+    assert gains == (report.reason == "")
+    return optimized, report
+
+
+def test_a_traced_module_gets_a_lower_measured_peak():
+    module, x = traced_wide(), wide_input()
+    optimized, report = check(module, (x,))
+    assert report.peak_bytes <= report.original_peak_bytes / 2
+    assert torch.equal(module(x), optimized(x))
+    assert measured_peak(optimized, x) == report.measured_peak_bytes
+    assert measured_peak(module, x) == report.measured_original_peak_bytes
+
+
+def test_an_nn_module_is_traced_first():
+    torch.manual_seed(0)
+    module, x = Wide().eval(), wide_input()
+    optimized, _ = check(module, (x,))
+    assert isinstance(optimized, torch.jit.ScriptModule)
+    assert torch.equal(module(x), optimized(x))
+
+
+def test_a_single_tensor_is_one_argument():
+    _, report = torch_ext.optimize(traced_wide(), wide_input())
+    assert report.identical
+
+
+def test_parameters_are_shared_with_the_original():
+    module, x = traced_wide(), wide_input()
+    optimized, _ = check(module, (x,))
+    ours, theirs = dict(optimized.named_parameters()), dict(module.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
+
+
+def test_the_given_module_and_the_random_state_are_not_changed():
+    module, x = traced_wide(), wide_input()
+    before = str(module.graph), torch.get_rng_state(), x.clone()
+    check(module, (x,))
+    assert str(module.graph) == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert torch.equal(x, before[2])
+
+
+def test_a_frozen_module():
+    check(torch.jit.freeze(traced_wide()), (wide_input(),))
+
+
+def test_a_scripted_module_with_several_methods():
+    torch.manual_seed(0)
+    module = torch.jit.script(Scripted().eval())
+    optimized, _ = check(module, (wide_input(),))
+    a, b = optimized.stretch(wide_input())
+    assert a.shape == b.shape == (256, 512)
+
+
+def test_a_scripted_sibling_that_shares_the_graph_is_not_changed():
+    first = torch.jit.script(Scripted().eval())
+    second = torch.jit.script(Scripted().eval())
+    assert first.forward.graph is not None
+    before = str(second.inlined_graph)
+    check(first, (wide_input(),))
+    assert str(second.inlined_graph) == before
+
+
+def test_a_module_that_has_already_run():
+    module, x = traced_wide(), wide_input()
+    for _ in range(3):
+        module(x)
+    optimized, report = check(module, (x,))
+    assert measured_peak(optimized, x) == report.measured_peak_bytes
+
+
+def test_a_loaded_module(tmp_path):
+    torch.jit.save(traced_wide(), tmp_path / "model.pt")
+    check(torch.jit.load(tmp_path / "model.pt"), (wide_input(),))
+
+
+def test_the_order_survives_save_load_and_freeze(tmp_path):
+    x = wide_input()
+    optimized, report = check(traced_wide(), (x,))
+    torch.jit.save(optimized, tmp_path / "optimized.pt")
+    loaded = torch.jit.load(tmp_path / "optimized.pt")
+    assert measured_peak(loaded, x) == report.measured_peak_bytes
+    assert torch.equal(loaded(x), optimized(x))
+    frozen = torch.jit.freeze(loaded.eval())
+    assert abs(measured_peak(frozen, x) - report.measured_peak_bytes) <= TOLERANCE
+
+
+def test_optimising_twice_changes_nothing_the_second_time():
+    optimized, first = check(traced_wide(), (wide_input(),))
+    again, second = check(optimized, (wide_input(),), gains=False)
+    assert again is optimized
+    assert second.moved_ops == 0
+    assert second.peak_bytes == first.peak_bytes
+
+
+def test_the_same_call_gives_the_same_order():
+    reports = [torch_ext.optimize(traced_wide(), (wide_input(),))[1] for _ in range(2)]
+    assert reports[0].order == reports[1].order
+
+
+def test_scope_bottleneck_moves_no_more_than_scope_all():
+    x = wide_input()
+    _, narrow = check(traced_wide(), (x,), scope="bottleneck")
+    _, wide = check(traced_wide(), (x,), scope="all")
+    assert wide.peak_bytes <= narrow.peak_bytes
+    assert narrow.moved_ops > 0
+
+
+def test_a_memory_budget_stops_as_soon_as_it_is_met():
+    x = wide_input()
+    _, best = check(traced_wide(), (x,))
+    loose = (best.peak_bytes + 2 * best.original_peak_bytes) // 3
+    _, report = torch_ext.optimize(traced_wide(), (x,), memory_budget=loose)
+    assert report.budget_met
+    assert report.measured_peak_bytes <= loose
+    _, report = torch_ext.optimize(traced_wide(), (x,), memory_budget=best.peak_bytes // 2)
+    assert report.budget_met is False
+
+
+def test_without_verification_nothing_is_measured():
+    optimized, report = torch_ext.optimize(traced_wide(), (wide_input(),), verify=False)
+    assert report.identical is None
+    assert report.measured_peak_bytes is None
+    assert report.moved_ops > 0
+    assert torch.equal(optimized(wide_input()), traced_wide()(wide_input()))
+
+
+def test_several_shapes_get_one_order():
+    examples = [(wide_input(64),), (wide_input(512),)]
+    _, report = check(traced_wide(), examples)
+    assert len(report.examples) == 2
+    for example in report.examples:
+        assert example.peak_bytes < example.original_peak_bytes
+        assert example.measured_peak_bytes < example.measured_original_peak_bytes
+    assert report.original_peak_bytes == report.examples[1].original_peak_bytes
+
+
+def test_tuple_list_and_dict_inputs_and_outputs():
+    class Containers(nn.Module):
+        def forward(
+            self,
+            pair: tuple[torch.Tensor, torch.Tensor],
+            parts: list[torch.Tensor],
+            named: dict[str, torch.Tensor],
+        ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+            a = torch.exp(pair[0].repeat(1, 64))
+            b = torch.exp(pair[1].repeat(1, 64))
+            return [a.sum(1), b.sum(1)], {"x": parts[0] * named["scale"]}
+
+    x = wide_input()
+    module = torch.jit.script(Containers())
+    inputs = ((x, x + 1), [x, x], {"scale": torch.tensor(2.0)})
+    optimized, _ = check(module, inputs)
+    parts, named = optimized(*inputs)
+    assert torch.equal(parts[1], module(*inputs)[0][1])
+    assert torch.equal(named["x"], x * 2)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.bool, torch.float16, torch.bfloat16, torch.complex64]
+)
+def test_other_dtypes(dtype):
+    class Repeat(nn.Module):
+        def forward(self, x):
+            a, b = x.repeat(1, 64), x.repeat(1, 128)
+            return a[:, 0].clone(), b[:, 1].clone()
+
+    x = (torch.arange(256 * 16) % 3).reshape(256, 16).to(dtype)
+    check(Repeat(), (x,))
+
+
+def test_nan_equals_nan():
+    class Nan(nn.Module):
+        def forward(self, x):
+            a, b = torch.log(x.repeat(1, 64)), torch.log(x.repeat(1, 64) - 1)
+            return a.sum(1), b.sum(1)
+
+    check(Nan(), (wide_input(),))
+
+
+def test_train_mode_keeps_running_statistics_and_dropout():
+    class Training(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = Wide()
+            self.norm = nn.BatchNorm1d(4)
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return self.dropout(self.norm(self.wide(x)))
+
+    torch.manual_seed(0)
+    module, x = Training().train(), wide_input()
+    state = copy.deepcopy(module.state_dict())
+    random = torch.get_rng_state()
+    optimized, report = torch_ext.optimize(module, (x,))
+    assert report.identical
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    torch.manual_seed(7)
+    ours = optimized(x)
+    statistics = module.norm.running_mean.clone()
+    module.load_state_dict(state)
+    torch.manual_seed(7)
+    assert torch.equal(ours, module(x))
+    assert torch.equal(statistics, module.norm.running_mean)
+    assert not torch.equal(statistics, state["norm.running_mean"])
+
+
+def test_inputs_that_are_written_to_are_left_alone():
+    class Writes(nn.Module):
+        def forward(self, x):
+            a, b = torch.exp(x.repeat(1, 64)), torch.exp(x.repeat(1, 65))
+            out = a.sum(1), b.sum(1)
+            x.add_(1)
+            return out
+
+    x = wide_input()
+    module = torch.jit.trace(Writes(), (x.clone(),), check_trace=False)
+    optimized, _ = check(module, (x,))
+    assert torch.equal(x, wide_input())
+    ours, theirs = wide_input(), wide_input()
+    optimized(ours)
+    module(theirs)
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, x)
+
+
+def test_outputs_that_alias_inputs():
+    class Aliases(nn.Module):
+        def forward(self, x):
+            a, b = torch.exp(x.repeat(1, 64)), torch.exp(x.repeat(1, 65))
+            return x.view(-1), a.sum(1), b.sum(1), x
+
+    optimized, _ = check(Aliases(), (wide_input(),))
+    x = wide_input()
+    view, *_, same = optimized(x)
+    assert view.data_ptr() == same.data_ptr() == x.data_ptr()
+
+
+def test_control_flow_counts_as_one_op_with_its_inner_peak():
+    class Loops(nn.Module):
+        def forward(self, x: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+            a = x.repeat(1, 32)
+            b = x.repeat(1, 64)
+            for _ in range(n):
+                a = torch.exp(a) - 1
+            if bool(x.sum() > -1e9):
+                b = torch.exp(b.repeat(1, 2))
+            return a.sum(1), b.sum(1)
+
+    check(torch.jit.script(Loops()), (wide_input(), 3))
+
+
+def test_prints_are_not_shown_while_verifying(capfd):
+    class Prints(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            a, b = torch.exp(x.repeat(1, 64)), torch.exp(x.repeat(1, 65))
+            print("hello")
+            return a.sum(1), b.sum(1)
+
+    optimized, _ = check(torch.jit.script(Prints()), (wide_input(),))
+    assert capfd.readouterr().out == ""
+    optimized(wide_input())
+    assert "hello" in capfd.readouterr().out
+
+
+def test_an_optimal_order_says_which_op_and_which_buffers():
+    module = nn.Sequential(nn.Linear(16, 512), nn.ReLU(), nn.Linear(512, 4)).eval()
+    _, report = check(module, (wide_input(),), gains=False)
+    assert report.status == "optimal"
+    assert "the original order is optimal" in report.reason
+    assert report.bottleneck.op in report.reason
+    assert report.at_peak[0].shape == (256, 512)
+    assert report.at_peak[0].dtype == "Float"
+
+
+def test_ops_held_in_place_are_the_reason():
+    class Chained(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            a = torch.dropout(x.repeat(1, 64), 0.5, True)
+            b = torch.dropout(x.repeat(1, 64), 0.5, True)
+            c = torch.dropout(a[:, :1], 0.5, True)
+            return c, b.sum(1)
+
+    _, report = check(torch.jit.script(Chained()), (wide_input(),), gains=False)
+    assert "in place" in report.reason
+
+
+def test_no_tensors_at_all():
+    class Numbers(nn.Module):
+        def forward(self, n: int) -> int:
+            return n + 1
+
+    module = torch.jit.script(Numbers())
+    optimized, report = torch_ext.optimize(module, (3,))
+    assert optimized is module
+    assert report.peak_bytes == 0
+    assert "no op takes memory" in report.reason
+
+
+def test_an_empty_graph():
+    class Empty(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    optimized, report = torch_ext.optimize(torch.jit.script(Empty()), (wide_input(),))
+    assert report.ops == 0
+    assert report.reason
+    assert torch.equal(optimized(wide_input()), wide_input())
+
+
+def test_a_constant_of_the_graph_that_is_written_to_is_refused():
+    class WritesConstant(nn.Module):
+        def forward(self, x):
+            return CONSTANT.add_(1) + x
+
+    CONSTANT = torch.zeros(16)  # noqa: N806
+    module = torch.jit.trace(WritesConstant(), (wide_input(),), check_trace=False)
+    value = CONSTANT.clone()
+    optimized, report = torch_ext.optimize(module, (wide_input(),))
+    assert optimized is module
+    assert "constant" in report.reason
+    assert torch.equal(CONSTANT, value)
+
+
+def test_analyze_changes_nothing_and_tells_the_same():
+    module, x = traced_wide(), wide_input()
+    before = str(module.graph)
+    report = torch_ext.analyze(module, (x,))
+    _, optimized = check(module, (x,))
+    assert str(module.graph) == before
+    assert report.peak_bytes == optimized.peak_bytes
+    assert report.order == optimized.order
+    assert report.measured_original_peak_bytes == optimized.measured_original_peak_bytes
+    assert report.measured_peak_bytes is None
+
+
+def test_the_report_is_json_with_the_stable_keys():
+    _, report = check(traced_wide(), (wide_input(),))
+    fields = json.loads(json.dumps(report.to_dict()))
+    assert fields["format"] == 1
+    stable = """ops original_peak_bytes peak_bytes lower_bound_bytes status proof method bottleneck
+        seconds clock_stopped order moved_ops regions measured_original_peak_bytes
+        measured_peak_bytes identical threads parameter_bytes input_bytes budget_met reason
+        timeline_before timeline_after at_peak"""
+        "ops",
+        "original_peak_bytes",
+        "peak_bytes",
+        "lower_bound_bytes",
+        "status",
+        "proof",
+        "method",
+        "bottleneck",
+        "seconds",
+        "clock_stopped",
+        "order",
+        "moved_ops",
+        "regions",
+        "measured_original_peak_bytes",
+        "measured_peak_bytes",
+        "identical",
+        "threads",
+        "parameter_bytes",
+        "input_bytes",
+        "budget_met",
+        "reason",
+        "timeline_before",
+        "timeline_after",
+        "at_peak",
+    ]
+    assert set(stable.split()) <= fields.keys()
+    assert fields["bottleneck"].keys() == {"op", "source", "bytes", "buffers"}
+    assert fields["timeline_before"][0].keys() == {"op", "valley_bytes", "hill_bytes"}
+    assert max(t["hill_bytes"] for t in fields["timeline_after"]) == fields["peak_bytes"]
+    assert sorted(fields["order"]) == sorted(t["op"] for t in fields["timeline_before"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.peak_bytes = 0
+
+
+def test_the_source_line_is_the_users():
+    _, report = check(traced_wide(), (wide_input(),))
+    assert "models.py:" in report.bottleneck.source
+    assert any("models.py:" in buffer.source for buffer in report.at_peak)
+    assert any(buffer.module_path.startswith("grow.") for buffer in report.at_peak)
+
+
+def test_parameters_and_inputs_are_reported_beside_the_peak():
+    module, x = traced_wide(), wide_input()
+    _, report = check(module, (x,))
+    assert report.parameter_bytes == sum(p.nbytes for p in module.parameters())
+    assert report.input_bytes == x.nbytes
+    assert report.threads == 2
+
+
+@pytest.mark.parametrize("inputs", [(), (1.0, 2.0), ("text",)])
+def test_inputs_that_do_not_fit_are_a_value_error(inputs):
+    with pytest.raises(ValueError, match="does not fit forward"):
+        torch_ext.optimize(traced_wide(), inputs)
+
+
+@pytest.mark.parametrize("inputs", [[], 3, [torch.zeros(1)]])
+def test_examples_of_the_wrong_form_are_a_value_error(inputs):
+    with pytest.raises(ValueError, match="must be a tuple of arguments"):
+        torch_ext.optimize(traced_wide(), inputs)
+
+
+def test_not_a_module_is_a_value_error():
+    with pytest.raises(ValueError, match="expected a torch"):
+        torch_ext.optimize(lambda x: x, (wide_input(),))
+
+
+@pytest.mark.parametrize(
+    "options", [{"scope": "some"}, {"time_budget": -1.0}, {"memory_budget": -5}]
+)
+def test_bad_options_are_a_value_error(options):
+    with pytest.raises(ValueError, match="must"):
+        torch_ext.optimize(traced_wide(), (wide_input(),), **options)
+
+
+def test_a_model_that_raises_raises_the_same():
+    class Raises(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.size(0) > 2:
+                raise RuntimeError("too many rows")
+            return x * 2
+
+    with pytest.raises(torch.jit.Error, match="too many rows"):
+        torch_ext.optimize(torch.jit.script(Raises()), (wide_input(),))
