@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <regex>
 #include <sstream>
+#include <unordered_set>
 
 namespace torch_ext::jit {
 
@@ -41,6 +42,18 @@ std::vector<Node*> OpNodes(Block* block) {
     if (node->kind() != c10::prim::Constant) nodes.push_back(node);
   }
   return nodes;
+}
+
+std::vector<char> FoldedNodes(const std::shared_ptr<Graph>& graph) {
+  std::shared_ptr<Graph> copy = graph->copy();
+  const std::vector<Node*> before = OpNodes(copy->block());
+  std::vector<char> folded;
+  for (const Node* node : before) folded.push_back(node->blocks().empty());
+  torch::jit::ConstantPropagation(copy);
+  const std::vector<Node*> after = OpNodes(copy->block());
+  const std::unordered_set<const Node*> left(after.begin(), after.end());
+  for (std::size_t i = 0; i < before.size(); ++i) folded[i] &= !left.contains(before[i]);
+  return folded;
 }
 
 namespace {

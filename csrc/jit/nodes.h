@@ -18,6 +18,10 @@ void PrepareGraph(std::shared_ptr<torch::jit::Graph>& graph);
 // The nodes that can be ordered: all of the block's but constants, in block order.
 std::vector<torch::jit::Node*> OpNodes(torch::jit::Block* block);
 
+// For each of OpNodes(graph->block()): does the executor compute it once, when it makes its plan, and
+// keep the result as a constant? Such nodes take no memory in a settled call.
+std::vector<char> FoldedNodes(const std::shared_ptr<torch::jit::Graph>& graph);
+
 // What the node reads: its inputs, and what its inner blocks capture from outside the node.
 std::vector<torch::jit::Value*> ReadValues(torch::jit::Node* node);
 

@@ -56,9 +56,11 @@ class Subject {
       : module_(module), examples_(examples), options_(options), reordered_(CloneMethods(module)) {
     TORCH_CHECK(!examples.empty(), "at least one example input is needed");
     graph_ = ForwardGraph(reordered_);
-    PrepareGraph(graph_);
-    nodes_ = OpNodes(graph_->block());
     report_.threads = at::get_num_threads();
+    report_.examples.resize(examples.size());
+    report_.reason = WhyRefused();
+    if (!report_.reason.empty()) return;
+    nodes_ = OpNodes(graph_->block());
     report_.sources.reserve(nodes_.size());
     for (const Node* node : nodes_) report_.sources.push_back(SourceOf(node));
     std::vector<c10::IValue> owned{module._ivalue()};
@@ -69,7 +71,6 @@ class Subject {
       }
     }
     report_.parameter_bytes = StorageBytes(owned);
-    report_.examples.resize(examples.size());
     for (std::size_t i = 0; i < examples.size(); ++i) {
       report_.examples[i].input_bytes = StorageBytes(examples[i]);
     }
@@ -83,12 +84,11 @@ class Subject {
 
   // Probes the examples and plans. Returns false with a reason if nothing can be said.
   bool Plan() {
+    if (!report_.reason.empty()) return false;
     // A first look without probes: what must not even be run on shared state.
     hazards_ = FindHazards(graph_, nodes_, {});
-    if (!hazards_.refusal.empty()) {
-      report_.reason = hazards_.refusal;
-      return false;
-    }
+    report_.reason = hazards_.refusal;
+    if (!report_.reason.empty()) return false;
     for (const Stack& example : examples_) probes_.push_back(ProbeExample(example));
     hazards_ = FindHazards(graph_, nodes_, probes_);
     for (const Probe& probe : probes_) graphs_.push_back(ExtractGraph(nodes_, probe, hazards_));
@@ -153,6 +153,20 @@ class Subject {
   }
 
  private:
+  // Prepares the graph; what cannot be prepared is left alone.
+  std::string WhyRefused() {
+    if (!module_.type()->getForwardHooks().empty() ||
+        !module_.type()->getForwardPreHooks().empty()) {
+      return "the module has forward hooks, which a reordered copy would lose";
+    }
+    try {
+      PrepareGraph(graph_);
+    } catch (const std::exception& error) {
+      return std::string("torch's own passes fail on the graph: ") + error.what();
+    }
+    return {};
+  }
+
   ExamplePeaks& worst() { return report_.examples[report_.worst_example]; }
 
   Probe ProbeExample(const Stack& example) {

@@ -229,7 +229,14 @@ Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t
 Probe RunProbe(const std::shared_ptr<Graph>& graph, const std::function<Stack()>& make_inputs) {
   Prober prober(graph);
   prober.Run(make_inputs());
-  return prober.Run(make_inputs());
+  Probe probe = prober.Run(make_inputs());
+  const std::vector<char> folded = FoldedNodes(graph);
+  for (std::size_t i = 0; i < folded.size(); ++i) {
+    if (!folded[i]) continue;
+    probe.nodes[i].hill_bytes = 0;
+    for (std::int32_t a : probe.nodes[i].writes) probe.allocations[a].bytes = 0;
+  }
+  return probe;
 }
 
 }  // namespace torch_ext::jit

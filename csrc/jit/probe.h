@@ -41,6 +41,7 @@ struct Probe {
 };
 
 // `inputs` holds one value for each graph input, `self` included; they may be written to.
+// Nodes that the executor will have folded into constants (FoldedNodes) count as taking nothing.
 // Runs the graph twice: memory taken once and for ever (caches of kernels) must not count.
 // Throws whatever the graph throws.
 Probe RunProbe(const std::shared_ptr<torch::jit::Graph>& graph,

@@ -47,7 +47,7 @@ struct Plan {
   std::int64_t original_peak_bytes = 0;
   std::int64_t peak_bytes = 0;
   std::int64_t lower_bound_bytes = 0;
-  std::string method;  // of the region that sets the peak; "original" if no op moved
+  std::string method;  // what lowered the region that set the peak; "original" if nothing did
   std::string proof;   // "closure": the bottleneck op needs as much in any order; "search": an
                        // exhausted search; empty if the lower bound is below the peak
   std::optional<Bottleneck> bottleneck;  // nothing for an empty graph

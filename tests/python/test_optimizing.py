@@ -441,3 +441,19 @@ def test_a_model_that_raises_raises_the_same():
 
     with pytest.raises(torch.jit.Error, match="too many rows"):
         torch_ext.optimize(torch.jit.script(Raises()), (wide_input(),))
+
+
+def test_a_module_with_forward_hooks_is_left_alone():
+    class Hooked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.repeat(1, 64).sum(1) + x.repeat(1, 65).sum(1)
+
+    def add_one(self, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0] + 1,)
+
+    module = Hooked()
+    module.register_forward_pre_hook(add_one)
+    script = torch.jit.script(module)
+    optimized, report = torch_ext.optimize(script, (wide_input(),))
+    assert "hooks" in report.reason
+    assert torch.equal(optimized(wide_input()), script(wide_input()))

@@ -149,6 +149,14 @@ TEST(Probe, AgreesWithTheAllocatorOnBranchesAndLoops) {
   )"), {Block(128), 4});
 }
 
+TEST(Probe, AgreesWithTheAllocatorOnConstantsTheExecutorFolds) {
+  ExpectAgreement(Define(R"(
+    def forward(self, x):
+        table = torch.exp(torch.arange(100000, dtype=6))
+        return x.sum() + table[1], x * 2
+  )"), {Block(8)});
+}
+
 TEST(Probe, NoticesRandomNumbers) {
   const Probed probed = ProbeModule(Define(R"(
     def forward(self, x):

@@ -80,6 +80,25 @@ op free reads x
   EXPECT_EQ(MovedOps(closest), 1);
 }
 
+// Only `free` must leave its place. `b` has neighbours on both sides that it depends on or that
+// depend on it, and still finds its way back between them.
+TEST(ClosestOrderTest, PutsBackAnOpBetweenWhatItDependsOnAndWhatDependsOnIt) {
+  const Graph g = ParseInstance(R"(graph 1
+buffer x 10 input
+buffer y 10 kept
+op a
+op grow writes y
+op b after a
+op c after grow
+op d after b
+op free reads x
+)");
+  Budget budget(kAmple);
+  const Order closest = ClosestOrder(g, Order{5, 0, 2, 4, 1, 3}, 10, budget);
+  EXPECT_EQ(PeakBytes(g, closest), 10);
+  EXPECT_EQ(MovedOps(closest), 1) << ::testing::PrintToString(closest);
+}
+
 TEST(ClosestOrderRandomTest, KeepsWithinTheLimitAndNeverMovesMore) {
   int closer = 0;
   for (int i = 0; i < ScaledCount(2000); ++i) {
