@@ -129,6 +129,7 @@ std::vector<std::int32_t> PlaceOps(const Graph& graph, OpId op, FlowNetwork& net
 }  // namespace
 
 OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
+  budget.Spend(graph.num_ops() / 4 + 1);
   const std::int64_t infinite = kSizeLimitBytes;  // above the sum of all sizes
   FlowNetwork network;
   const std::vector<std::int32_t> node_of = PlaceOps(graph, op, network);

@@ -22,7 +22,7 @@ class OpSet {
   bool Contains(OpId v) const { return (words_[v >> 6] >> (v & 63)) & 1; }
   void Flip(OpId v) { words_[v >> 6] ^= std::uint64_t{1} << (v & 63); }
   std::uint64_t Hash() const;
-  std::int64_t SizeInBytes() const { return static_cast<std::int64_t>(words_.size() * 8); }
+  std::size_t SizeInBytes() const { return words_.size() * sizeof(std::uint64_t); }
   bool operator==(const OpSet&) const = default;
 
  private:
@@ -43,19 +43,24 @@ class State {
     std::int64_t live_bytes;  // memory once the step is taken
   };
 
-  Move Look(OpId v) const;          // O(users of what v reads)
+  Move Look(OpId v) const;          // O(reads + writes of v)
   void Step(OpId v, Move move);     // `v` must be in ready()
   const OpSet& done() const { return done_; }
   std::int64_t live_bytes() const { return live_bytes_; }
   const std::vector<OpId>& ready() const { return ready_; }  // ascending
   std::int32_t num_steps() const { return num_steps_; }
+  std::int64_t SizeInBytes() const {  // what it holds on the heap
+    return static_cast<std::int64_t>(
+        done_.SizeInBytes() +
+        (users_left_.size() + waits_for_.size() + ready_.size()) * sizeof(std::int32_t));
+  }
 
-  // Takes, as long as there is one, the first ready op that keeps within `limit_bytes` and does not
-  // raise memory, and appends it to `steps`. Such a step is *safe*: if any order from here keeps
+  // Goes round the ready ops, takes those that keep within `limit_bytes` and do not raise memory, and
+  // appends them to `steps`, until none is left. Returns the number of ops looked at. Such a step is *safe*: if any order from here keeps
   // within the limit, so does one that starts with it. (Exchange: moving the op to the front adds
   // at most net(v) <= 0 to every hill it passes, because net can only fall as more ops have run
   // before it: live is submodular. Backwards the mirror image holds.)
-  void TakeSafeSteps(std::int64_t limit_bytes, std::vector<OpId>& steps);
+  std::int64_t TakeSafeSteps(std::int64_t limit_bytes, std::vector<OpId>& steps);
 
  private:
   std::int64_t NetBytes(OpId v) const;
@@ -63,6 +68,8 @@ class State {
   const Graph* graph_;
   Direction direction_;
   OpSet done_;  // the ops that have run
+  std::vector<std::int32_t> users_left_;  // per buffer: its users that have not run
+  std::vector<std::int32_t> waits_for_;   // per op: neighbours that must step before it
   std::vector<OpId> ready_;
   std::int64_t live_bytes_ = 0;
   std::int32_t num_steps_ = 0;

@@ -110,7 +110,8 @@ std::optional<Order> BeamOrder(const Graph& graph, Direction direction, std::int
   // Safe steps make states jump ahead, so the levels wait in a map from steps taken to states.
   std::map<std::int32_t, std::vector<BeamState>> levels;
   const auto arrive = [&](BeamState&& arrived, std::vector<OpId> steps) {
-    arrived.state.TakeSafeSteps(std::max(arrived.peak_bytes, floor_bytes), steps);
+    budget.Spend(arrived.state.TakeSafeSteps(std::max(arrived.peak_bytes, floor_bytes), steps) +
+                 graph.num_ops() / 64);  // the copy
     traces.push_back({arrived.trace, std::move(steps)});
     arrived.trace = static_cast<std::int32_t>(traces.size()) - 1;
     levels[arrived.state.num_steps()].push_back(std::move(arrived));
@@ -167,8 +168,8 @@ std::optional<Order> BeamOrder(const Graph& graph, Direction direction, std::int
     for (const Successor& s : successors) {
       BeamState next{kept[s.parent].state, s.peak_bytes, kept[s.parent].trace};
       next.state.Step(s.op, s.move);
-      if (!budget.Spend(2 + graph.num_ops() / 512)) return std::nullopt;  // the copy
       arrive(std::move(next), {s.op});
+      if (!budget.HasWork()) return std::nullopt;
     }
   }
 }

@@ -60,12 +60,12 @@ class Searcher {
       next.Step(v, move);
       Push(std::move(next), key, from, {v});
     }
-    return budget_.Spend(static_cast<std::int64_t>(ready.size()) * 2 + 1) &&
+    return budget_.Spend(static_cast<std::int64_t>(ready.size()) + 1) &&
            used_bytes_ < budget_.memory_bytes();
   }
 
   void Push(State state, std::int64_t key, std::int32_t parent, std::vector<OpId> steps) {
-    state.TakeSafeSteps(key, steps);
+    budget_.Spend(state.TakeSafeSteps(key, steps) + 2);
     const std::uint64_t hash = state.done().Hash();
     const auto [first, last] = by_hash_.equal_range(hash);
     const auto found = std::find_if(first, last, [&](const auto& entry) {
@@ -75,8 +75,7 @@ class Searcher {
     if (found == last) {
       id = static_cast<std::int32_t>(nodes_.size());
       used_bytes_ += static_cast<std::int64_t>(sizeof(Node) + sizeof(Entry) + 64) +
-                     state.done().SizeInBytes() +
-                     static_cast<std::int64_t>((steps.size() + state.ready().size()) * 4);
+                     state.SizeInBytes() + static_cast<std::int64_t>(steps.size() * 4);
       nodes_.push_back({std::move(state), key, parent, std::move(steps)});
       by_hash_.emplace(hash, id);
     } else {

@@ -274,6 +274,38 @@ op join reads small_a small_b workspace 98
   EXPECT_EQ(plan.proof, "closure");
 }
 
+TEST(PlanTest, WorkEndsAtTheBlockThatSetsThePeak) {
+  // Both blocks run their branches side by side; the second is lower so than the first can be.
+  const Graph g = ParseInstance(R"(graph 1
+buffer a 10
+buffer b 10
+buffer small_a 1
+buffer small_b 1
+buffer m 1
+buffer c 5
+buffer d 5
+buffer small_c 1
+buffer small_d 1
+op wide_a writes a
+op wide_b writes b
+op narrow_a reads a writes small_a
+op narrow_b reads b writes small_b
+op middle reads small_a small_b writes m
+op wide_c reads m writes c
+op wide_d reads m writes d
+op narrow_c reads c writes small_c
+op narrow_d reads d writes small_d
+op join reads small_c small_d
+)");
+  for (const Scope scope : kScopes) {
+    const Plan plan = MakePlan(g, Ample(scope));
+    EXPECT_EQ(plan.original_peak_bytes, 21);
+    EXPECT_EQ(plan.peak_bytes, 12);
+    EXPECT_EQ(plan.moved_ops, 1);
+    EXPECT_EQ(Order(plan.order.begin() + 4, plan.order.end()), (Order{4, 5, 6, 7, 8, 9}));
+  }
+}
+
 TEST(PlanTest, ExtractBottleneckCutsTheBlockOfThePeak) {
   const Graph g = ParseInstance(R"(graph 1
 buffer skip 100 input
