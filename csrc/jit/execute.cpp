@@ -24,7 +24,9 @@ void CollectPrinted(const std::string& text) {
   }
 }
 
-at::Generator DefaultGenerator() { return at::detail::getDefaultCPUGenerator(); }
+at::Generator DefaultGenerator() {
+  return at::detail::getDefaultCPUGenerator();
+}
 
 at::Tensor RandomState() {
   at::Generator generator = DefaultGenerator();
@@ -67,9 +69,13 @@ QuietRun::~QuietRun() {
   if (--g_handler_users == 0) torch::jit::setPrintHandler(g_outer_handler);
 }
 
-void QuietRun::RewindRandomState() const { SetRandomState(state_->random_state); }
+void QuietRun::RewindRandomState() const {
+  SetRandomState(state_->random_state);
+}
 
-std::string QuietRun::TakePrinted() { return std::exchange(*g_printed, {}); }
+std::string QuietRun::TakePrinted() {
+  return std::exchange(*g_printed, {});
+}
 
 Execution Execute(const torch::jit::Module& module, const Stack& example, bool copy_state,
                   const QuietRun& quiet) {

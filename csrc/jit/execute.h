@@ -38,8 +38,8 @@ struct Call {
   std::string printed;
 };
 
-// The module run three times from the same state: the executor profiles in the first call, optimises
-// in the second, and is settled in the third, in which memory is measured.
+// The module run three times from the same state: the executor profiles in the first call,
+// optimises in the second, and is settled in the third, in which memory is measured.
 struct Execution {
   Call first;
   Call last;

@@ -64,8 +64,8 @@ void ApplyOrder(torch::jit::Graph& graph, const std::vector<Node*>& nodes,
   std::unordered_set<const Node*> done;
   for (Node* node : block->nodes()) {
     for (Value* value : ReadValues(node)) {
-      const bool made_here = value->node()->owningBlock() == block &&
-                             value->node() != block->param_node();
+      const bool made_here =
+          value->node()->owningBlock() == block && value->node() != block->param_node();
       TORCH_INTERNAL_ASSERT(!made_here || done.contains(value->node()),
                             "torch_ext: ", value->debugName(), " would be used before it is made");
     }

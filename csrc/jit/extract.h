@@ -12,14 +12,14 @@
 
 namespace torch_ext::jit {
 
-// Op i is nodes[i]; buffers are the probe's allocations, with buffer names made unique. Precedence is
-// the data flow (every value, whatever its type) plus the hazards.
+// Op i is nodes[i]; buffers are the probe's allocations, with buffer names made unique. Precedence
+// is the data flow (every value, whatever its type) plus the hazards.
 sched::Graph ExtractGraph(const std::vector<torch::jit::Node*>& nodes, const Probe& probe,
                           const Hazards& hazards);
 
-// Moves nodes[order[0]], nodes[order[1]], ... to the end of their block in this sequence, behind the
-// constants. Checks afterwards that every value is made before it is used (throws c10::Error, a bug
-// of ours) and runs the graph's own lint.
+// Moves nodes[order[0]], nodes[order[1]], ... to the end of their block in this sequence, behind
+// the constants. Checks afterwards that every value is made before it is used (throws c10::Error, a
+// bug of ours) and runs the graph's own lint.
 void ApplyOrder(torch::jit::Graph& graph, const std::vector<torch::jit::Node*>& nodes,
                 const sched::Order& order);
 

@@ -79,14 +79,26 @@ bool DrawsRandomNumbers(Node* node) {
 
 // Nodes without a schema whose meaning is known: they read their inputs and nothing else.
 bool IsKnownWithoutSchema(Node* node) {
-  static constexpr std::array kKnown = {
-      c10::prim::Constant,        c10::prim::ListConstruct,  c10::prim::TupleConstruct,
-      c10::prim::DictConstruct,   c10::prim::ListUnpack,     c10::prim::TupleUnpack,
-      c10::prim::TupleIndex,      c10::prim::TupleSlice,     c10::prim::GetAttr,
-      c10::prim::SetAttr,         c10::prim::If,             c10::prim::Loop,
-      c10::prim::ConstantChunk,   c10::prim::unchecked_cast, c10::prim::Uninitialized,
-      c10::prim::RaiseException,  c10::prim::Print,          c10::prim::NumToTensor,
-      c10::prim::unchecked_unwrap_optional, c10::prim::isinstance};
+  static constexpr std::array kKnown = {c10::prim::Constant,
+                                        c10::prim::ListConstruct,
+                                        c10::prim::TupleConstruct,
+                                        c10::prim::DictConstruct,
+                                        c10::prim::ListUnpack,
+                                        c10::prim::TupleUnpack,
+                                        c10::prim::TupleIndex,
+                                        c10::prim::TupleSlice,
+                                        c10::prim::GetAttr,
+                                        c10::prim::SetAttr,
+                                        c10::prim::If,
+                                        c10::prim::Loop,
+                                        c10::prim::ConstantChunk,
+                                        c10::prim::unchecked_cast,
+                                        c10::prim::Uninitialized,
+                                        c10::prim::RaiseException,
+                                        c10::prim::Print,
+                                        c10::prim::NumToTensor,
+                                        c10::prim::unchecked_unwrap_optional,
+                                        c10::prim::isinstance};
   return std::find(kKnown.begin(), kKnown.end(), node->kind()) != kKnown.end();
 }
 
@@ -102,7 +114,7 @@ std::string WhyBarrier(Node* node) {
     if (!why.empty()) return;
     const std::string kind = inner->kind().toQualString();
     static constexpr std::array<std::string_view, 6> kStateful = {
-        "prim::fork", "aten::wait", "prim::Enter", "prim::Exit", "aten::set_grad_enabled",
+        "prim::fork",       "aten::wait", "prim::Enter", "prim::Exit", "aten::set_grad_enabled",
         "aten::manual_seed"};
     if (std::find(kStateful.begin(), kStateful.end(), kind) != kStateful.end()) {
       why = kind + ": changes what other ops do";
@@ -114,8 +126,7 @@ std::string WhyBarrier(Node* node) {
                !HasAliasAnnotation(*inner->maybeSchema())) {
       why = kind + ": a custom op without alias annotation";
     } else if (inner->maybeOperator() != nullptr &&
-               inner->getOperator().aliasAnalysisKind() ==
-                   c10::AliasAnalysisKind::CONSERVATIVE) {
+               inner->getOperator().aliasAnalysisKind() == c10::AliasAnalysisKind::CONSERVATIVE) {
       why = kind + ": declares nothing about what it writes";
     }
   });
@@ -136,8 +147,7 @@ std::vector<Value*> WrittenValues(Node* node) {
       written.push_back(node->input(i));
     }
     // Batch and instance norm update their running statistics in training; no schema says so.
-    const bool is_statistic =
-        argument.name() == "running_mean" || argument.name() == "running_var";
+    const bool is_statistic = argument.name() == "running_mean" || argument.name() == "running_var";
     if (is_statistic && !IsConstantFalse(node, "training") && !IsConstantFalse(node, "train") &&
         !IsConstantFalse(node, "use_input_stats")) {
       written.push_back(node->input(i));
@@ -219,8 +229,7 @@ class Finder {
     for (Value* v : written_[i]) {
       if (!IsMutable(v)) continue;
       for (Node* constant : graph_->block()->nodes()) {
-        if (constant->kind() == c10::prim::Constant &&
-            IsMutable(constant->output()) &&
+        if (constant->kind() == c10::prim::Constant && IsMutable(constant->output()) &&
             alias_db_.mayContainAlias(v, constant->output())) {
           hazards_.refusal = "'" + std::string(node->kind().toQualString()) +
                              "' may write to a constant of the graph";

@@ -4,11 +4,13 @@
 // Rules give order edges between nodes, on top of the data flow. When in doubt a node is a barrier:
 // everything before it stays before, everything after stays after.
 //   mutation       a write against every read and write of what may alias it: through views, list
-//                  elements, inner blocks (torch's AliasDb), and running statistics of batch norm in
-//                  training, which the schema does not tell
+//                  elements, inner blocks (torch's AliasDb), and running statistics of batch norm
+//                  in training, which the schema does not tell
 //   random         ops that draw random numbers, among themselves, inner blocks included
-//   side effect    prints, raises, warnings, attribute writes among themselves, and against random ops and
-//                  writes to memory that outlives the call (an exception must find them as they were)
+//   side effect    prints, raises, warnings, attribute writes among themselves, and against random
+//   ops and
+//                  writes to memory that outlives the call (an exception must find them as they
+//                  were)
 //   unknown        calls that are not inlined, forks and waits, contexts, custom ops without alias
 //                  annotation, nodes AliasDb knows more about than we do: barriers
 #pragma once

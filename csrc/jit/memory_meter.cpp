@@ -104,9 +104,8 @@ class CountingAllocator final : public c10::Allocator {
   c10::DataPtr allocate(std::size_t size) override {
     c10::DataPtr data = g_inner->allocate(size);
     void* address = data.get();
-    const bool countable =
-        address != nullptr && data.get_context() == address &&
-        data.compare_exchange_deleter(g_inner->raw_deleter(), &CountedDelete);
+    const bool countable = address != nullptr && data.get_context() == address &&
+                           data.compare_exchange_deleter(g_inner->raw_deleter(), &CountedDelete);
     if (countable) {
       Sizes().Insert(address, static_cast<std::int64_t>(size));
       AllCounters().Report(address, static_cast<std::int64_t>(size));
@@ -136,9 +135,13 @@ MemoryMeter::MemoryMeter(bool record_events) : counter_(std::make_shared<Counter
   AllCounters().Add(counter_);
 }
 
-MemoryMeter::~MemoryMeter() { Stop(); }
+MemoryMeter::~MemoryMeter() {
+  Stop();
+}
 
-void MemoryMeter::Stop() { AllCounters().Remove(counter_); }
+void MemoryMeter::Stop() {
+  AllCounters().Remove(counter_);
+}
 
 std::int64_t MemoryMeter::peak_bytes() const {
   return AllCounters().Locked([&] { return counter_->peak_bytes; });

@@ -141,8 +141,8 @@ std::string SourceOf(const Node* node) {
     }
   }
   if (frames.empty()) return {};
-  const auto users = std::ranges::find_if(
-      frames, [](const auto& frame) { return !IsInsideTorch(frame.first); });
+  const auto users =
+      std::ranges::find_if(frames, [](const auto& frame) { return !IsInsideTorch(frame.first); });
   const auto& [file, line] = users == frames.end() ? frames.front() : *users;
   return file + ":" + line;
 }
@@ -151,7 +151,8 @@ std::string ModulePathOf(const Node* node) {
   // Traced: "__module.layer1/__module.layer1.0/...", the last part is the full path.
   static const std::string kRoot = "__module.";
   const std::string scope = node->scopeName();
-  const std::string last = scope.substr(scope.rfind('/') == std::string::npos ? 0 : scope.rfind('/') + 1);
+  const std::string last =
+      scope.substr(scope.rfind('/') == std::string::npos ? 0 : scope.rfind('/') + 1);
   if (last.starts_with(kRoot)) return last.substr(kRoot.size());
   if (!node->callstack()) return {};
   std::string path;

@@ -10,16 +10,16 @@
 namespace torch_ext::jit {
 
 // Inlines all calls and runs the executor's own clean-up passes ahead of time (dead code, common
-// subexpressions, peephole, constants of immutable types, tuples), so that the graph that is planned
-// is the graph that will be executed. Forgets recorded shapes first, as the executor does: they
-// hold for the traced inputs only.
+// subexpressions, peephole, constants of immutable types, tuples), so that the graph that is
+// planned is the graph that will be executed. Forgets recorded shapes first, as the executor does:
+// they hold for the traced inputs only.
 void PrepareGraph(std::shared_ptr<torch::jit::Graph>& graph);
 
 // The nodes that can be ordered: all of the block's but constants, in block order.
 std::vector<torch::jit::Node*> OpNodes(torch::jit::Block* block);
 
-// For each of OpNodes(graph->block()): does the executor compute it once, when it makes its plan, and
-// keep the result as a constant? Such nodes take no memory in a settled call.
+// For each of OpNodes(graph->block()): does the executor compute it once, when it makes its plan,
+// and keep the result as a constant? Such nodes take no memory in a settled call.
 std::vector<char> FoldedNodes(const std::shared_ptr<torch::jit::Graph>& graph);
 
 // What the node reads: its inputs, and what its inner blocks capture from outside the node.
@@ -39,8 +39,8 @@ std::optional<c10::IValue> ConstantArgument(torch::jit::Node* node, const std::s
 
 std::string OpName(const torch::jit::Node* node, std::size_t index);  // e.g. "conv2d.17"
 
-// The user's line that made the node, "file:line", as far as the graph knows it; frames inside torch
-// are skipped when others are there. Else empty.
+// The user's line that made the node, "file:line", as far as the graph knows it; frames inside
+// torch are skipped when others are there. Else empty.
 std::string SourceOf(const torch::jit::Node* node);
 
 // The module that made the node, e.g. "layer1.0.conv1"; empty if unknown.

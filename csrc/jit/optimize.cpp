@@ -41,7 +41,9 @@ std::int64_t StorageBytes(const std::vector<c10::IValue>& values) {
 }
 
 // A copy of the module with methods of its own and the same parameters, buffers and attributes.
-Module CloneMethods(const Module& module) { return module.clone(/*inplace=*/true); }
+Module CloneMethods(const Module& module) {
+  return module.clone(/*inplace=*/true);
+}
 
 std::shared_ptr<Graph> ForwardGraph(const Module& module) {
   TORCH_CHECK(module.find_method("forward").has_value(),
@@ -189,15 +191,18 @@ class Subject {
       const sched::Graph free = ExtractGraph(nodes_, probes_[report_.worst_example], Hazards{});
       const std::int64_t free_peak = sched::MakePlan(free, options_.plan).peak_bytes;
       if (free_peak < plan.peak_bytes) {
-        held = "ops that write in place, draw random numbers or have side effects hold others in "
-               "place; without that " + Mebibytes(free_peak) + " would do";
-        if (!hazards_.barriers.empty()) held += " (not passed by anything: " + hazards_.barriers[0] + ")";
+        held =
+            "ops that write in place, draw random numbers or have side effects hold others in "
+            "place; without that " +
+            Mebibytes(free_peak) + " would do";
+        if (!hazards_.barriers.empty())
+          held += " (not passed by anything: " + hazards_.barriers[0] + ")";
       }
     }
     if (plan.is_optimal() && plan.bottleneck) {
       const sched::Bottleneck& b = *plan.bottleneck;
-      std::string reason = "the original order is optimal: no order runs " +
-                           report_.graph.op(b.op).name;
+      std::string reason =
+          "the original order is optimal: no order runs " + report_.graph.op(b.op).name;
       if (!report_.sources[b.op].empty()) reason += " (" + report_.sources[b.op] + ")";
       reason += " with less than " + Mebibytes(b.bytes) + ", for these must be alive together:";
       std::vector<sched::BufferId> buffers = b.buffers;

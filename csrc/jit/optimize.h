@@ -44,8 +44,8 @@ struct ExamplePeaks {
 enum class Verification { kNotRun, kPassed, kFailed };
 
 struct Report {
-  sched::Graph graph;  // of the example with the highest peak
-  sched::Plan plan;    // of that graph; its order is that of the returned module
+  sched::Graph graph;                // of the example with the highest peak
+  sched::Plan plan;                  // of that graph; its order is that of the returned module
   std::vector<std::string> sources;  // per op: the user's line, "file:line", or empty
   std::vector<PeakBuffer> at_peak;
   std::vector<ExamplePeaks> examples;
@@ -75,7 +75,7 @@ Report Analyze(const torch::jit::Module& module, const std::vector<Stack>& examp
 
 // Runs both modules on copies of the examples; see Report for what is compared.
 struct Comparison {
-  std::string difference;  // empty: identical in every run
+  std::string difference;                                // empty: identical in every run
   std::vector<std::int64_t> peak_bytes_a, peak_bytes_b;  // measured, per example
 };
 Comparison Compare(const torch::jit::Module& a, const torch::jit::Module& b,

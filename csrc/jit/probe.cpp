@@ -41,11 +41,15 @@ struct Sighting {
 // Called with the values an observing node was given.
 using Observer = std::function<void(at::ArrayRef<c10::IValue>)>;
 
-c10::Symbol ObserveKind() { return c10::Symbol::fromQualString("torch_ext::observe"); }
-c10::Symbol ObserverAttribute() { return c10::Symbol::attr("observer"); }
+c10::Symbol ObserveKind() {
+  return c10::Symbol::fromQualString("torch_ext::observe");
+}
+c10::Symbol ObserverAttribute() {
+  return c10::Symbol::attr("observer");
+}
 
-// The operator behind observing nodes: any inputs, no output. (torch's own profiling nodes cannot be
-// made outside of torch.) Registered by the first probe of the process, not by loading us.
+// The operator behind observing nodes: any inputs, no output. (torch's own profiling nodes cannot
+// be made outside of torch.) Registered by the first probe of the process, not by loading us.
 void RegisterObserveOnce() {
   static const torch::jit::RegisterOperators registration({torch::jit::Operator(
       "torch_ext::observe(...) -> ()",
@@ -60,7 +64,9 @@ void RegisterObserveOnce() {
       c10::AliasAnalysisKind::CONSERVATIVE)});
 }
 
-at::Tensor RandomState() { return at::detail::getDefaultCPUGenerator().get_state(); }
+at::Tensor RandomState() {
+  return at::detail::getDefaultCPUGenerator().get_state();
+}
 
 class Prober {
  public:
@@ -143,8 +149,8 @@ Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t
   Probe probe;
   probe.nodes.resize(nodes_.size());
   probe.other_devices = other_devices_;
-  std::unordered_map<const void*, std::int32_t> live;      // address -> allocation
-  std::unordered_map<const void*, std::size_t> passing;    // address -> event, taken by this node
+  std::unordered_map<const void*, std::int32_t> live;    // address -> allocation
+  std::unordered_map<const void*, std::size_t> passing;  // address -> event, taken by this node
   std::unordered_map<const Value*, std::vector<std::int32_t>> in_opaque;
 
   // A release outside any node (a captured value after an If) belongs to the node before it.

@@ -37,7 +37,7 @@ struct NodeProbe {
 struct Probe {
   std::vector<NodeProbe> nodes;  // one for each of OpNodes(graph->block()), in that order
   std::vector<Allocation> allocations;
-  bool other_devices = false;    // some tensor does not live in the CPU's memory
+  bool other_devices = false;  // some tensor does not live in the CPU's memory
 };
 
 // `inputs` holds one value for each graph input, `self` included; they may be written to.

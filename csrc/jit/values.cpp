@@ -114,7 +114,7 @@ c10::IValue ValueCopier::Copy(const c10::IValue& value) {
       elements.push_back(Copy(element));
     }
     return c10::ivalue::Tuple::createNamed(std::move(elements),
-                                                value.type()->expect<c10::TupleType>());
+                                           value.type()->expect<c10::TupleType>());
   }
   if (value.isList()) {
     const c10::List<c10::IValue> list = value.toList();
@@ -192,7 +192,7 @@ std::string ValueComparer::Difference(const c10::IValue& a, const c10::IValue& b
   if (a.isDouble()) {
     const double x = a.toDouble(), y = b.toDouble();
     return std::memcmp(&x, &y, sizeof x) == 0 || (x != x && y != y) ? std::string()
-                                                                     : where + ": values differ";
+                                                                    : where + ": values differ";
   }
   if (a.isNone() || a.isScalar() || a.isString() || a.isDevice()) {
     return a == b ? std::string() : where + ": values differ";

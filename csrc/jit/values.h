@@ -13,9 +13,9 @@ namespace torch_ext::jit {
 
 using Stack = std::vector<c10::IValue>;
 
-// Calls `visit` for every tensor inside `value`: lists, tuples, dicts and objects are entered, modules
-// only if `enter_modules`. Returns false if something may hold memory that cannot be looked into
-// (futures, capsules, tensors without a storage).
+// Calls `visit` for every tensor inside `value`: lists, tuples, dicts and objects are entered,
+// modules only if `enter_modules`. Returns false if something may hold memory that cannot be looked
+// into (futures, capsules, tensors without a storage).
 bool ForEachTensor(const c10::IValue& value, bool enter_modules,
                    const std::function<void(const at::Tensor&)>& visit);
 

@@ -173,11 +173,10 @@ OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
   const auto has_run = [&](std::int32_t node) { return network.OnSourceSide(node); };
   for (BufferId b = 0; b < graph.num_buffers(); ++b) {
     const Buffer& buffer = graph.buffer(b);
-    if (buffer.producer == op ||
-        (has_run(producer_node(buffer)) &&
-         (buffer.kept || std::ranges::any_of(buffer.users, [&](OpId u) {
-            return !has_run(node_of[u]);
-          })))) {
+    if (buffer.producer == op || (has_run(producer_node(buffer)) &&
+                                  (buffer.kept || std::ranges::any_of(buffer.users, [&](OpId u) {
+                                     return !has_run(node_of[u]);
+                                   })))) {
       bound.buffers.push_back(b);
     }
   }

@@ -1,8 +1,8 @@
 // Lower bounds on the peak of every order, and the op that sets them.
 //
-// While op v runs, the ops that have run form a down-set S with all ancestors of v and without v and
-// its descendants. So min over such S of live(S), plus v's hill, bounds the peak from below. It is a
-// minimum closure problem, solved by one maximum flow (Picard 1976):
+// While op v runs, the ops that have run form a down-set S with all ancestors of v and without v
+// and its descendants. So min over such S of live(S), plus v's hill, bounds the peak from below. It
+// is a minimum closure problem, solved by one maximum flow (Picard 1976):
 //
 //     source --size--> b          buffer b alive from the start or from an ancestor of v
 //     p --size--> b --inf--> u    buffer b is paid for when its producer p has run, user u has not
@@ -26,8 +26,8 @@ namespace torch_ext::sched {
 
 struct OpBound {
   OpId op = kNoOp;
-  std::int64_t bytes = 0;          // no order runs `op` with less memory in use
-  std::vector<BufferId> buffers;   // what is alive then: the cheapest state plus the op's outputs
+  std::int64_t bytes = 0;         // no order runs `op` with less memory in use
+  std::vector<BufferId> buffers;  // what is alive then: the cheapest state plus the op's outputs
 };
 
 OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget);

@@ -43,23 +43,24 @@ class State {
     std::int64_t live_bytes;  // memory once the step is taken
   };
 
-  Move Look(OpId v) const;          // O(reads + writes of v)
-  void Step(OpId v, Move move);     // `v` must be in ready()
+  Move Look(OpId v) const;       // O(reads + writes of v)
+  void Step(OpId v, Move move);  // `v` must be in ready()
   const OpSet& done() const { return done_; }
   std::int64_t live_bytes() const { return live_bytes_; }
   const std::vector<OpId>& ready() const { return ready_; }  // ascending
   std::int32_t num_steps() const { return num_steps_; }
   std::int64_t SizeInBytes() const {  // what it holds on the heap
-    return static_cast<std::int64_t>(
-        done_.SizeInBytes() +
-        (users_left_.size() + waits_for_.size() + ready_.size()) * sizeof(std::int32_t));
+    return static_cast<std::int64_t>(done_.SizeInBytes() +
+                                     (users_left_.size() + waits_for_.size() + ready_.size()) *
+                                         sizeof(std::int32_t));
   }
 
-  // Goes round the ready ops, takes those that keep within `limit_bytes` and do not raise memory, and
-  // appends them to `steps`, until none is left. Returns the number of ops looked at. Such a step is *safe*: if any order from here keeps
-  // within the limit, so does one that starts with it. (Exchange: moving the op to the front adds
-  // at most net(v) <= 0 to every hill it passes, because net can only fall as more ops have run
-  // before it: live is submodular. Backwards the mirror image holds.)
+  // Goes round the ready ops, takes those that keep within `limit_bytes` and do not raise memory,
+  // and appends them to `steps`, until none is left. Returns the number of ops looked at. Such a
+  // step is *safe*: if any order from here keeps within the limit, so does one that starts with it.
+  // (Exchange: moving the op to the front adds at most net(v) <= 0 to every hill it passes, because
+  // net can only fall as more ops have run before it: live is submodular. Backwards the mirror
+  // image holds.)
   std::int64_t TakeSafeSteps(std::int64_t limit_bytes, std::vector<OpId>& steps);
 
  private:
@@ -67,7 +68,7 @@ class State {
 
   const Graph* graph_;
   Direction direction_;
-  OpSet done_;  // the ops that have run
+  OpSet done_;                            // the ops that have run
   std::vector<std::int32_t> users_left_;  // per buffer: its users that have not run
   std::vector<std::int32_t> waits_for_;   // per op: neighbours that must step before it
   std::vector<OpId> ready_;

@@ -71,8 +71,13 @@ OpId Graph::AddOp(std::string name, std::vector<BufferId> reads, std::vector<Buf
   }
   Account(workspace_bytes, "the workspace of " + what);
 
-  Op op{std::move(name), std::move(reads), std::move(writes), workspace_bytes, std::move(after),
-        {},              {}};
+  Op op{std::move(name),
+        std::move(reads),
+        std::move(writes),
+        workspace_bytes,
+        std::move(after),
+        {},
+        {}};
   std::int64_t hill_bytes = workspace_bytes;
   op.predecessors = op.after;
   for (BufferId b : op.reads) {

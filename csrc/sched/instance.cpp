@@ -33,7 +33,8 @@ std::int64_t ParseBytes(const std::string& token) {
   std::int64_t value = 0;
   const char* end = token.data() + token.size();
   const auto [stop, error] = std::from_chars(token.data(), end, value);
-  if (error == std::errc::result_out_of_range || (error == std::errc() && value > kSizeLimitBytes)) {
+  if (error == std::errc::result_out_of_range ||
+      (error == std::errc() && value > kSizeLimitBytes)) {
     throw std::invalid_argument("the size " + token + " is above 2^62");
   }
   if (error != std::errc() || stop != end) {

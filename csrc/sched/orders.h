@@ -11,8 +11,8 @@
 
 namespace torch_ext::sched {
 
-// Backwards from the results, each op preceded by what it needs and nothing else: the order in which
-// a recursive evaluation runs. The predecessor that needs most memory on its own comes first.
+// Backwards from the results, each op preceded by what it needs and nothing else: the order in
+// which a recursive evaluation runs. The predecessor that needs most memory on its own comes first.
 Order DepthFirstOrder(const Graph& graph);
 
 // Always the step that leaves least memory alive, then the one with the lowest hill.

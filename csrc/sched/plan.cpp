@@ -212,8 +212,7 @@ Pass PlanAll(const Graph& graph, const PlanOptions& options, Budget& budget) {
   }
   // The way back may have lowered the peak by chance, where it was not yet the lowest.
   pass.peak_bytes = worst_block().peak_bytes();
-  pass.method =
-      std::ranges::max_element(blocks, {}, &BlockPlanner::original_peak_bytes)->method();
+  pass.method = std::ranges::max_element(blocks, {}, &BlockPlanner::original_peak_bytes)->method();
   return pass;
 }
 

@@ -23,9 +23,9 @@
 namespace torch_ext::sched {
 
 struct SearchResult {
-  std::optional<Order> order;     // an order with the lowest peak, if that is below `below_bytes`
-  std::int64_t bound_bytes = 0;   // no order has a lower peak
-  bool exhausted = false;         // the search ended by itself: `bound_bytes` is exact
+  std::optional<Order> order;    // an order with the lowest peak, if that is below `below_bytes`
+  std::int64_t bound_bytes = 0;  // no order has a lower peak
+  bool exhausted = false;        // the search ended by itself: `bound_bytes` is exact
 };
 
 // `floor_bytes` is a proven lower bound on the peak; hills up to it are all the same.

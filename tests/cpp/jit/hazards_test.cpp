@@ -337,7 +337,8 @@ graph(%self, %x : Tensor):
   %after : Tensor = aten::mean(%y, %none)
   %all : (Tensor, Tensor, Tensor) = prim::TupleConstruct(%before, %z, %after)
   return (%all)
-)IR"), {Numbers()});
+)IR"),
+             {Numbers()});
 }
 
 TEST(Hazards, AWaitIsABarrier) {

@@ -54,7 +54,9 @@ void ExpectAgreement(const Module& module, const Stack& inputs) {
   EXPECT_EQ(predicted, meter.peak_bytes());
 }
 
-at::Tensor Block(std::int64_t kib) { return torch::ones({kib * kKiB / 4}); }
+at::Tensor Block(std::int64_t kib) {
+  return torch::ones({kib * kKiB / 4});
+}
 
 TEST(Probe, ProducersReadersAndResults) {
   const Probed probed = ProbeModule(Define(R"(
@@ -62,7 +64,8 @@ TEST(Probe, ProducersReadersAndResults) {
         a = torch.exp(x)
         b = torch.abs(a)
         return torch.neg(b)
-  )"), {Block(64)});
+  )"),
+                                    {Block(64)});
   ASSERT_EQ(probed.nodes.size(), 3U);
   ASSERT_EQ(probed.probe.allocations.size(), 3U);
   EXPECT_EQ(probed.probe.allocations[0].bytes, 64 * kKiB);
@@ -80,7 +83,8 @@ TEST(Probe, AViewsReaderIsAReaderOfTheStorage) {
         v = a.view(-1, 4)
         b = x.sum()
         return v.sum() + b
-  )"), {Block(64)});
+  )"),
+                                    {Block(64)});
   const auto& allocations = probed.probe.allocations;
   const auto reads_a = std::count_if(
       probed.probe.nodes.begin(), probed.probe.nodes.end(), [](const NodeProbe& node) {
@@ -94,7 +98,8 @@ TEST(Probe, ScratchMemoryIsMeasured) {
   const Probed probed = ProbeModule(Define(R"(
     def forward(self, x):
         return torch.sort(x * 2)[0].sum()
-  )"), {Block(256)});
+  )"),
+                                    {Block(256)});
   std::int64_t workspace = 0;
   for (const sched::Op& op : probed.extracted.ops()) {
     EXPECT_GE(op.workspace_bytes, 0) << op.name;
@@ -110,7 +115,8 @@ TEST(Probe, AgreesWithTheAllocatorOnStraightCode) {
         b = torch.sort(a)[0]
         c = torch.cat([a, b])
         return c.sum(), b.cumsum(0)
-  )"), {Block(128)});
+  )"),
+                  {Block(128)});
 }
 
 TEST(Probe, AgreesWithTheAllocatorOnInPlaceOps) {
@@ -120,7 +126,8 @@ TEST(Probe, AgreesWithTheAllocatorOnInPlaceOps) {
         b = a.view(2, -1)
         b.add_(1)
         return (a * 2).sum()
-  )"), {Block(128)});
+  )"),
+                  {Block(128)});
 }
 
 TEST(Probe, AgreesWithTheAllocatorOnListsThatGrow) {
@@ -131,7 +138,8 @@ TEST(Probe, AgreesWithTheAllocatorOnListsThatGrow) {
         y = x * 4
         parts.append(y.sum().view(1))
         return torch.cat(parts)
-  )"), {Block(128)});
+  )"),
+                  {Block(128)});
 }
 
 TEST(Probe, AgreesWithTheAllocatorOnBranchesAndLoops) {
@@ -146,7 +154,8 @@ TEST(Probe, AgreesWithTheAllocatorOnBranchesAndLoops) {
         else:
             w = y.sum()
         return w, z
-  )"), {Block(128), 4});
+  )"),
+                  {Block(128), 4});
 }
 
 TEST(Probe, AgreesWithTheAllocatorOnConstantsTheExecutorFolds) {
@@ -154,7 +163,8 @@ TEST(Probe, AgreesWithTheAllocatorOnConstantsTheExecutorFolds) {
     def forward(self, x):
         table = torch.exp(torch.arange(100000, dtype=6))
         return x.sum() + table[1], x * 2
-  )"), {Block(8)});
+  )"),
+                  {Block(8)});
 }
 
 TEST(Probe, NoticesRandomNumbers) {
@@ -162,7 +172,8 @@ TEST(Probe, NoticesRandomNumbers) {
     def forward(self, x):
         a = x * 2
         return torch.dropout(a, 0.5, True)
-  )"), {Block(64)});
+  )"),
+                                    {Block(64)});
   EXPECT_FALSE(probed.probe.nodes[0].uses_random_state);
   EXPECT_TRUE(probed.probe.nodes[1].uses_random_state);
 }
