@@ -1,8 +1,12 @@
 #include "sched/displacement.h"
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 #include <vector>
 
+#include "sched/decompose.h"
+#include "sched/merge.h"
 #include "sched/simulate.h"
 
 namespace torch_ext::sched {
@@ -65,43 +69,101 @@ Order KeepHeadAndTail(const Graph& graph, Order order, std::int64_t limit_bytes,
   return order;
 }
 
-// Puts each moved op back between the ops in place around its original position, where it may go.
-Order PutBack(const Graph& graph, Order order, std::int64_t limit_bytes, Budget& budget) {
-  std::vector<char> in_place = OpsInPlace(order);
-  for (OpId v = 0; v < graph.num_ops() && budget.HasWork(); ++v) {
-    if (in_place[v]) continue;
-    const std::vector<std::int32_t> positions = PositionsOf(order);
-    std::int32_t low = -1;                                        // v must come after this position
-    std::int32_t high = static_cast<std::int32_t>(order.size());  // ... and before this one
-    for (OpId u = v - 1; u >= 0; --u) {
-      if (!in_place[u]) continue;
-      low = positions[u];
-      break;
+// The way of one order back towards the original.
+class Homecoming {
+ public:
+  Homecoming(const Graph& graph, Order order, std::int64_t limit_bytes, Budget& budget)
+      : graph_(graph),
+        order_(std::move(order)),
+        limit_bytes_(limit_bytes),
+        budget_(budget),
+        in_place_(OpsInPlace(order_)) {}
+
+  // All displaced ops at once, or else by halves, down to single ops.
+  Order Run() {
+    Order displaced;
+    for (OpId v = 0; v < graph_.num_ops(); ++v) {
+      if (!in_place_[v]) displaced.push_back(v);
     }
-    for (OpId u = v + 1; u < graph.num_ops(); ++u) {
-      if (!in_place[u]) continue;
-      high = positions[u];
-      break;
+    std::vector<std::span<const OpId>> groups{displaced};
+    while (!groups.empty() && budget_.HasWork()) {
+      const std::span<const OpId> group = groups.back();
+      groups.pop_back();
+      if (group.empty() || BringBack(group) || group.size() == 1) continue;
+      groups.push_back(group.subspan(group.size() / 2));
+      groups.push_back(group.first(group.size() / 2));
     }
-    for (OpId p : graph.op(v).predecessors) low = std::max(low, positions[p]);
-    for (OpId s : graph.op(v).successors) high = std::min(high, positions[s]);
-    if (low >= high) continue;
-    const std::int32_t from = positions[v];
-    // Leaving its position first, v may enter directly after `low` or directly before `high`.
-    for (const bool early : {true, false}) {
-      Order moved = order;
-      moved.erase(moved.begin() + from);
-      std::int32_t to = early ? low + 1 : high;
-      if (from < to) --to;
-      moved.insert(moved.begin() + to, v);
-      if (!Keeps(graph, moved, limit_bytes, budget)) continue;
-      order = std::move(moved);
-      in_place[v] = 1;
-      break;
-    }
+    return std::move(order_);
   }
-  return order;
-}
+
+ private:
+  // Positions around a group that may change with it; more of them cost time and gain little.
+  static constexpr std::int32_t kMargin = 64;
+  static constexpr std::int64_t kMostPoints = std::int64_t{1} << 22;
+
+  // Makes the group part of what is in place, if some order of its surroundings allows it.
+  bool BringBack(std::span<const OpId> group) {
+    const auto [begin, end] = Surroundings(group);
+    for (OpId v : group) in_place_[v] = 1;
+    const Slice slice = Slicer(graph_, order_).Cut(begin, end);
+    Order stay, rest;  // in ids of the slice
+    for (OpId i = 0; i < slice.graph.num_ops(); ++i) {
+      (in_place_[slice.ops[i]] ? stay : rest).push_back(i);
+    }
+    const auto original = [&](OpId i) { return slice.ops[i]; };
+    std::ranges::sort(stay, {}, original);
+    std::vector<std::size_t> home(slice.ops.size());  // how many of `stay` were before it
+    for (OpId i : rest) {
+      home[i] = std::ranges::lower_bound(stay, original(i), {}, original) - stay.begin();
+    }
+    const MergeGrid grid(slice.graph, stay, rest);
+    std::optional<Order> merged;
+    if (grid.num_points() <= kMostPoints &&
+        budget_.Spend(grid.num_points() / 8 + graph_.num_ops() / 4 + 1)) {
+      // The fewest inversions between those that stay and the rest.
+      merged = grid.Cheapest(limit_bytes_, [&](std::size_t i, std::size_t, OpId v, std::int64_t) {
+        const bool stays = in_place_[slice.ops[v]] != 0;
+        return stays ? 0 : static_cast<std::int64_t>(i > home[v] ? i - home[v] : home[v] - i);
+      });
+    }
+    if (!merged) {
+      for (OpId v : group) in_place_[v] = 0;
+      return false;
+    }
+    for (std::size_t i = 0; i < merged->size(); ++i) order_[begin + i] = slice.ops[(*merged)[i]];
+    return true;
+  }
+
+  // The positions [begin, end) between which the group is and will be, with a margin.
+  std::pair<std::int32_t, std::int32_t> Surroundings(std::span<const OpId> group) const {
+    const std::vector<std::int32_t> positions = PositionsOf(order_);
+    std::int32_t first = graph_.num_ops(), last = -1;
+    const auto include = [&](OpId v) {
+      first = std::min(first, positions[v]);
+      last = std::max(last, positions[v]);
+    };
+    for (OpId v : group) {
+      include(v);
+      for (OpId u = v - 1; u >= 0; --u) {
+        if (!in_place_[u]) continue;
+        include(u);
+        break;
+      }
+      for (OpId u = v + 1; u < graph_.num_ops(); ++u) {
+        if (!in_place_[u]) continue;
+        include(u);
+        break;
+      }
+    }
+    return {std::max(0, first - kMargin), std::min(graph_.num_ops(), last + 1 + kMargin)};
+  }
+
+  const Graph& graph_;
+  Order order_;
+  std::int64_t limit_bytes_;
+  Budget& budget_;
+  std::vector<char> in_place_;  // per op
+};
 
 }  // namespace
 
@@ -113,9 +175,9 @@ std::int32_t MovedOps(std::span<const OpId> order) {
 Order ClosestOrder(const Graph& graph, Order order, std::int64_t limit_bytes, Budget& budget) {
   limit_bytes = std::max(limit_bytes, PeakBytes(graph, order));
   Order original = graph.OriginalOrder();
-  if (Keeps(graph, original, limit_bytes, budget)) return original;
+  if (PeakBytes(graph, original) <= limit_bytes) return original;
   order = KeepHeadAndTail(graph, std::move(order), limit_bytes, budget);
-  return PutBack(graph, std::move(order), limit_bytes, budget);
+  return Homecoming(graph, std::move(order), limit_bytes, budget).Run();
 }
 
 }  // namespace torch_ext::sched
