@@ -61,13 +61,21 @@ class BlockPlanner {
       case 2:
         Beam(64, floor);
         break;
+      // One direction may need a hundredth of the other's work, and nobody knows which: a little
+      // for each before more for either.
       case 3:
-        Exhaust(Direction::kForward, floor, budget_.work_left() / 4);
+        Exhaust(Direction::kForward, floor, budget_.work_left() / 16);
         break;
       case 4:
-        Exhaust(Direction::kBackward, floor, budget_.work_left() / 4);
+        Exhaust(Direction::kBackward, floor, budget_.work_left() / 16);
         break;
       case 5:
+        Exhaust(Direction::kForward, floor, budget_.work_left() / 4);
+        break;
+      case 6:
+        Exhaust(Direction::kBackward, floor, budget_.work_left() / 3);
+        break;
+      case 7:
         Beam(512, floor);
         break;
       default:
@@ -76,15 +84,15 @@ class BlockPlanner {
   }
 
   // Replaces the order by one closer to the original with no hill above `limit_bytes`.
-  void Approach(std::int64_t limit_bytes) {
-    order_ = ClosestOrder(graph(), std::move(order_), limit_bytes, budget_);
+  void Approach(std::int64_t limit_bytes, Budget& budget) {
+    order_ = ClosestOrder(graph(), std::move(order_), limit_bytes, budget);
     peak_bytes_ = PeakBytes(graph(), order_);
     if (MovedOps(order_) == 0) method_ = "original";
     if (peak_bytes_ > bound_bytes_) proof_.clear();
   }
 
  private:
-  static constexpr int kNumStages = 6;
+  static constexpr int kNumStages = 8;
 
   void Offer(const std::optional<Order>& candidate, const char* method) {
     if (!candidate) return;
@@ -141,6 +149,7 @@ struct Pass {
   std::string method = "original";
   std::string proof;
   std::vector<Region> regions;
+  bool clock_stopped = false;
 
   void RaiseBound(std::int64_t bytes, const std::string& why) {
     if (bytes <= bound_bytes) return;
@@ -148,6 +157,15 @@ struct Pass {
     proof = why;
   }
 };
+
+// A pass gets half of the planning budget, and of that an eighth, clock included, is for the way
+// back to the original order: a search that spends its share must not leave ops moved without need.
+Budget SearchBudget(const PlanOptions& options) {
+  return Budget(options.time_budget_seconds * 7 / 16, options.search_memory_bytes);
+}
+Budget WayBackBudget(const PlanOptions& options) {
+  return Budget(options.time_budget_seconds / 16, options.search_memory_bytes);
+}
 
 bool MeetsBudget(const PlanOptions& options, std::int64_t peak_bytes) {
   return options.memory_budget_bytes && peak_bytes <= *options.memory_budget_bytes;
@@ -184,8 +202,6 @@ Pass PlanAll(const Graph& graph, const PlanOptions& options, Budget& budget) {
     return *std::ranges::max_element(blocks, {}, &BlockPlanner::peak_bytes);
   };
 
-  const std::int64_t reserved = budget.work_left() / 8;  // for the way back to the original
-  budget.Reserve(reserved);
   Pass pass;
   while (true) {
     BlockPlanner& block = worst_block();
@@ -197,19 +213,20 @@ Pass PlanAll(const Graph& graph, const PlanOptions& options, Budget& budget) {
     }
     block.Improve(pass.bound_bytes);
   }
-  budget.Reserve(-reserved);
 
   const std::int64_t limit_bytes = worst_block().peak_bytes();
   for (BlockPlanner& block : blocks) {
     if (block.peak_bytes() > pass.bound_bytes) block.Bound();
     pass.RaiseBound(block.bound_bytes(), block.proof());
   }
+  Budget way_back = WayBackBudget(options);
   for (BlockPlanner& block : blocks) {
-    block.Approach(limit_bytes);
+    block.Approach(limit_bytes, way_back);
     for (OpId v : block.order()) pass.order.push_back(block.slice().ops[v]);
     AddRegion(pass.regions, {"prime", block.graph().num_ops(), block.method(),
                              block.is_optimal() ? block.proof() : "", block.peak_bytes()});
   }
+  pass.clock_stopped = budget.clock_stopped() || way_back.clock_stopped();
   // The way back may have lowered the peak by chance, where it was not yet the lowest.
   pass.peak_bytes = worst_block().peak_bytes();
   pass.method = std::ranges::max_element(blocks, {}, &BlockPlanner::original_peak_bytes)->method();
@@ -245,7 +262,7 @@ std::string LowerPeakWindow(const Graph& graph, Order& order, Budget& budget) {
     const std::int64_t floor = std::min(outside_bytes, peak - 1);
     while (!window.is_finished() && window.peak_bytes() > floor) window.Improve(floor);
     if (window.peak_bytes() < peak) {
-      window.Approach(std::max(floor, window.peak_bytes()));
+      window.Approach(std::max(floor, window.peak_bytes()), budget);
       for (std::size_t i = 0; i < window.order().size(); ++i) {
         order[begin + static_cast<std::int32_t>(i)] = window.slice().ops[window.order()[i]];
       }
@@ -265,7 +282,9 @@ Pass PlanBottleneck(const Graph& graph, const PlanOptions& options, Budget& budg
     pass.method = method;
   }
   const std::int64_t limit_bytes = PeakBytes(graph, pass.order);
-  pass.order = ClosestOrder(graph, std::move(pass.order), limit_bytes, budget);
+  Budget way_back = WayBackBudget(options);
+  pass.order = ClosestOrder(graph, std::move(pass.order), limit_bytes, way_back);
+  pass.clock_stopped = budget.clock_stopped() || way_back.clock_stopped();
   pass.peak_bytes = PeakBytes(graph, pass.order);  // may have fallen by chance
   if (MovedOps(pass.order) == 0) pass.method = "original";
   pass.RaiseBound(BestClosureBound(graph, pass.order, budget).bytes, "closure");
@@ -288,11 +307,11 @@ Pass PlanBottleneck(const Graph& graph, const PlanOptions& options, Budget& budg
 // the result again changes nothing.
 void RunPasses(const Graph& graph, const PlanOptions& options, Plan& plan) {
   while (true) {
-    Budget budget(options.time_budget_seconds / 2, options.search_memory_bytes);
+    Budget budget = SearchBudget(options);
     const Slice start = Slicer(graph, plan.order).Cut(0, graph.num_ops());
     const Pass pass = options.scope == Scope::kAll ? PlanAll(start.graph, options, budget)
                                                    : PlanBottleneck(start.graph, options, budget);
-    plan.clock_stopped |= budget.clock_stopped();
+    plan.clock_stopped |= pass.clock_stopped;
     if (plan.regions.empty()) plan.regions = pass.regions;
     if (pass.bound_bytes > plan.lower_bound_bytes) {
       plan.lower_bound_bytes = pass.bound_bytes;

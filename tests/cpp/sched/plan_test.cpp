@@ -32,7 +32,7 @@ PlanOptions Ample(Scope scope = Scope::kAll) {
 
 PlanOptions Units(Scope scope, std::int64_t units) {
   PlanOptions options = Ample(scope);
-  // A pass gets half of the budget.
+  // A pass gets half of the budget, most of it for the search.
   options.time_budget_seconds = 2 * static_cast<double>(units) / Budget::kWorkPerSecond;
   return options;
 }
