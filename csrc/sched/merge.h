@@ -1,14 +1,13 @@
 // The cheapest way to interleave two chains of ops: a shortest path on a grid.
 //
-//   (0,0) --b0-- (0,1) --b1-- (0,2)      State (i, j): the first i ops of chain A and the first j
-//   of
-//     |            |            |        chain B have run. A step down runs the next op of A, a
-//     step
-//    a0           a0           a0        right the next of B. A buffer is alive on a rectangle
-//    (from
-//     |            |            |        its producer) less a quadrant (past its last users), so
-//     live
-//   (1,0) --b0-- (1,1) --b1-- (1,2)      memory on the whole grid needs two updates per buffer.
+//   (0,0) --b0-- (0,1) --b1-- (0,2)
+//     |            |            |      State (i, j): the first i ops of chain A and the first j of
+//    a0           a0           a0      chain B have run. A step down runs the next op of A, a step
+//     |            |            |      right the next of B.
+//   (1,0) --b0-- (1,1) --b1-- (1,2)
+//
+// A buffer is alive on a rectangle (from its producer on) less a quadrant (past its last users), so
+// memory on the whole grid needs two updates per buffer.
 //
 // In: the chains share no op, hold all ops of the graph together, and each is the restriction of
 // some valid order. Out: the order of least total cost with no hill above a limit, if there is one.
