@@ -126,25 +126,24 @@ std::vector<std::int32_t> PlaceOps(const Graph& graph, OpId op, FlowNetwork& net
   return node_of;
 }
 
-}  // namespace
+std::int32_t NodeOfProducer(const Buffer& buffer, std::span<const std::int32_t> node_of) {
+  return buffer.is_input() ? FlowNetwork::kSource : node_of[buffer.producer];
+}
 
-OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
-  budget.Spend(graph.num_ops() / 4 + 1);
+// The edges of the picture in bound.h. Returns the live bytes that no choice of state can change;
+// the others are the maximum flow.
+std::int64_t AddEdges(const Graph& graph, std::span<const std::int32_t> node_of,
+                      FlowNetwork& network) {
   const std::int64_t infinite = kSizeLimitBytes;  // above the sum of all sizes
-  FlowNetwork network;
-  const std::vector<std::int32_t> node_of = PlaceOps(graph, op, network);
   for (OpId v = 0; v < graph.num_ops(); ++v) {
     if (node_of[v] <= FlowNetwork::kSink) continue;
     for (OpId p : graph.op(v).predecessors) {
       if (node_of[p] != FlowNetwork::kSource) network.AddEdge(node_of[v], node_of[p], infinite);
     }
   }
-  const auto producer_node = [&](const Buffer& buffer) {
-    return buffer.is_input() ? FlowNetwork::kSource : node_of[buffer.producer];
-  };
   std::int64_t fixed_bytes = 0;
   for (const Buffer& buffer : graph.buffers()) {
-    const std::int32_t producer = producer_node(buffer);
+    const std::int32_t producer = NodeOfProducer(buffer, node_of);
     if (buffer.size_bytes == 0 || producer == FlowNetwork::kSink) continue;
     const bool outlives = buffer.kept || std::ranges::any_of(buffer.users, [&](OpId u) {
                             return node_of[u] == FlowNetwork::kSink;
@@ -166,14 +165,32 @@ OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
       if (node_of[u] != FlowNetwork::kSource) network.AddEdge(node, node_of[u], infinite);
     }
   }
+  return fixed_bytes;
+}
 
+}  // namespace
+
+std::int64_t LowestLiveBytes(const Graph& graph, Budget& budget) {
+  budget.Spend(graph.num_ops() / 4 + 1);
+  FlowNetwork network;
+  std::vector<std::int32_t> node_of;
+  for (OpId v = 0; v < graph.num_ops(); ++v) node_of.push_back(network.AddNode());
+  const std::int64_t fixed_bytes = AddEdges(graph, node_of, network);
+  return fixed_bytes + network.MaxFlow(budget);
+}
+
+OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
+  budget.Spend(graph.num_ops() / 4 + 1);
+  FlowNetwork network;
+  const std::vector<std::int32_t> node_of = PlaceOps(graph, op, network);
+  const std::int64_t fixed_bytes = AddEdges(graph, node_of, network);
   OpBound bound;
   bound.op = op;
   bound.bytes = fixed_bytes + network.MaxFlow(budget) + graph.HillBytes(op);
   const auto has_run = [&](std::int32_t node) { return network.OnSourceSide(node); };
   for (BufferId b = 0; b < graph.num_buffers(); ++b) {
     const Buffer& buffer = graph.buffer(b);
-    if (buffer.producer == op || (has_run(producer_node(buffer)) &&
+    if (buffer.producer == op || (has_run(NodeOfProducer(buffer, node_of)) &&
                                   (buffer.kept || std::ranges::any_of(buffer.users, [&](OpId u) {
                                      return !has_run(node_of[u]);
                                    })))) {

@@ -32,6 +32,9 @@ struct OpBound {
 
 OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget);
 
+// The lowest live bytes of any state, the first and the last included. One flow.
+std::int64_t LowestLiveBytes(const Graph& graph, Budget& budget);
+
 // The highest ClosureBound, lazily: ops by falling hill in `order`, until no hill is above the best
 // bound found (a bound never exceeds a hill) or the budget ends. Empty graph: op is kNoOp.
 OpBound BestClosureBound(const Graph& graph, std::span<const OpId> order, Budget& budget);

@@ -17,7 +17,8 @@ class Budget {
   // Work for `seconds`; the clock stops at `seconds` of wall time too. Any number will do: what is
   // below 0 counts as 0 and what would overflow the counters as 30 years.
   explicit Budget(double seconds, std::int64_t memory_bytes = std::int64_t{1} << 30)
-      : work_left_(static_cast<std::int64_t>(InRange(seconds) * kWorkPerSecond)),
+      : work_(static_cast<std::int64_t>(InRange(seconds) * kWorkPerSecond)),
+        work_left_(work_),
         memory_bytes_(memory_bytes),
         deadline_(Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                      std::chrono::duration<double>(InRange(seconds)))) {}
@@ -34,8 +35,14 @@ class Budget {
   }
   bool HasWork() const { return work_left_ > 0 && !clock_stopped_; }
   std::int64_t work_left() const { return work_left_; }
-  // Sets aside work for later: `Reserve(x)` ... `Reserve(-x)`.
-  void Reserve(std::int64_t units) { work_left_ -= units; }
+  // A budget of at most `units` of what is left, under the same clock. What it spends is to be
+  // spent here too: Spend(part.spent()).
+  Budget Part(std::int64_t units) const {
+    Budget part = *this;
+    part.work_left_ = part.work_ = std::min(std::max<std::int64_t>(units, 0), work_left_);
+    return part;
+  }
+  std::int64_t spent() const { return work_ - work_left_; }
   std::int64_t memory_bytes() const { return memory_bytes_; }
   bool clock_stopped() const { return clock_stopped_; }
 
@@ -46,6 +53,7 @@ class Budget {
 
   static double InRange(double seconds) { return std::max(0.0, std::min(kMostSeconds, seconds)); }
 
+  std::int64_t work_;
   std::int64_t work_left_;
   std::int64_t memory_bytes_;
   std::int64_t units_to_clock_ = kUnitsPerClockLook;

@@ -1,6 +1,7 @@
 // Cutting a graph into pieces that can be scheduled on their own.
 #pragma once
 
+#include <climits>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -25,6 +26,35 @@ namespace torch_ext::sched {
 // only if each op that is maximal in the first part has a direct edge to each op that is minimal in
 // the rest. Counting these three quantities for all k at once takes O(ops + edges).
 std::vector<std::int32_t> SeriesCuts(const Graph& graph, std::span<const OpId> order);
+
+// The regions of a graph, recursively: modules of its precedence order, that is sets of ops to which
+// every op outside stands in one and the same relation (before, after or incomparable).
+struct RegionTree {
+  enum class Kind { kOp, kSeries, kParallel, kPrime };
+  struct Node {
+    Kind kind;
+    std::int32_t begin, end;  // its ops are ops[begin, end), a valid order
+    std::int32_t parent;
+    std::int32_t depth;
+    std::int32_t first_child = 0, num_children = 0;  // consecutive nodes, after their parent
+    // The depth of the shallowest parallel node at which a buffer closes that this node's ops and
+    // others incomparable with all of it read; kClosed if there is none. A node is *isolated* if it
+    // is closed: what it does to memory does not depend on what runs around it.
+    std::int32_t open_depth = kClosed;
+    // Of a child of a parallel node: the first sibling it shares a dying buffer with, by way of
+    // others perhaps; itself if it shares none.
+    std::int32_t coupled_with = 0;
+  };
+  static constexpr std::int32_t kClosed = INT32_MAX;
+
+  std::vector<OpId> ops;
+  std::vector<Node> nodes;  // nodes[0] is the root; none for an empty graph
+};
+
+// Series nodes are cut at all their series cuts, parallel nodes into all their components; what is
+// neither is prime and stays whole. Time: O((ops + edges) * depth); what would take more than
+// `kMostRounds` times ops + edges stays whole too.
+RegionTree FindRegions(const Graph& graph);
 
 // A run of consecutive ops of an order as a graph of its own: what ran before has run, what comes
 // after has not. Buffers born earlier are inputs, buffers used later are kept; those that only pass

@@ -4,26 +4,9 @@
 
 namespace torch_ext::sched {
 
-OpSet::OpSet(std::int32_t num_ops, bool full)
-    : words_(static_cast<std::size_t>((num_ops + 63) / 64), 0) {
-  if (!full) return;
-  for (OpId v = 0; v < num_ops; ++v) Flip(v);
-}
-
-std::uint64_t OpSet::Hash() const {
-  std::uint64_t hash = 0x9e3779b97f4a7c15u;
-  for (std::uint64_t word : words_) {
-    hash ^= word;
-    hash *= 0xff51afd7ed558ccdu;
-    hash ^= hash >> 32;
-  }
-  return hash;
-}
-
 State::State(const Graph& graph, Direction direction)
     : graph_(&graph),
-      direction_(direction),
-      done_(graph.num_ops(), direction == Direction::kBackward) {
+      direction_(direction) {
   const bool forward = direction == Direction::kForward;
   if (forward) live_bytes_ = graph.StartBytes();
   for (const Buffer& b : graph.buffers()) {
@@ -67,7 +50,6 @@ void State::Step(OpId v, Move move) {
   const bool forward = direction_ == Direction::kForward;
   const Op& op = graph_->op(v);
   ready_.erase(std::lower_bound(ready_.begin(), ready_.end(), v));
-  done_.Flip(v);
   live_bytes_ = move.live_bytes;
   ++num_steps_;
   for (BufferId b : op.reads) users_left_[b] += forward ? -1 : 1;

@@ -13,22 +13,6 @@ namespace torch_ext::sched {
 // Peaks are the same either way; searches differ in what they decide first.
 enum class Direction { kForward, kBackward };
 
-// A set of ops as bits. Searches use it for down-sets: with an op it holds the op's predecessors.
-class OpSet {
- public:
-  OpSet() = default;
-  OpSet(std::int32_t num_ops, bool full);
-
-  bool Contains(OpId v) const { return (words_[v >> 6] >> (v & 63)) & 1; }
-  void Flip(OpId v) { words_[v >> 6] ^= std::uint64_t{1} << (v & 63); }
-  std::uint64_t Hash() const;
-  std::size_t SizeInBytes() const { return words_.size() * sizeof(std::uint64_t); }
-  bool operator==(const OpSet&) const = default;
-
- private:
-  std::vector<std::uint64_t> words_;
-};
-
 // The ops run so far (down-set), the memory then alive, and the ops that may step next.
 //
 // A step forward runs an op; a step backward un-runs one. Either way
@@ -45,15 +29,9 @@ class State {
 
   Move Look(OpId v) const;       // O(reads + writes of v)
   void Step(OpId v, Move move);  // `v` must be in ready()
-  const OpSet& done() const { return done_; }
   std::int64_t live_bytes() const { return live_bytes_; }
   const std::vector<OpId>& ready() const { return ready_; }  // ascending
   std::int32_t num_steps() const { return num_steps_; }
-  std::int64_t SizeInBytes() const {  // what it holds on the heap
-    return static_cast<std::int64_t>(done_.SizeInBytes() +
-                                     (users_left_.size() + waits_for_.size() + ready_.size()) *
-                                         sizeof(std::int32_t));
-  }
 
   // Goes round the ready ops, takes those that keep within `limit_bytes` and do not raise memory,
   // and appends them to `steps`, until none is left. Returns the number of ops looked at. Such a
@@ -68,7 +46,6 @@ class State {
 
   const Graph* graph_;
   Direction direction_;
-  OpSet done_;                            // the ops that have run
   std::vector<std::int32_t> users_left_;  // per buffer: its users that have not run
   std::vector<std::int32_t> waits_for_;   // per op: neighbours that must step before it
   std::vector<OpId> ready_;

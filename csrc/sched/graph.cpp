@@ -96,6 +96,15 @@ OpId Graph::AddOp(std::string name, std::vector<BufferId> reads, std::vector<Buf
   return id;
 }
 
+OpId Graph::AddContractedOp(std::string name, std::vector<BufferId> reads,
+                            std::vector<BufferId> writes, std::int64_t hill_bytes,
+                            std::vector<OpId> after) {
+  const OpId id = AddOp(std::move(name), std::move(reads), std::move(writes), 0, std::move(after));
+  ops_[id].workspace_bytes = hill_bytes - hill_bytes_[id];
+  hill_bytes_[id] = hill_bytes;
+  return id;
+}
+
 void Graph::Validate() const {
   for (BufferId b = 0; b < num_buffers(); ++b) {
     if (awaits_producer_[b]) {

@@ -57,6 +57,11 @@ class Graph {
   OpId AddOp(std::string name, std::vector<BufferId> reads, std::vector<BufferId> writes,
              std::int64_t workspace_bytes = 0, std::vector<OpId> after = {});
 
+  // A run of ops as one: it writes what outlives it, and its hill is that of the run, which may lie
+  // below the sum of what it writes, because it frees before it writes.
+  OpId AddContractedOp(std::string name, std::vector<BufferId> reads, std::vector<BufferId> writes,
+                       std::int64_t hill_bytes, std::vector<OpId> after);
+
   // Throws std::invalid_argument if a buffer that is no input has no producer.
   void Validate() const;
 

@@ -5,44 +5,53 @@
 namespace torch_ext::sched {
 
 MergeGrid::MergeGrid(const Graph& graph, std::span<const OpId> a, std::span<const OpId> b)
-    : graph_(graph),
+    : MergeGrid(ScoredOrder(graph, graph.OriginalOrder()), 0, a, b) {}
+
+MergeGrid::MergeGrid(const ScoredOrder& order, std::int32_t begin, std::span<const OpId> a,
+                     std::span<const OpId> b)
+    : graph_(order.graph()),
       a_(a.begin(), a.end()),
       b_(b.begin(), b.end()),
       needs_of_b_(a.size(), 0),
-      needs_of_a_(b.size(), 0) {
+      needs_of_a_(b.size(), 0),
+      start_bytes_(order.live_before_bytes(begin)) {
+  const auto end = begin + static_cast<std::int32_t>(a.size() + b.size());
   struct Place {
     bool in_a;
     std::size_t position;
   };
-  std::vector<Place> places(graph.ops().size());
-  for (std::size_t i = 0; i < a_.size(); ++i) places[a_[i]] = {true, i};
-  for (std::size_t j = 0; j < b_.size(); ++j) places[b_[j]] = {false, j};
+  std::vector<Place> places(a.size() + b.size());
+  const auto place = [&](OpId v) -> Place& { return places[order.position(v) - begin]; };
+  for (std::size_t i = 0; i < a_.size(); ++i) place(a_[i]) = {true, i};
+  for (std::size_t j = 0; j < b_.size(); ++j) place(b_[j]) = {false, j};
 
-  for (OpId v = 0; v < graph.num_ops(); ++v) {
-    const auto [in_a, position] = places[v];
+  for (std::int32_t at = begin; at < end; ++at) {
+    const Op& op = graph_.op(order.order()[at]);
+    const auto [in_a, position] = places[at - begin];
     std::size_t& needs = (in_a ? needs_of_b_ : needs_of_a_)[position];
-    for (OpId p : graph.op(v).predecessors) {
-      if (places[p].in_a != in_a) needs = std::max(needs, places[p].position + 1);
+    for (OpId p : op.predecessors) {
+      if (order.position(p) < begin) continue;
+      if (place(p).in_a != in_a) needs = std::max(needs, place(p).position + 1);
     }
-  }
-  for (const Buffer& buffer : graph.buffers()) {
-    if (buffer.size_bytes == 0) continue;
-    std::size_t row = 0, column = 0;  // alive from here on
-    if (!buffer.is_input()) {
-      const Place& producer = places[buffer.producer];
-      (producer.in_a ? row : column) = producer.position + 1;
-      updates_.push_back({row, column, buffer.size_bytes});
-    } else if (buffer.kept || !buffer.users.empty()) {
-      start_bytes_ += buffer.size_bytes;
-    } else {
-      continue;
+    for (BufferId b_id : op.writes) {
+      const Buffer& buffer = graph_.buffer(b_id);
+      if (buffer.size_bytes == 0 || (!buffer.kept && buffer.users.empty())) continue;
+      updates_.push_back({in_a ? position + 1 : 0, in_a ? 0 : position + 1, buffer.size_bytes});
     }
-    if (buffer.kept) continue;
-    for (OpId user : buffer.users) {
-      std::size_t& last = places[user].in_a ? row : column;
-      last = std::max(last, places[user].position + 1);
+    for (BufferId b_id : op.reads) {  // what dies in the window, at its last user of today
+      const Buffer& buffer = graph_.buffer(b_id);
+      if (buffer.size_bytes == 0 || buffer.kept || order.last_use(b_id) != at) continue;
+      std::size_t row = 0, column = 0;
+      const auto include = [&](OpId v) {
+        std::size_t& last = place(v).in_a ? row : column;
+        last = std::max(last, place(v).position + 1);
+      };
+      if (!buffer.is_input() && order.position(buffer.producer) >= begin) include(buffer.producer);
+      for (OpId user : buffer.users) {
+        if (order.position(user) >= begin) include(user);
+      }
+      updates_.push_back({row, column, -buffer.size_bytes});
     }
-    updates_.push_back({row, column, -buffer.size_bytes});
   }
   std::ranges::stable_sort(updates_, {}, &Update::row);
 }

@@ -9,8 +9,9 @@
 // A buffer is alive on a rectangle (from its producer on) less a quadrant (past its last users), so
 // memory on the whole grid needs two updates per buffer.
 //
-// In: the chains share no op, hold all ops of the graph together, and each is the restriction of
-// some valid order. Out: the order of least total cost with no hill above a limit, if there is one.
+// In: the chains share no op, hold all ops of the graph (or of a window of an order) together, and
+// each is the restriction of some valid order. Out: the order of least total cost with no hill above
+// a limit, if there is one.
 // Time, space: O(|A| |B| + ops + edges), one byte per grid point.
 // Ties: B first.
 #pragma once
@@ -22,12 +23,16 @@
 #include <vector>
 
 #include "sched/graph.h"
+#include "sched/scored_order.h"
 
 namespace torch_ext::sched {
 
 class MergeGrid {
  public:
   MergeGrid(const Graph& graph, std::span<const OpId> a, std::span<const OpId> b);
+  // The chains are the ops of a window of an order, which starts at position `begin`.
+  MergeGrid(const ScoredOrder& order, std::int32_t begin, std::span<const OpId> a,
+            std::span<const OpId> b);
 
   std::int64_t num_points() const {
     return static_cast<std::int64_t>(a_.size() + 1) * static_cast<std::int64_t>(b_.size() + 1);

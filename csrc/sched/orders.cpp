@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <tuple>
-#include <unordered_set>
 #include <utility>
+
+#include "sched/state_space.h"
 
 namespace torch_ext::sched {
 namespace {
@@ -31,7 +33,8 @@ Order Steps(const std::vector<Trace>& traces, std::int32_t leaf) {
 }
 
 struct BeamState {
-  State state;
+  std::vector<StateSpace::Word> bits;
+  std::int64_t live_bytes;
   std::int64_t peak_bytes;
   std::int32_t trace;
 };
@@ -42,9 +45,8 @@ struct Successor {
   std::int64_t live_bytes;
   std::int32_t parent;  // index in the level
   OpId op;
-  State::Move move;
 
-  auto Key() const { return std::tuple(peak_bytes, live_bytes, parent, op); }
+  auto Key() const { return std::tie(peak_bytes, live_bytes, parent, op); }
 };
 
 }  // namespace
@@ -106,54 +108,52 @@ std::optional<Order> GreedyOrder(const Graph& graph, Direction direction, Budget
 
 std::optional<Order> BeamOrder(const Graph& graph, Direction direction, std::int32_t width,
                                std::int64_t floor_bytes, Budget& budget) {
+  const StateSpace space(graph, direction);
   std::vector<Trace> traces;
   // Safe steps make states jump ahead, so the levels wait in a map from steps taken to states.
   std::map<std::int32_t, std::vector<BeamState>> levels;
-  const auto arrive = [&](BeamState&& arrived, std::vector<OpId> steps) {
-    budget.Spend(arrived.state.TakeSafeSteps(std::max(arrived.peak_bytes, floor_bytes), steps) +
-                 graph.num_ops() / 64);  // the copy
+  const auto arrive = [&](BeamState&& arrived, std::int32_t num_steps, std::vector<OpId> steps) {
+    std::int64_t looks = static_cast<std::int64_t>(space.words_per_state());  // the copy
+    const std::size_t steps_before = steps.size();
+    arrived.live_bytes =
+        space.TakeSafeSteps(arrived.bits.data(), arrived.live_bytes,
+                            std::max(arrived.peak_bytes, floor_bytes), &steps, looks);
+    budget.Spend(looks);
+    num_steps += static_cast<std::int32_t>(steps.size() - steps_before);
     traces.push_back({arrived.trace, std::move(steps)});
     arrived.trace = static_cast<std::int32_t>(traces.size()) - 1;
-    levels[arrived.state.num_steps()].push_back(std::move(arrived));
+    levels[num_steps].push_back(std::move(arrived));
   };
-  arrive({State(graph, direction), floor_bytes, -1}, {});
+  arrive({space.start(), space.start_bytes(), floor_bytes, -1}, 0, {});
 
   while (true) {
+    const std::int32_t num_steps = levels.begin()->first;
     std::vector<BeamState> level = std::move(levels.begin()->second);
     levels.erase(levels.begin());
     std::sort(level.begin(), level.end(), [](const BeamState& a, const BeamState& b) {
-      return std::tuple(a.peak_bytes, a.state.live_bytes(), a.trace) <
-             std::tuple(b.peak_bytes, b.state.live_bytes(), b.trace);
+      return std::tie(a.peak_bytes, a.live_bytes, a.trace) <
+             std::tie(b.peak_bytes, b.live_bytes, b.trace);
     });
-    if (level.front().state.num_steps() == graph.num_ops()) {
+    if (num_steps == graph.num_ops()) {
       return Oriented(Steps(traces, level.front().trace), direction);
     }
-    std::unordered_multimap<std::uint64_t, std::int32_t> seen;
+    std::set<std::vector<StateSpace::Word>> seen;
     std::vector<BeamState> kept;
     for (BeamState& candidate : level) {
       if (static_cast<std::int32_t>(kept.size()) == width) break;
-      const std::uint64_t hash = candidate.state.done().Hash();
-      const auto [first, last] = seen.equal_range(hash);
-      if (std::any_of(first, last, [&](const auto& entry) {
-            return kept[entry.second].state.done() == candidate.state.done();
-          })) {
-        continue;
-      }
-      seen.emplace(hash, static_cast<std::int32_t>(kept.size()));
-      kept.push_back(std::move(candidate));
+      if (seen.insert(candidate.bits).second) kept.push_back(std::move(candidate));
     }
 
     std::vector<Successor> successors;
     for (std::int32_t i = 0; i < static_cast<std::int32_t>(kept.size()); ++i) {
       const BeamState& from = kept[i];
-      for (OpId v : from.state.ready()) {
-        const State::Move move = from.state.Look(v);
-        successors.push_back(
-            {std::max(from.peak_bytes, move.hill_bytes), move.live_bytes, i, v, move});
-      }
-      if (!budget.Spend(static_cast<std::int64_t>(from.state.ready().size()) + 1)) {
-        return std::nullopt;
-      }
+      std::int64_t looks = 1;
+      space.ForEach(space.ready(from.bits.data()), [&](OpId v) {
+        const State::Move move = space.Look(from.bits.data(), from.live_bytes, v);
+        successors.push_back({std::max(from.peak_bytes, move.hill_bytes), move.live_bytes, i, v});
+        ++looks;
+      });
+      if (!budget.Spend(looks)) return std::nullopt;
     }
     // More than 2 * width successors of one level can not all be kept; drop the worst unbuilt.
     const std::size_t most = 2 * static_cast<std::size_t>(width);
@@ -166,9 +166,9 @@ std::optional<Order> BeamOrder(const Graph& graph, Direction direction, std::int
     std::sort(successors.begin(), successors.end(),
               [](const auto& a, const auto& b) { return a.Key() < b.Key(); });
     for (const Successor& s : successors) {
-      BeamState next{kept[s.parent].state, s.peak_bytes, kept[s.parent].trace};
-      next.state.Step(s.op, s.move);
-      arrive(std::move(next), {s.op});
+      BeamState next{kept[s.parent].bits, s.live_bytes, s.peak_bytes, kept[s.parent].trace};
+      space.Step(next.bits.data(), s.op);
+      arrive(std::move(next), num_steps + 1, {s.op});
       if (!budget.HasWork()) return std::nullopt;
     }
   }

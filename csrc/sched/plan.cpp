@@ -112,10 +112,9 @@ class BlockPlanner {
 
   void Exhaust(Direction direction, std::int64_t floor, std::int64_t work) {
     if (peak_bytes_ <= floor) return;
-    const std::int64_t reserved = budget_.work_left() - work;
-    budget_.Reserve(reserved);
-    const SearchResult result = Search(graph(), direction, floor, peak_bytes_, budget_);
-    budget_.Reserve(-reserved);
+    Budget part = budget_.Part(work);
+    const SearchResult result = Search(graph(), direction, floor, peak_bytes_, part);
+    budget_.Spend(part.spent());
     Offer(result.order, "search");
     // Hills up to `floor` were all the same to the search, so it proves only what is above.
     if (result.bound_bytes > floor) RaiseBound(result.bound_bytes, "search");

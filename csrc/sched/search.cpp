@@ -1,117 +1,173 @@
 #include "sched/search.h"
 
 #include <algorithm>
-#include <queue>
-#include <tuple>
-#include <unordered_map>
-#include <utility>
-#include <vector>
 
 namespace torch_ext::sched {
-namespace {
 
-struct Node {
-  State state;
-  std::int64_t key_bytes;
-  std::int32_t parent;
-  std::vector<OpId> steps;  // from the parent's state to this one
-  bool settled = false;
-};
+DownSetSearch::DownSetSearch(const StateSpace& space, std::int64_t floor_bytes,
+                             std::int64_t below_bytes, Budget& budget)
+    : space_(space), below_bytes_(below_bytes), budget_(budget), table_(64, -1) {
+  scratch_ = space.start();
+  if (floor_bytes < below_bytes) Push(space.start_bytes(), floor_bytes, -1, kNoOp);
+}
 
-struct Entry {
-  std::int64_t key_bytes;
-  std::int32_t ops_left;
-  std::int64_t live_bytes;
-  std::int32_t node;
-
-  auto Key() const { return std::tie(key_bytes, ops_left, live_bytes, node); }
-  bool operator<(const Entry& other) const { return Key() > other.Key(); }  // top: the smallest
-};
-
-class Searcher {
- public:
-  Searcher(const Graph& graph, std::int64_t below_bytes, Budget& budget)
-      : graph_(graph), below_bytes_(below_bytes), budget_(budget) {}
-
-  SearchResult Run(Direction direction, std::int64_t floor_bytes) {
-    if (floor_bytes >= below_bytes_) return {std::nullopt, below_bytes_, true};
-    Push(State(graph_, direction), floor_bytes, -1, {});
-    while (!queue_.empty()) {
-      const Entry entry = queue_.top();
-      queue_.pop();
-      if (nodes_[entry.node].settled || entry.key_bytes > nodes_[entry.node].key_bytes) continue;
-      nodes_[entry.node].settled = true;
-      if (entry.ops_left == 0) {
-        return {OrderTo(entry.node, direction), entry.key_bytes, true};
-      }
-      if (!Expand(entry.node)) return {std::nullopt, entry.key_bytes, false};
+DownSetSearch::Found DownSetSearch::FindGoal() {
+  for (std::int32_t node; (node = Settle()) >= 0;) {
+    key_bytes_ = nodes_[node].key_bytes;
+    if (nodes_[node].num_steps == space_.num_steps()) {
+      found_ = node;
+      return Found::kGoal;
     }
-    return {std::nullopt, below_bytes_, true};
+    if (!Expand(node)) return Found::kOutOfBudget;
   }
+  key_bytes_ = below_bytes_;
+  return Found::kNothing;
+}
 
- private:
-  bool Expand(std::int32_t from) {
-    const std::vector<OpId> ready = nodes_[from].state.ready();
-    for (OpId v : ready) {
-      const State::Move move = nodes_[from].state.Look(v);
-      const std::int64_t key = std::max(nodes_[from].key_bytes, move.hill_bytes);
-      if (key >= below_bytes_) continue;
-      State next = nodes_[from].state;
-      next.Step(v, move);
-      Push(std::move(next), key, from, {v});
+DownSetSearch::Found DownSetSearch::FindLowerValley() {
+  std::int64_t lowest_bytes = space_.start_bytes();
+  for (std::int32_t node; (node = Settle()) >= 0;) {
+    if (nodes_[node].key_bytes > key_bytes_ && found_ >= 0) return Found::kLowerValley;
+    key_bytes_ = nodes_[node].key_bytes;
+    if (nodes_[node].live_bytes < lowest_bytes) {
+      lowest_bytes = nodes_[node].live_bytes;
+      found_ = node;
     }
-    return budget_.Spend(static_cast<std::int64_t>(ready.size()) + 1) &&
-           used_bytes_ < budget_.memory_bytes();
+    if (!Expand(node)) return Found::kOutOfBudget;
   }
+  return found_ >= 0 ? Found::kLowerValley : Found::kNothing;
+}
 
-  void Push(State state, std::int64_t key, std::int32_t parent, std::vector<OpId> steps) {
-    budget_.Spend(state.TakeSafeSteps(key, steps) + 2);
-    const std::uint64_t hash = state.done().Hash();
-    const auto [first, last] = by_hash_.equal_range(hash);
-    const auto found = std::find_if(first, last, [&](const auto& entry) {
-      return nodes_[entry.second].state.done() == state.done();
-    });
-    std::int32_t id;
-    if (found == last) {
-      id = static_cast<std::int32_t>(nodes_.size());
-      used_bytes_ += static_cast<std::int64_t>(sizeof(Node) + sizeof(Entry) + 64) +
-                     state.SizeInBytes() + static_cast<std::int64_t>(steps.size() * 4);
-      nodes_.push_back({std::move(state), key, parent, std::move(steps)});
-      by_hash_.emplace(hash, id);
-    } else {
-      id = found->second;
-      if (nodes_[id].key_bytes <= key) return;
-      nodes_[id].key_bytes = key;
-      nodes_[id].parent = parent;
-      nodes_[id].steps = std::move(steps);
+std::int32_t DownSetSearch::Settle() {
+  while (!queue_.empty()) {
+    const Entry entry = queue_.top();
+    queue_.pop();
+    Node& node = nodes_[entry.node];
+    if (node.settled || entry.key_bytes > node.key_bytes) continue;
+    node.settled = true;
+    return entry.node;
+  }
+  return -1;
+}
+
+bool DownSetSearch::Expand(std::int32_t from) {
+  parent_bits_.assign(BitsOf(from), BitsOf(from) + space_.words_per_state());
+  const Node node = nodes_[from];
+  std::int64_t looks = 1;
+  space_.ForEach(space_.ready(parent_bits_.data()), [&](OpId v) {
+    ++looks;
+    const State::Move move = space_.Look(parent_bits_.data(), node.live_bytes, v);
+    const std::int64_t key = std::max(node.key_bytes, move.hill_bytes);
+    if (key >= below_bytes_) return;
+    scratch_ = parent_bits_;
+    space_.Step(scratch_.data(), v);
+    Push(move.live_bytes, key, from, v);
+  });
+  return budget_.Spend(looks) && UsedBytes() < budget_.memory_bytes();
+}
+
+void DownSetSearch::Push(std::int64_t live_bytes, std::int64_t key_bytes, std::int32_t parent,
+                         OpId op) {
+  std::int64_t looks = 2;
+  live_bytes =
+      space_.TakeSafeSteps(scratch_.data(), live_bytes, key_bytes, /*steps=*/nullptr, looks);
+  budget_.Spend(looks);
+  std::int32_t* slot = FindSlot();
+  const bool is_new = *slot < 0;
+  if (is_new) {
+    *slot = static_cast<std::int32_t>(nodes_.size());
+    std::int32_t num_steps = 0;
+    for (std::size_t w = 0; w < space_.words_per_set(); ++w) {
+      num_steps += __builtin_popcountll(scratch_[w] & ~space_.start()[w]);
     }
-    const State& s = nodes_[id].state;
-    queue_.push({key, graph_.num_ops() - s.num_steps(), s.live_bytes(), id});
+    nodes_.push_back({key_bytes, live_bytes, parent, op, num_steps, false});
+    bits_.insert(bits_.end(), scratch_.begin(), scratch_.end());
+  } else {
+    Node& node = nodes_[*slot];
+    if (node.key_bytes <= key_bytes) return;
+    node.key_bytes = key_bytes;
+    node.parent = parent;
+    node.op = op;
   }
+  const Node& node = nodes_[*slot];
+  queue_.push({key_bytes, space_.num_steps() - node.num_steps, live_bytes, *slot});
+  if (is_new && nodes_.size() * 2 > table_.size()) GrowTable();
+}
 
-  Order OrderTo(std::int32_t node, Direction direction) const {
-    Order reversed;
-    for (; node >= 0; node = nodes_[node].parent) {
-      reversed.insert(reversed.end(), nodes_[node].steps.rbegin(), nodes_[node].steps.rend());
+std::int32_t* DownSetSearch::FindSlot() {
+  const std::size_t mask = table_.size() - 1;
+  for (std::size_t i = Hash(scratch_.data()) & mask;; i = (i + 1) & mask) {
+    if (table_[i] < 0 ||
+        std::equal(scratch_.begin(),
+                   scratch_.begin() + static_cast<std::ptrdiff_t>(space_.words_per_set()),
+                   BitsOf(table_[i]))) {
+      return &table_[i];
     }
-    if (direction == Direction::kForward) std::reverse(reversed.begin(), reversed.end());
-    return reversed;
   }
+}
 
-  const Graph& graph_;
-  const std::int64_t below_bytes_;
-  Budget& budget_;
-  std::vector<Node> nodes_;
-  std::unordered_multimap<std::uint64_t, std::int32_t> by_hash_;
-  std::priority_queue<Entry> queue_;
-  std::int64_t used_bytes_ = 0;
-};
+void DownSetSearch::GrowTable() {
+  table_.assign(table_.size() * 4, -1);
+  const std::size_t mask = table_.size() - 1;
+  for (std::size_t node = 0; node < nodes_.size(); ++node) {
+    std::size_t i = Hash(BitsOf(static_cast<std::int32_t>(node))) & mask;
+    while (table_[i] >= 0) i = (i + 1) & mask;
+    table_[i] = static_cast<std::int32_t>(node);
+  }
+}
 
-}  // namespace
+std::uint64_t DownSetSearch::Hash(const StateSpace::Word* set) const {
+  std::uint64_t hash = 0x9e3779b97f4a7c15u;
+  for (std::size_t w = 0; w < space_.words_per_set(); ++w) {
+    hash ^= set[w];
+    hash *= 0xff51afd7ed558ccdu;
+    hash ^= hash >> 32;
+  }
+  return hash;
+}
+
+std::int64_t DownSetSearch::UsedBytes() const {
+  return static_cast<std::int64_t>(nodes_.size() * sizeof(Node) + bits_.size() * sizeof(bits_[0]) +
+                                   table_.size() * sizeof(table_[0]) +
+                                   queue_.size() * sizeof(Entry));
+}
+
+std::vector<OpId> DownSetSearch::StepsToFound() const {
+  std::vector<std::int32_t> way;
+  for (std::int32_t node = found_; node >= 0; node = nodes_[node].parent) way.push_back(node);
+  std::reverse(way.begin(), way.end());
+  std::vector<OpId> steps;
+  std::vector<StateSpace::Word> state = space_.start();
+  std::int64_t live_bytes = space_.start_bytes();
+  std::int64_t looks = 0;
+  for (std::int32_t node : way) {  // safe steps depend on state and key only, so they repeat
+    const OpId v = nodes_[node].op;
+    if (v != kNoOp) {
+      live_bytes = space_.Look(state.data(), live_bytes, v).live_bytes;
+      space_.Step(state.data(), v);
+      steps.push_back(v);
+    }
+    live_bytes = space_.TakeSafeSteps(state.data(), live_bytes, nodes_[node].key_bytes, &steps,
+                                      looks);
+  }
+  return steps;
+}
 
 SearchResult Search(const Graph& graph, Direction direction, std::int64_t floor_bytes,
                     std::int64_t below_bytes, Budget& budget) {
-  return Searcher(graph, below_bytes, budget).Run(direction, floor_bytes);
+  const StateSpace space(graph, direction);
+  DownSetSearch search(space, floor_bytes, below_bytes, budget);
+  switch (search.FindGoal()) {
+    case DownSetSearch::Found::kGoal: {
+      Order order = search.StepsToFound();
+      if (direction == Direction::kBackward) std::reverse(order.begin(), order.end());
+      return {std::move(order), search.key_bytes(), true};
+    }
+    case DownSetSearch::Found::kOutOfBudget:
+      return {std::nullopt, search.key_bytes(), false};
+    default:
+      return {std::nullopt, below_bytes, true};
+  }
 }
 
 }  // namespace torch_ext::sched

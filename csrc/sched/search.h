@@ -1,7 +1,7 @@
 // Exact search over down-sets: the lowest peak of any order, or proof that none is lower.
 //
 // A bottleneck version of Dijkstra's algorithm: states are down-sets, the key of a state is the
-// highest hill on the best way to it, and states leave the queue by rising key. When the last state
+// highest hill on the best way to it, and states leave the queue by rising key. When the goal
 // leaves, its key is the optimum. When the budget ends first, the key that was next is a proven
 // lower bound. Safe steps (State::TakeSafeSteps) are taken without branching, and no state is kept
 // whose key reaches `below_bytes`, so an empty queue proves that no order is below that.
@@ -15,10 +15,13 @@
 
 #include <cstdint>
 #include <optional>
+#include <queue>
+#include <tuple>
+#include <vector>
 
 #include "sched/budget.h"
-#include "sched/down_set.h"
 #include "sched/graph.h"
+#include "sched/state_space.h"
 
 namespace torch_ext::sched {
 
@@ -31,5 +34,64 @@ struct SearchResult {
 // `floor_bytes` is a proven lower bound on the peak; hills up to it are all the same.
 SearchResult Search(const Graph& graph, Direction direction, std::int64_t floor_bytes,
                     std::int64_t below_bytes, Budget& budget);
+
+// The search itself, which can look for other things than the goal and can be gone on with.
+class DownSetSearch {
+ public:
+  DownSetSearch(const StateSpace& space, std::int64_t floor_bytes, std::int64_t below_bytes,
+                Budget& budget);
+
+  enum class Found { kGoal, kLowerValley, kNothing, kOutOfBudget };
+  Found FindGoal();
+  // The lowest state that is below the start and can be reached under the lowest possible hills
+  // (kLowerValley), if there is one.
+  Found FindLowerValley();
+
+  std::vector<OpId> StepsToFound() const;  // after kGoal or kLowerValley
+  std::int64_t key_bytes() const { return key_bytes_; }  // no goal has a lower key
+
+ private:
+  struct Node {
+    std::int64_t key_bytes;
+    std::int64_t live_bytes;
+    std::int32_t parent;
+    OpId op;  // the step from the parent; safe steps follow
+    std::int32_t num_steps;
+    bool settled;
+  };
+  struct Entry {
+    std::int64_t key_bytes;
+    std::int32_t steps_left;
+    std::int64_t live_bytes;
+    std::int32_t node;
+
+    auto Key() const { return std::tie(key_bytes, steps_left, live_bytes, node); }
+    bool operator<(const Entry& other) const { return Key() > other.Key(); }  // top: the smallest
+  };
+
+  // The next state to settle, -1 if none is left.
+  std::int32_t Settle();
+  bool Expand(std::int32_t from);
+  // `scratch_` holds the state; its bits are copied if it is new.
+  void Push(std::int64_t live_bytes, std::int64_t key_bytes, std::int32_t parent, OpId op);
+  std::int32_t* FindSlot();
+  void GrowTable();
+  const StateSpace::Word* BitsOf(std::int32_t node) const {
+    return bits_.data() + static_cast<std::size_t>(node) * space_.words_per_state();
+  }
+  std::uint64_t Hash(const StateSpace::Word* set) const;
+  std::int64_t UsedBytes() const;
+
+  const StateSpace& space_;
+  const std::int64_t below_bytes_;
+  Budget& budget_;
+  std::vector<Node> nodes_;
+  std::vector<StateSpace::Word> bits_;  // of all nodes
+  std::vector<std::int32_t> table_;     // open addressing; -1: free
+  std::vector<StateSpace::Word> scratch_, parent_bits_;
+  std::priority_queue<Entry> queue_;
+  std::int64_t key_bytes_ = 0;
+  std::int32_t found_ = -1;
+};
 
 }  // namespace torch_ext::sched

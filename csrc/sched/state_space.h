@@ -1,0 +1,83 @@
+// The states of a graph as flat bits, for searches that hold millions of them.
+//
+// State (down_set.h) walks one way and counts; a StateSpace holds what all states share, and a state
+// is two bit sets and a number. Both follow the same rules and are tested against each other.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "sched/down_set.h"
+#include "sched/graph.h"
+
+namespace torch_ext::sched {
+
+class StateSpace {
+ public:
+  using Word = std::uint64_t;
+
+  // The way from the down-set `from` to the down-set `to` (one flag per op; empty: nothing has run
+  // and everything has). Forward needs from <= to and runs ops, backward to <= from and un-runs.
+  StateSpace(const Graph& graph, Direction direction, std::span<const char> from = {},
+             std::span<const char> to = {});
+
+  // A state's bits: the ops that have stepped (run or un-run), then those that may step next.
+  std::size_t words_per_set() const { return words_; }
+  std::size_t words_per_state() const { return 2 * words_; }
+  const std::vector<Word>& start() const { return start_; }
+  std::int64_t start_bytes() const { return start_bytes_; }
+  std::int32_t num_steps() const { return num_steps_; }  // from the start to the goal
+
+  static bool Contains(const Word* set, OpId v) { return (set[v >> 6] >> (v & 63)) & 1; }
+  const Word* ready(const Word* state) const { return state + words_; }
+
+  State::Move Look(const Word* state, std::int64_t live_bytes, OpId v) const;
+  void Step(Word* state, OpId v) const;
+
+  // As State::TakeSafeSteps; appends to `steps` unless null and adds to `num_looks`. Returns the
+  // live bytes afterwards.
+  std::int64_t TakeSafeSteps(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
+                             std::vector<OpId>* steps, std::int64_t& num_looks) const;
+
+  // Calls visit(v) for each op of a set, ascending.
+  template <typename Visit>
+  void ForEach(const Word* set, const Visit& visit) const {
+    for (std::size_t w = 0; w < words_; ++w) {
+      for (Word left = set[w]; left != 0; left &= left - 1) {
+        visit(static_cast<OpId>(w * 64 + static_cast<std::size_t>(__builtin_ctzll(left))));
+      }
+    }
+  }
+
+ private:
+  // A set of ops as the words in which it has any.
+  struct Part {
+    std::uint32_t word;
+    Word bits;
+  };
+  struct Range {
+    std::uint32_t begin, end;
+  };
+  struct Read {
+    std::int64_t size_bytes;
+    Range users;  // into parts_
+  };
+  Range AddParts(std::span<const OpId> ops);
+
+  Direction direction_;
+  std::size_t words_;
+  std::vector<Part> parts_;
+  std::vector<Read> reads_;        // what may die, per op
+  std::vector<Range> reads_of_;    // into reads_
+  std::vector<OpId> next_;         // whom a step may make ready
+  std::vector<Range> next_of_;     // into next_
+  std::vector<Range> waits_for_;   // into parts_: who must have stepped before
+  std::vector<std::int64_t> grow_bytes_;  // of the outputs that outlive the op itself
+  std::vector<std::int64_t> hill_bytes_;
+  std::vector<Word> start_;
+  std::int64_t start_bytes_ = 0;
+  std::int32_t num_steps_ = 0;
+};
+
+}  // namespace torch_ext::sched
