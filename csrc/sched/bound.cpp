@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <deque>
+#include <limits>
 #include <numeric>
+#include <utility>
 
 #include "sched/simulate.h"
 
@@ -34,7 +36,7 @@ class FlowNetwork {
     while (Layer()) {
       budget.Spend(static_cast<std::int64_t>(edges_.size()) / 4 + 1);
       next_.assign(out_.size(), 0);
-      while (const std::int64_t pushed = Augment()) flow += pushed;
+      while (const std::int64_t pushed = Augment(budget)) flow += pushed;
     }
     return flow;
   }
@@ -66,7 +68,7 @@ class FlowNetwork {
   }
 
   // One augmenting path in the layered network; 0 when there is none left.
-  std::int64_t Augment() {
+  std::int64_t Augment(Budget& budget) {
     std::vector<std::int32_t> path;  // edges from the source
     std::int32_t node = kSource;
     while (node != kSink) {
@@ -87,6 +89,7 @@ class FlowNetwork {
       ++next_[node];
     }
     std::int64_t amount = edges_[path.front()].residual;
+    budget.Spend(std::ssize(path) / 16 + 1);
     for (std::int32_t e : path) amount = std::min(amount, edges_[e].residual);
     for (std::int32_t e : path) {
       edges_[e].residual -= amount;
@@ -101,12 +104,14 @@ class FlowNetwork {
   std::vector<std::size_t> next_;
 };
 
-// Flow nodes of the ops: ancestors of `op` are the source, `op` and its descendants the sink.
-std::vector<std::int32_t> PlaceOps(const Graph& graph, OpId op, FlowNetwork& network) {
+// Flow nodes of the ops when `op` runs next: it and its descendants are the sink, as are those of
+// `waiting`; its ancestors are the source, as are `done` and theirs.
+std::vector<std::int32_t> PlaceOps(const Graph& graph, OpId op, std::span<const OpId> done,
+                                   std::span<const OpId> waiting, FlowNetwork& network) {
   constexpr std::int32_t kFree = -1;
   std::vector<std::int32_t> node_of(graph.ops().size(), kFree);
-  const auto mark = [&](std::int32_t node, auto neighbours) {
-    std::vector<OpId> stack{op};
+  const auto mark = [&](std::int32_t node, std::vector<OpId> stack, auto neighbours) {
+    for (OpId v : stack) node_of[v] = node;
     while (!stack.empty()) {
       const OpId v = stack.back();
       stack.pop_back();
@@ -117,9 +122,14 @@ std::vector<std::int32_t> PlaceOps(const Graph& graph, OpId op, FlowNetwork& net
       }
     }
   };
-  mark(FlowNetwork::kSource, [&](OpId v) { return std::span(graph.op(v).predecessors); });
-  mark(FlowNetwork::kSink, [&](OpId v) { return std::span(graph.op(v).successors); });
-  node_of[op] = FlowNetwork::kSink;
+  std::vector<OpId> out(waiting.begin(), waiting.end());
+  out.push_back(op);
+  mark(FlowNetwork::kSink, std::move(out),
+       [&](OpId v) { return std::span(graph.op(v).successors); });
+  std::vector<OpId> in(done.begin(), done.end());
+  for (OpId p : graph.op(op).predecessors) in.push_back(p);
+  mark(FlowNetwork::kSource, std::move(in),
+       [&](OpId v) { return std::span(graph.op(v).predecessors); });
   for (std::int32_t& node : node_of) {
     if (node == kFree) node = network.AddNode();
   }
@@ -182,7 +192,7 @@ std::int64_t LowestLiveBytes(const Graph& graph, Budget& budget) {
 OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
   budget.Spend(graph.num_ops() / 4 + 1);
   FlowNetwork network;
-  const std::vector<std::int32_t> node_of = PlaceOps(graph, op, network);
+  const std::vector<std::int32_t> node_of = PlaceOps(graph, op, {}, {}, network);
   const std::int64_t fixed_bytes = AddEdges(graph, node_of, network);
   OpBound bound;
   bound.op = op;
@@ -200,21 +210,73 @@ OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
   return bound;
 }
 
-OpBound BestClosureBound(const Graph& graph, std::span<const OpId> order, Budget& budget) {
-  const Profile profile = Simulate(graph, order);
+std::int64_t NeighbourBound(const Graph& graph, OpId op, std::int64_t above_bytes,
+                            Budget& budget) {
+  std::int64_t bound = 0;
+  for (const bool backward : {true, false}) {
+    const Op& at = graph.op(op);
+    // The neighbours that may be next to the op: none of them reaches another.
+    const std::vector<OpId>& all = backward ? at.predecessors : at.successors;
+    std::vector<char> implied(graph.ops().size(), 0);
+    std::vector<OpId> stack = all;
+    while (!stack.empty()) {
+      const OpId v = stack.back();
+      stack.pop_back();
+      for (OpId u : backward ? graph.op(v).predecessors : graph.op(v).successors) {
+        if (implied[u]) continue;
+        implied[u] = 1;
+        stack.push_back(u);
+      }
+    }
+    std::vector<OpId> nearest;
+    for (OpId v : all) {
+      if (!implied[v]) nearest.push_back(v);
+    }
+    if (nearest.size() < 2) continue;
+    std::int64_t lowest = std::numeric_limits<std::int64_t>::max();
+    for (OpId last : nearest) {
+      std::vector<OpId> others;
+      for (OpId v : nearest) {
+        if (v != last) others.push_back(v);
+      }
+      budget.Spend(graph.num_ops() / 4 + 1);
+      FlowNetwork network;
+      const std::vector<std::int32_t> node_of =
+          backward ? PlaceOps(graph, last, others, {}, network)
+                   : PlaceOps(graph, last, {}, others, network);
+      const std::int64_t fixed_bytes = AddEdges(graph, node_of, network);
+      lowest = std::min(lowest, fixed_bytes + network.MaxFlow(budget) + graph.HillBytes(last));
+      if (lowest <= above_bytes) break;
+    }
+    bound = std::max(bound, lowest);
+  }
+  return bound;
+}
+
+ClosureBounds::ClosureBounds(const Graph& graph)
+    : graph_(&graph), is_bounded_(graph.ops().size(), 0) {}
+
+void ClosureBounds::Raise(std::span<const OpId> order, Budget& budget) {
+  const Profile profile = Simulate(*graph_, order);
   std::vector<std::size_t> by_hill(order.size());
   std::iota(by_hill.begin(), by_hill.end(), 0);
   std::stable_sort(by_hill.begin(), by_hill.end(), [&](std::size_t a, std::size_t b) {
     return profile.hill_bytes[a] > profile.hill_bytes[b];
   });
-  OpBound best;
   for (std::size_t i : by_hill) {
-    if (best.op != kNoOp && profile.hill_bytes[i] <= best.bytes) break;
-    OpBound bound = ClosureBound(graph, order[i], budget);
-    if (best.op == kNoOp || bound.bytes > best.bytes) best = std::move(bound);
+    if (best_.op != kNoOp && profile.hill_bytes[i] <= best_.bytes) break;
+    if (is_bounded_[order[i]]) continue;
+    OpBound bound = ClosureBound(*graph_, order[i], budget);
+    is_bounded_[order[i]] = 1;
+    if (best_.op == kNoOp || bound.bytes > best_.bytes) best_ = std::move(bound);
     if (!budget.HasWork()) break;
   }
-  return best;
+}
+
+OpBound BestClosureBound(const Graph& graph, std::span<const OpId> order, Budget& budget) {
+  ClosureBounds bounds(graph);
+  bounds.Raise(order, budget);
+  return bounds.best();
 }
 
 }  // namespace torch_ext::sched

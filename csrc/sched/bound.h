@@ -35,8 +35,28 @@ OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget);
 // The lowest live bytes of any state, the first and the last included. One flow.
 std::int64_t LowestLiveBytes(const Graph& graph, Budget& budget);
 
-// The highest ClosureBound, lazily: ops by falling hill in `order`, until no hill is above the best
-// bound found (a bound never exceeds a hill) or the budget ends. Empty graph: op is kNoOp.
+// A lower bound on the peak by `op` and its neighbours, not below any order's. Of the op's direct
+// predecessors one runs last, and when it does all others have run; the cheapest choice of that one
+// bounds the peak. The same with the direct successor that runs first. Only those count that are
+// not implied by another. O(neighbours) flows. `above_bytes`: stops when it cannot exceed this.
+std::int64_t NeighbourBound(const Graph& graph, OpId op, std::int64_t above_bytes, Budget& budget);
+
+// The highest bound over all ops, lazily: ops by falling hill in an order, until no hill is above
+// the best bound (a bound never exceeds a hill). Goes on where it stopped, with better orders too.
+class ClosureBounds {
+ public:
+  explicit ClosureBounds(const Graph& graph);
+
+  void Raise(std::span<const OpId> order, Budget& budget);
+  const OpBound& best() const { return best_; }  // op is kNoOp until an op has been bounded
+
+ private:
+  const Graph* graph_;
+  OpBound best_;
+  std::vector<char> is_bounded_;  // per op
+};
+
+// ClosureBounds at once.
 OpBound BestClosureBound(const Graph& graph, std::span<const OpId> order, Budget& budget);
 
 }  // namespace torch_ext::sched

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <limits>
+#include <functional>
 #include <map>
-#include <numeric>
+#include <queue>
 #include <span>
 #include <string>
 #include <tuple>
@@ -24,10 +25,11 @@ constexpr std::int64_t kNoLimit = std::numeric_limits<std::int64_t>::max();
 // is where it arrived.
 std::optional<std::vector<OpId>> Descend(const Graph& graph, Direction direction,
                                          std::int64_t lowest_bytes, const std::vector<char>& goal,
-                                         std::vector<char>& has_run, Budget& budget) {
+                                         std::vector<char>& has_run, const Rules& rules,
+                                         Budget& budget) {
   std::vector<OpId> steps;
   while (true) {
-    const StateSpace space(graph, direction, has_run, goal);
+    const StateSpace space(graph, direction, has_run, goal, rules.safe_steps);
     if (space.start_bytes() == lowest_bytes) return steps;
     DownSetSearch search(space, /*floor_bytes=*/0, kNoLimit, budget);
     if (search.FindLowerValley() != DownSetSearch::Found::kLowerValley) return std::nullopt;
@@ -41,11 +43,13 @@ std::optional<std::vector<OpId>> Descend(const Graph& graph, Direction direction
 // The lowest peak from one state to another, in the direction that gets there first: a little work
 // for each before more for either.
 std::optional<std::vector<OpId>> Cross(const Graph& graph, const std::vector<char>& from,
-                                       const std::vector<char>& to, Budget& budget) {
+                                       const std::vector<char>& to, const Rules& rules,
+                                       Budget& budget) {
   for (std::int64_t units = 4096; budget.HasWork(); units *= 4) {
     for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
       const bool forward = direction == Direction::kForward;
-      const StateSpace space(graph, direction, forward ? from : to, forward ? to : from);
+      const StateSpace space(graph, direction, forward ? from : to, forward ? to : from,
+                             rules.safe_steps);
       Budget part = budget.Part(units);
       DownSetSearch search(space, /*floor_bytes=*/0, kNoLimit, part);
       const DownSetSearch::Found found = search.FindGoal();
@@ -121,8 +125,12 @@ class Contractor {
         runs.push_back(std::move(run));
       }
     }
-    part_begin.push_back(runs.size());
-    BreakSymmetry(result.graph, runs, part_begin);
+    if (part_begin.empty()) {
+      SortByFirstOp(runs);
+    } else {
+      part_begin.push_back(runs.size());
+      BreakSymmetry(result.graph, runs, part_begin);
+    }
     for (Run& run : runs) {
       result.graph.AddContractedOp(graph_.op(run.ops.front()).name, std::move(run.reads),
                                    std::move(run.writes), run.hill_bytes, std::move(run.after));
@@ -167,6 +175,33 @@ class Contractor {
         run.writes.push_back(local_[b]);
       }
     }
+  }
+
+  // The original order of the first ops, as far as precedence allows it.
+  static void SortByFirstOp(std::vector<Run>& runs) {
+    std::vector<std::vector<std::size_t>> next(runs.size());
+    std::vector<std::size_t> waits_for(runs.size(), 0);
+    std::priority_queue<std::pair<OpId, std::size_t>, std::vector<std::pair<OpId, std::size_t>>,
+                        std::greater<>>
+        ready;
+    for (std::size_t r = 0; r < runs.size(); ++r) {
+      for (OpId p : runs[r].after) next[p].push_back(r);
+      waits_for[r] = runs[r].after.size();
+      if (waits_for[r] == 0) ready.emplace(std::ranges::min(runs[r].ops), r);
+    }
+    std::vector<OpId> place(runs.size());
+    std::vector<Run> sorted;
+    while (!ready.empty()) {
+      const std::size_t r = ready.top().second;
+      ready.pop();
+      place[r] = static_cast<OpId>(sorted.size());
+      for (OpId& p : runs[r].after) p = place[p];
+      for (std::size_t u : next[r]) {
+        if (--waits_for[u] == 0) ready.emplace(std::ranges::min(runs[u].ops), u);
+      }
+      sorted.push_back(std::move(runs[r]));
+    }
+    runs = std::move(sorted);
   }
 
   // Equal parts are interchangeable: any order can be changed into one that starts them in the order
@@ -219,8 +254,8 @@ class Contractor {
 
 class Reducer {
  public:
-  Reducer(const Graph& graph, const RegionTree& tree, Budget& budget)
-      : graph_(graph), tree_(tree), budget_(budget), contractor_(graph) {}
+  Reducer(const Graph& graph, const RegionTree& tree, const Rules& rules, Budget& budget)
+      : tree_(tree), rules_(rules), budget_(budget), contractor_(graph) {}
 
   Reduction Run() {
     std::vector<Solved> solved(tree_.nodes.size());
@@ -373,9 +408,10 @@ class Reducer {
     std::size_t num_runs = 0;
     for (const Chain& chain : solved.chains) num_runs += chain.segments.size();
     if (num_runs > kMostRuns || !budget_.HasWork()) return;
-    const Contraction contraction = contractor_.Contract(solved.chains, parts);
+    const Contraction contraction = contractor_.Contract(
+        solved.chains, rules_.symmetry ? parts : std::vector<std::size_t>{});
     Budget part = budget_.Part(kMostWork);
-    const std::optional<Order> order = DominantOrderBySearch(contraction.graph, part);
+    const std::optional<Order> order = DominantOrderBySearch(contraction.graph, rules_, part);
     budget_.Spend(part.spent());
     if (!order) return;
     Chain chain;
@@ -389,8 +425,8 @@ class Reducer {
     solved.is_dominant = true;
   }
 
-  const Graph& graph_;
   const RegionTree& tree_;
+  const Rules& rules_;
   Budget& budget_;
   Contractor contractor_;
   Reduction reduction_;
@@ -398,24 +434,25 @@ class Reducer {
 
 }  // namespace
 
-std::optional<Order> DominantOrderBySearch(const Graph& graph, Budget& budget) {
+std::optional<Order> DominantOrderBySearch(const Graph& graph, const Rules& rules,
+                                           Budget& budget) {
   const std::int64_t lowest = LowestLiveBytes(graph, budget);
   std::vector<char> first(graph.ops().size(), 0), last(graph.ops().size(), 1);
   const std::vector<char> all = last;
-  auto head = Descend(graph, Direction::kForward, lowest, all, first, budget);
+  auto head = Descend(graph, Direction::kForward, lowest, all, first, rules, budget);
   if (!head) return std::nullopt;
-  auto tail = Descend(graph, Direction::kBackward, lowest, first, last, budget);
+  auto tail = Descend(graph, Direction::kBackward, lowest, first, last, rules, budget);
   if (!tail) return std::nullopt;
-  const auto middle = Cross(graph, first, last, budget);
+  const auto middle = Cross(graph, first, last, rules, budget);
   if (!middle) return std::nullopt;
   head->insert(head->end(), middle->begin(), middle->end());
   head->insert(head->end(), tail->rbegin(), tail->rend());
   return head;
 }
 
-Reduction Reduce(const Graph& graph, const RegionTree& tree, Budget& budget) {
+Reduction Reduce(const Graph& graph, const RegionTree& tree, const Rules& rules, Budget& budget) {
   if (tree.nodes.empty()) return {{}, true, false};
-  return Reducer(graph, tree, budget).Run();
+  return Reducer(graph, tree, rules, budget).Run();
 }
 
 Order Contraction::Expand(const Order& order) const {

@@ -23,6 +23,7 @@
 #include "sched/decompose.h"
 #include "sched/graph.h"
 #include "sched/profile.h"
+#include "sched/rules.h"
 
 namespace torch_ext::sched {
 
@@ -36,7 +37,7 @@ struct Chain {
 // ever lower valleys, each under the lowest hills that reach one, down to the lowest of all states
 // (a minimum cut); from the end the same backwards, staying above that state; between the two, the
 // lowest peak. Returns nothing if the budget ends first. Exponential in the width.
-std::optional<Order> DominantOrderBySearch(const Graph& graph, Budget& budget);
+std::optional<Order> DominantOrderBySearch(const Graph& graph, const Rules& rules, Budget& budget);
 
 // The graph with every isolated region for which the budget allows it replaced by its chain.
 struct Reduction {
@@ -44,9 +45,10 @@ struct Reduction {
   bool is_dominant = false;   // one chain is left, and it dominates every order of the graph
   bool has_prime = false;     // a region was neither series nor parallel
 };
-Reduction Reduce(const Graph& graph, const RegionTree& tree, Budget& budget);
+Reduction Reduce(const Graph& graph, const RegionTree& tree, const Rules& rules, Budget& budget);
 
-// One op per segment of the chains; runs[i] are the ops behind op i of the graph.
+// One op per segment of the chains, in the original order as far as the chains allow it; runs[i] are
+// the ops behind op i of the graph.
 struct Contraction {
   Graph graph;
   std::vector<std::vector<OpId>> runs;

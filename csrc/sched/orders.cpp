@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include "sched/simulate.h"
 #include "sched/state_space.h"
 
 namespace torch_ext::sched {
@@ -102,6 +103,29 @@ std::optional<Order> GreedyOrder(const Graph& graph, Direction direction, Budget
     }
     state.Step(best, best_move);
     steps.push_back(best);
+  }
+  return Oriented(std::move(steps), direction);
+}
+
+Order WithSafeSteps(const Graph& graph, Direction direction, Order order, Budget& budget) {
+  const std::int64_t peak_bytes = PeakBytes(graph, order);
+  State state(graph, direction);
+  std::vector<char> stepped(order.size(), 0);
+  Order steps;
+  const auto take_safe_steps = [&] {
+    const std::size_t before = steps.size();
+    const bool go_on = budget.Spend(state.TakeSafeSteps(peak_bytes, steps));
+    for (std::size_t i = before; i < steps.size(); ++i) stepped[steps[i]] = 1;
+    return go_on;
+  };
+  Order wanted = Oriented(order, direction);
+  if (!take_safe_steps()) return order;
+  for (OpId v : wanted) {
+    if (stepped[v]) continue;
+    state.Step(v, state.Look(v));
+    stepped[v] = 1;
+    steps.push_back(v);
+    if (!take_safe_steps()) return order;
   }
   return Oriented(std::move(steps), direction);
 }

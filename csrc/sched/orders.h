@@ -19,6 +19,11 @@ Order DepthFirstOrder(const Graph& graph);
 // Work: O(ops * ready ops). Returns nothing if the budget ends first.
 std::optional<Order> GreedyOrder(const Graph& graph, Direction direction, Budget& budget);
 
+// The same order with safe steps (down_set.h) taken as soon as `direction` allows: forward, what
+// frees memory runs early; backward, what takes memory runs late. The peak is not higher. Returns
+// `order` itself if the budget ends first. Work: O(ops * ready ops).
+Order WithSafeSteps(const Graph& graph, Direction direction, Order order, Budget& budget);
+
 // Beam search over down-sets with safe steps: among the states with equally many ops run it keeps
 // the `width` best by (peak so far, live bytes). Hills up to `floor_bytes`, a lower bound on the
 // peak, are all the same to it. Returns nothing if the budget ends first.

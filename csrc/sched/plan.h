@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "sched/graph.h"
+#include "sched/rules.h"
 
 namespace torch_ext::sched {
 
@@ -24,11 +25,13 @@ struct PlanOptions {
   double time_budget_seconds = 2.0;                 // turned into counted work, see budget.h
   std::optional<std::int64_t> memory_budget_bytes;  // stop as soon as the peak is no higher
   std::int64_t search_memory_bytes = std::int64_t{1} << 30;
+  Rules rules;
 };
 
 // A part of the graph that was scheduled on its own.
 struct Region {
-  std::string kind;  // "series": ops that must run one after the other; "prime": everything else
+  std::string kind;  // "series": ops that must run one after the other; "parallel": of parts that
+                     // do not depend on each other; "prime": neither
   std::int32_t num_ops = 0;
   std::string method;  // what found its order, e.g. "original", "beam", "search"
   std::string proof;   // what proves its peak the lowest, empty if unproven

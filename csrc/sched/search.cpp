@@ -68,7 +68,7 @@ bool DownSetSearch::Expand(std::int32_t from) {
 
 void DownSetSearch::Push(std::int64_t live_bytes, std::int64_t key_bytes, std::int32_t parent,
                          OpId op) {
-  std::int64_t looks = 2;
+  std::int64_t looks = 2 + static_cast<std::int64_t>(space_.words_per_state() / 4);
   live_bytes =
       space_.TakeSafeSteps(scratch_.data(), live_bytes, key_bytes, /*steps=*/nullptr, looks);
   budget_.Spend(looks);
@@ -154,8 +154,8 @@ std::vector<OpId> DownSetSearch::StepsToFound() const {
 }
 
 SearchResult Search(const Graph& graph, Direction direction, std::int64_t floor_bytes,
-                    std::int64_t below_bytes, Budget& budget) {
-  const StateSpace space(graph, direction);
+                    std::int64_t below_bytes, Budget& budget, const Rules& rules) {
+  const StateSpace space(graph, direction, {}, {}, rules.safe_steps);
   DownSetSearch search(space, floor_bytes, below_bytes, budget);
   switch (search.FindGoal()) {
     case DownSetSearch::Found::kGoal: {

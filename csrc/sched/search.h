@@ -21,6 +21,7 @@
 
 #include "sched/budget.h"
 #include "sched/graph.h"
+#include "sched/rules.h"
 #include "sched/state_space.h"
 
 namespace torch_ext::sched {
@@ -33,7 +34,7 @@ struct SearchResult {
 
 // `floor_bytes` is a proven lower bound on the peak; hills up to it are all the same.
 SearchResult Search(const Graph& graph, Direction direction, std::int64_t floor_bytes,
-                    std::int64_t below_bytes, Budget& budget);
+                    std::int64_t below_bytes, Budget& budget, const Rules& rules = {});
 
 // The search itself, which can look for other things than the goal and can be gone on with.
 class DownSetSearch {

@@ -5,8 +5,10 @@
 namespace torch_ext::sched {
 
 StateSpace::StateSpace(const Graph& graph, Direction direction, std::span<const char> from,
-                       std::span<const char> to)
-    : direction_(direction), words_(static_cast<std::size_t>((graph.num_ops() + 63) / 64)) {
+                       std::span<const char> to, bool safe_steps)
+    : direction_(direction),
+      safe_steps_(safe_steps),
+      words_(static_cast<std::size_t>((graph.num_ops() + 63) / 64)) {
   const bool forward = direction == Direction::kForward;
   const auto has_run = [&](OpId v) { return from.empty() ? !forward : from[v] != 0; };
   const auto will_have_run = [&](OpId v) { return to.empty() ? forward : to[v] != 0; };
@@ -106,6 +108,7 @@ void StateSpace::Step(Word* state, OpId v) const {
 std::int64_t StateSpace::TakeSafeSteps(Word* state, std::int64_t live_bytes,
                                        std::int64_t limit_bytes, std::vector<OpId>* steps,
                                        std::int64_t& num_looks) const {
+  if (!safe_steps_) return live_bytes;
   const Word* ready = state + words_;
   // Round and round the words until one round has found nothing.
   for (std::size_t w = 0, quiet = 0; quiet < words_; w = w + 1 == words_ ? 0 : w + 1) {

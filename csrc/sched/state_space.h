@@ -20,7 +20,7 @@ class StateSpace {
   // The way from the down-set `from` to the down-set `to` (one flag per op; empty: nothing has run
   // and everything has). Forward needs from <= to and runs ops, backward to <= from and un-runs.
   StateSpace(const Graph& graph, Direction direction, std::span<const char> from = {},
-             std::span<const char> to = {});
+             std::span<const char> to = {}, bool safe_steps = true);
 
   // A state's bits: the ops that have stepped (run or un-run), then those that may step next.
   std::size_t words_per_set() const { return words_; }
@@ -35,7 +35,7 @@ class StateSpace {
   State::Move Look(const Word* state, std::int64_t live_bytes, OpId v) const;
   void Step(Word* state, OpId v) const;
 
-  // As State::TakeSafeSteps; appends to `steps` unless null and adds to `num_looks`. Returns the
+  // As State::TakeSafeSteps, none if the space is made without; appends to `steps` unless null and adds to `num_looks`. Returns the
   // live bytes afterwards.
   std::int64_t TakeSafeSteps(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
                              std::vector<OpId>* steps, std::int64_t& num_looks) const;
@@ -66,6 +66,7 @@ class StateSpace {
   Range AddParts(std::span<const OpId> ops);
 
   Direction direction_;
+  bool safe_steps_;
   std::size_t words_;
   std::vector<Part> parts_;
   std::vector<Read> reads_;        // what may die, per op

@@ -20,7 +20,7 @@ std::vector<Segment> CanonicalOf(const Graph& graph, const Order& order) {
 
 Reduction Reduced(const Graph& graph) {
   Budget budget(kAmple);
-  return Reduce(graph, FindRegions(graph), budget);
+  return Reduce(graph, FindRegions(graph), {}, budget);
 }
 
 TEST(DominantOrderRandomTest, TheSearchedOrderDominatesEveryOther) {
@@ -29,7 +29,7 @@ TEST(DominantOrderRandomTest, TheSearchedOrderDominatesEveryOther) {
     const Graph g = RandomGraph(seed, i % 20 == 0 ? 8 : 7);
     SCOPED_TRACE(Describe(g, seed));
     Budget budget(kAmple);
-    const std::optional<Order> order = DominantOrderBySearch(g, budget);
+    const std::optional<Order> order = DominantOrderBySearch(g, {}, budget);
     ASSERT_TRUE(order);
     ASSERT_TRUE(IsValidOrder(g, *order));
     const std::vector<Segment> form = CanonicalOf(g, *order);
@@ -84,7 +84,7 @@ TEST(ReduceRandomTest, ReplacingRegionsNeverChangesTheOptimumAroundThem) {
     const Graph g = RandomGraph(seed, 14);
     SCOPED_TRACE(Describe(g, seed));
     Budget budget(Random(seed).Between(0, 60) / Budget::kWorkPerSecond);
-    const Reduction reduction = Reduce(g, FindRegions(g), budget);
+    const Reduction reduction = Reduce(g, FindRegions(g), {}, budget);
     const Contraction contraction = Contract(g, reduction.chains);
     ASSERT_EQ(DownSets(contraction.graph).LowestPeak(), DownSets(g).LowestPeak());
     const Order order = contraction.graph.OriginalOrder();

@@ -32,8 +32,7 @@ PlanOptions Ample(Scope scope = Scope::kAll) {
 
 PlanOptions Units(Scope scope, std::int64_t units) {
   PlanOptions options = Ample(scope);
-  // A pass gets half of the budget, most of it for the search.
-  options.time_budget_seconds = 2 * static_cast<double>(units) / Budget::kWorkPerSecond;
+  options.time_budget_seconds = static_cast<double>(units) / Budget::kWorkPerSecond;
   return options;
 }
 
@@ -62,7 +61,8 @@ void ExpectSound(const Graph& g, const Plan& plan, std::int64_t lowest) {
   for (const Region& region : plan.regions) {
     num_ops += region.num_ops;
     worst = std::max(worst, region.peak_bytes);
-    ASSERT_TRUE(region.kind == "series" || region.kind == "prime") << region.kind;
+    ASSERT_TRUE(region.kind == "series" || region.kind == "parallel" || region.kind == "prime")
+        << region.kind;
   }
   ASSERT_EQ(num_ops, g.num_ops());
   if (!plan.regions.empty()) {
@@ -165,7 +165,7 @@ TEST(PlanTest, FinishesOneBranchBeforeTheOtherStarts) {
   EXPECT_TRUE(plan.is_optimal());
   EXPECT_EQ(plan.moved_ops, 1);
   ASSERT_EQ(plan.regions.size(), 2u);
-  EXPECT_EQ(plan.regions[0].kind, "prime");
+  EXPECT_EQ(plan.regions[0].kind, "parallel");
   EXPECT_EQ(plan.regions[0].num_ops, 4);
   EXPECT_EQ(plan.regions[1].kind, "series");
   EXPECT_EQ(plan.regions[1].num_ops, 1);
@@ -418,7 +418,9 @@ TEST(PlanRandomTest, PlanningTheResultAgainMovesNothingUnderAMemoryBudgetEither)
   }
 }
 
-TEST(PlanRandomTest, PlanningTheResultAgainWithAsLittleWorkMovesNothingEither) {
+// What was proven the best is left as it is, even by a planner that could not prove it; what was not
+// may get better.
+TEST(PlanRandomTest, PlanningTheResultAgainWithLittleWorkNeverMakesItWorse) {
   for (int i = 0; i < ScaledCount(400); ++i) {
     const auto seed = static_cast<std::uint64_t>(i) + 13'000'000;
     const Graph g = RandomGraph(seed, 30);
@@ -428,9 +430,10 @@ TEST(PlanRandomTest, PlanningTheResultAgainWithAsLittleWorkMovesNothingEither) {
     for (const Scope scope : kScopes) {
       const Plan plan = MakePlan(g, Units(scope, units));
       const Plan again = MakePlan(Relabelled(g, plan.order), Units(scope, units));
-      // The clock is only an emergency stop, but the budgets here are shorter than a hiccup.
-      if (plan.clock_stopped || again.clock_stopped) continue;
-      ASSERT_EQ(again.moved_ops, 0) << "order " << ::testing::PrintToString(plan.order);
+      ASSERT_LE(again.peak_bytes, plan.peak_bytes);
+      if (plan.is_optimal()) {
+        ASSERT_EQ(again.moved_ops, 0) << "order " << ::testing::PrintToString(plan.order);
+      }
     }
   }
 }

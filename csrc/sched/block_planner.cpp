@@ -1,0 +1,173 @@
+#include "sched/block_planner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "sched/displacement.h"
+#include "sched/orders.h"
+#include "sched/search.h"
+#include "sched/simulate.h"
+
+namespace torch_ext::sched {
+namespace {
+
+// Work, in looks. None depends on the budget, so that a larger one continues the same search.
+constexpr std::int64_t kFirstBoundWork = 100'000;
+constexpr std::int64_t kRegionWork = 4'000'000;
+constexpr std::int64_t kRoundWork = 50'000;  // doubles every round
+
+}  // namespace
+
+BlockPlanner::BlockPlanner(Slice slice, const Rules& rules, Budget& budget)
+    : slice_(std::move(slice)),
+      rules_(rules),
+      budget_(budget),
+      order_(graph().OriginalOrder()),
+      peak_bytes_(PeakBytes(graph(), order_)) {}
+
+void BlockPlanner::Bound() {
+  if (bounds_ || !rules_.closure_bound || graph().num_ops() == 0) return;
+  bounds_.emplace(graph());
+  Budget part = budget_.Part(kFirstBoundWork);
+  bounds_->Raise(order_, part);
+  budget_.Spend(part.spent());
+  RaiseBound(bounds_->best().bytes, "closure");
+}
+
+void BlockPlanner::Improve(std::int64_t floor_bytes) {
+  Bound();
+  if (is_finished()) return;
+  switch (stage_++) {
+    case 0:
+      ReduceRegions();
+      break;
+    case 1:
+      RunSimpleRules();
+      break;
+    case 2:
+      Beam(8, std::max(floor_bytes, bound_bytes_));
+      break;
+    default:
+      Round(std::max(floor_bytes, bound_bytes_));
+      break;
+  }
+}
+
+void BlockPlanner::ReduceRegions() {
+  Reduction reduction;
+  if (rules_.regions) {
+    Budget part = budget_.Part(kRegionWork);
+    reduction = Reduce(graph(), FindRegions(graph()), rules_, part);
+    budget_.Spend(part.spent());
+  } else {
+    for (OpId v = 0; v < graph().num_ops(); ++v) {
+      reduction.chains.push_back({{v}, {{graph().HillBytes(v), 0, 1}}});
+    }
+  }
+  if (reduction.is_dominant) {
+    const Order& order = reduction.chains.front().ops;
+    const std::int64_t peak = PeakBytes(graph(), order);
+    OfferExpanded(order, peak, "dominant");
+    RaiseBound(peak, reduction.has_prime ? "search" : "series-parallel");
+    exhausted_ = true;
+    return;
+  }
+  reduced_ = Contract(graph(), reduction.chains);
+  reduced_order_ = reduced_.graph.OriginalOrder();
+  Offer(reduced_order_, "dominant");
+}
+
+void BlockPlanner::RunSimpleRules() {
+  const Graph& reduced = reduced_.graph;
+  starts_.push_back(reduced.OriginalOrder());
+  const auto offer = [&](std::optional<Order> order, const char* method) {
+    if (!order) return;
+    Offer(order, method);
+    for (const Direction direction : {Direction::kBackward, Direction::kForward}) {
+      *order = WithSafeSteps(reduced, direction, *order, budget_);
+      Offer(order, method);
+    }
+    starts_.push_back(std::move(*order));
+  };
+  offer(reduced.OriginalOrder(), "safe steps");
+  offer(DepthFirstOrder(reduced), "depth-first");
+  offer(GreedyOrder(reduced, Direction::kForward, budget_), "greedy");
+  offer(GreedyOrder(reduced, Direction::kBackward, budget_), "greedy");
+}
+
+void BlockPlanner::Beam(std::int32_t width, std::int64_t floor_bytes) {
+  for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+    if (peak_bytes_ <= floor_bytes) return;
+    Budget part = budget_.Part(kRoundWork * width / 2);
+    std::optional<Order> order = BeamOrder(reduced_.graph, direction, width, floor_bytes, part);
+    budget_.Spend(part.spent());
+    Offer(order, "beam");
+    if (order) starts_.push_back(std::move(*order));
+  }
+}
+
+void BlockPlanner::Round(std::int64_t floor_bytes) {
+  const int round = stage_ - 4;
+  const std::int64_t work = kRoundWork << std::min(round, 40);
+  if (rules_.closure_bound) {
+    if (!reduced_bounds_) reduced_bounds_.emplace(reduced_.graph);
+    Budget part = budget_.Part(work);
+    reduced_bounds_->Raise(reduced_order_, part);
+    budget_.Spend(part.spent());
+    RaiseBound(reduced_bounds_->best().bytes, "closure");
+    floor_bytes = std::max(floor_bytes, bound_bytes_);
+  }
+  if (rules_.improvement && peak_bytes_ > floor_bytes) {
+    if (!improver_) improver_.emplace(reduced_.graph, starts_);
+    Budget part = budget_.Part(2 * work);
+    improver_->Run(floor_bytes, part);
+    budget_.Spend(part.spent());
+    Offer(improver_->best(), "improvement");
+  }
+  Exhaust(Direction::kForward, floor_bytes, work);
+  Exhaust(Direction::kBackward, floor_bytes, work);
+  if (round == 2) Beam(64, floor_bytes);
+}
+
+void BlockPlanner::Exhaust(Direction direction, std::int64_t floor_bytes, std::int64_t work) {
+  bool& out_of_memory = out_of_memory_[direction == Direction::kForward ? 0 : 1];
+  if (peak_bytes_ <= floor_bytes || exhausted_ || out_of_memory) return;
+  Budget part = budget_.Part(work);
+  const SearchResult result =
+      torch_ext::sched::Search(reduced_.graph, direction, floor_bytes, peak_bytes_, part, rules_);
+  budget_.Spend(part.spent());
+  out_of_memory = !result.exhausted && part.HasWork();
+  Offer(result.order, "search");
+  // Hills up to `floor_bytes` were all the same to the search, so it proves only what is above.
+  if (result.bound_bytes > floor_bytes) RaiseBound(result.bound_bytes, "search");
+  exhausted_ = result.exhausted;
+}
+
+void BlockPlanner::Approach(std::int64_t limit_bytes, Budget& budget) {
+  order_ = ClosestOrder(graph(), std::move(order_), limit_bytes, budget);
+  peak_bytes_ = PeakBytes(graph(), order_);
+  if (MovedOps(order_) == 0) method_ = "original";
+  if (peak_bytes_ > bound_bytes_) proof_.clear();
+}
+
+void BlockPlanner::Offer(const std::optional<Order>& order, const char* method) {
+  if (!order) return;
+  const std::int64_t peak = PeakBytes(reduced_.graph, *order);
+  if (peak < PeakBytes(reduced_.graph, reduced_order_)) reduced_order_ = *order;
+  if (peak < peak_bytes_) OfferExpanded(reduced_.Expand(*order), peak, method);
+}
+
+void BlockPlanner::OfferExpanded(Order order, std::int64_t peak_bytes, const char* method) {
+  if (peak_bytes >= peak_bytes_) return;
+  order_ = std::move(order);
+  peak_bytes_ = peak_bytes;
+  method_ = method;
+}
+
+void BlockPlanner::RaiseBound(std::int64_t bytes, const char* proof) {
+  if (bytes <= bound_bytes_) return;
+  bound_bytes_ = bytes;
+  proof_ = proof;
+}
+
+}  // namespace torch_ext::sched

@@ -1,0 +1,72 @@
+// One block of a graph, planned by ever dearer means until its order is proven or work is spent.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sched/bound.h"
+#include "sched/budget.h"
+#include "sched/decompose.h"
+#include "sched/dominant.h"
+#include "sched/down_set.h"
+#include "sched/graph.h"
+#include "sched/improve.h"
+#include "sched/rules.h"
+
+namespace torch_ext::sched {
+
+class BlockPlanner {
+ public:
+  BlockPlanner(Slice slice, const Rules& rules, Budget& budget);
+
+  const Graph& graph() const { return slice_.graph; }
+  const Slice& slice() const { return slice_; }
+  const Order& order() const { return order_; }
+  std::int64_t peak_bytes() const { return peak_bytes_; }
+  std::int64_t bound_bytes() const { return bound_bytes_; }
+  const std::string& method() const { return method_; }
+  const std::string& proof() const { return proof_; }
+  bool is_optimal() const { return bound_bytes_ == peak_bytes_; }
+  bool is_finished() const { return is_optimal() || exhausted_ || !budget_.HasWork(); }
+
+  // The first bound, if it has not been computed yet.
+  void Bound();
+  // The next stage: something cheap at first, twice the work in each round later. Peaks up to
+  // `floor_bytes` are as good as any: something else is as high.
+  void Improve(std::int64_t floor_bytes);
+  // Replaces the order by one closer to the original with no hill above `limit_bytes`.
+  void Approach(std::int64_t limit_bytes, Budget& budget);
+
+ private:
+  void ReduceRegions();
+  void RunSimpleRules();
+  void Beam(std::int32_t width, std::int64_t floor_bytes);
+  void Round(std::int64_t floor_bytes);
+  void Exhaust(Direction direction, std::int64_t floor_bytes, std::int64_t work);
+  // An order of the reduced graph; `method` names what found it.
+  void Offer(const std::optional<Order>& order, const char* method);
+  void OfferExpanded(Order order, std::int64_t peak_bytes, const char* method);
+  void RaiseBound(std::int64_t bytes, const char* proof);
+
+  Slice slice_;
+  Rules rules_;
+  Budget& budget_;
+  Order order_;
+  std::int64_t peak_bytes_;
+  std::int64_t bound_bytes_ = 0;
+  std::string method_ = "original";
+  std::string proof_ = "closure";  // of the bound 0, should the peak be 0
+  int stage_ = 0;
+  bool exhausted_ = false;
+
+  Contraction reduced_;        // what is left to search, from stage 1 on
+  std::vector<Order> starts_;  // orders of it, for the improvement
+  Order reduced_order_;        // the best of it
+  std::optional<ClosureBounds> bounds_, reduced_bounds_;
+  std::optional<Improver> improver_;
+  bool out_of_memory_[2] = {false, false};  // per direction of search
+};
+
+}  // namespace torch_ext::sched

@@ -1,0 +1,18 @@
+// What a planner may be told to do without.
+#pragma once
+
+namespace torch_ext::sched {
+
+// Switched off to measure what each brings and to show that nothing depends on it: no combination
+// changes a proven optimum.
+struct Rules {
+  bool series_cuts = true;      // blocks between series cuts are planned on their own
+  bool regions = true;          // isolated regions are replaced by dominant chains
+  bool symmetry = true;         // equal parts keep one sequence
+  bool safe_steps = true;       // searches take what cannot hurt without branching
+  bool closure_bound = true;    // a lower bound by each op
+  bool neighbour_bound = true;  // ... and by an op with its last predecessor or first successor
+  bool improvement = true;      // two-chain merges around the peak
+};
+
+}  // namespace torch_ext::sched
