@@ -12,9 +12,12 @@ namespace torch_ext::sched {
 namespace {
 
 // Work, in looks. None depends on the budget, so that a larger one continues the same search.
-constexpr std::int64_t kFirstBoundWork = 100'000;
+constexpr std::int64_t kFirstBoundWork = 2'000;  // and this per op: a few flows
+constexpr std::int64_t kFirstBoundWorkPerOp = 8;
 constexpr std::int64_t kRegionWork = 4'000'000;
 constexpr std::int64_t kRoundWork = 50'000;  // doubles every round
+constexpr int kFirstTighteningRound = 1;
+constexpr std::int32_t kMostOpsToTighten = 2'000;
 
 }  // namespace
 
@@ -28,7 +31,7 @@ BlockPlanner::BlockPlanner(Slice slice, const Rules& rules, Budget& budget)
 void BlockPlanner::Bound() {
   if (bounds_ || !rules_.closure_bound || graph().num_ops() == 0) return;
   bounds_.emplace(graph());
-  Budget part = budget_.Part(kFirstBoundWork);
+  Budget part = budget_.Part(kFirstBoundWork + kFirstBoundWorkPerOp * graph().num_ops());
   bounds_->Raise(order_, part);
   budget_.Spend(part.spent());
   RaiseBound(bounds_->best().bytes, "closure");
@@ -119,14 +122,32 @@ void BlockPlanner::Round(std::int64_t floor_bytes) {
   }
   if (rules_.improvement && peak_bytes_ > floor_bytes) {
     if (!improver_) improver_.emplace(reduced_.graph, starts_);
-    Budget part = budget_.Part(2 * work);
+    Budget part = budget_.Part(4 * work);
     improver_->Run(floor_bytes, part);
     budget_.Spend(part.spent());
     Offer(improver_->best(), "improvement");
   }
+  if (round >= kFirstTighteningRound) Tighten(floor_bytes, 2 * work);
   Exhaust(Direction::kForward, floor_bytes, work);
   Exhaust(Direction::kBackward, floor_bytes, work);
   if (round == 2) Beam(64, floor_bytes);
+}
+
+void BlockPlanner::Tighten(std::int64_t floor_bytes, std::int64_t work) {
+  if (!rules_.precedences || peak_bytes_ <= floor_bytes || peak_bytes_ == tightened_below_ ||
+      reduced_.graph.num_ops() > kMostOpsToTighten) {
+    return;
+  }
+  if (!tightener_) tightener_.emplace(reduced_.graph);
+  Budget part = budget_.Part(work);
+  const Tightener::Result result = tightener_->Tighten(peak_bytes_, part);
+  budget_.Spend(part.spent());
+  if (result == Tightener::Result::kImpossible) {
+    RaiseBound(peak_bytes_, "precedence");
+    exhausted_ = true;
+  } else if (result == Tightener::Result::kExhausted) {
+    tightened_below_ = peak_bytes_;
+  }
 }
 
 void BlockPlanner::Exhaust(Direction direction, std::int64_t floor_bytes, std::int64_t work) {
@@ -134,10 +155,11 @@ void BlockPlanner::Exhaust(Direction direction, std::int64_t floor_bytes, std::i
   if (peak_bytes_ <= floor_bytes || exhausted_ || out_of_memory) return;
   Budget part = budget_.Part(work);
   const SearchResult result =
-      torch_ext::sched::Search(reduced_.graph, direction, floor_bytes, peak_bytes_, part, rules_);
+      Search(tightener_ ? tightener_->graph() : reduced_.graph, direction, floor_bytes, peak_bytes_,
+             part, rules_);
   budget_.Spend(part.spent());
   out_of_memory = !result.exhausted && part.HasWork();
-  Offer(result.order, "search");
+  if (result.order) Offer(tightener_ ? tightener_->Expand(*result.order) : *result.order, "search");
   // Hills up to `floor_bytes` were all the same to the search, so it proves only what is above.
   if (result.bound_bytes > floor_bytes) RaiseBound(result.bound_bytes, "search");
   exhausted_ = result.exhausted;

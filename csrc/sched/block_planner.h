@@ -14,6 +14,7 @@
 #include "sched/graph.h"
 #include "sched/improve.h"
 #include "sched/rules.h"
+#include "sched/tighten.h"
 
 namespace torch_ext::sched {
 
@@ -44,6 +45,7 @@ class BlockPlanner {
   void RunSimpleRules();
   void Beam(std::int32_t width, std::int64_t floor_bytes);
   void Round(std::int64_t floor_bytes);
+  void Tighten(std::int64_t floor_bytes, std::int64_t work);
   void Exhaust(Direction direction, std::int64_t floor_bytes, std::int64_t work);
   // An order of the reduced graph; `method` names what found it.
   void Offer(const std::optional<Order>& order, const char* method);
@@ -66,6 +68,8 @@ class BlockPlanner {
   Order reduced_order_;        // the best of it
   std::optional<ClosureBounds> bounds_, reduced_bounds_;
   std::optional<Improver> improver_;
+  std::optional<Tightener> tightener_;
+  std::int64_t tightened_below_ = 0;  // nothing more follows from this peak
   bool out_of_memory_[2] = {false, false};  // per direction of search
 };
 

@@ -180,6 +180,18 @@ std::int64_t AddEdges(const Graph& graph, std::span<const std::int32_t> node_of,
 
 }  // namespace
 
+LowestHill FindLowestHill(const Graph& graph, OpId op, std::span<const OpId> done,
+                          std::span<const OpId> waiting, Budget& budget) {
+  budget.Spend(graph.num_ops() / 4 + 1);
+  FlowNetwork network;
+  const std::vector<std::int32_t> node_of = PlaceOps(graph, op, done, waiting, network);
+  LowestHill lowest;
+  lowest.bytes = AddEdges(graph, node_of, network);
+  lowest.bytes += network.MaxFlow(budget) + graph.HillBytes(op);
+  for (std::int32_t node : node_of) lowest.has_run.push_back(network.OnSourceSide(node));
+  return lowest;
+}
+
 std::int64_t LowestLiveBytes(const Graph& graph, Budget& budget) {
   budget.Spend(graph.num_ops() / 4 + 1);
   FlowNetwork network;
@@ -190,22 +202,15 @@ std::int64_t LowestLiveBytes(const Graph& graph, Budget& budget) {
 }
 
 OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
-  budget.Spend(graph.num_ops() / 4 + 1);
-  FlowNetwork network;
-  const std::vector<std::int32_t> node_of = PlaceOps(graph, op, {}, {}, network);
-  const std::int64_t fixed_bytes = AddEdges(graph, node_of, network);
-  OpBound bound;
-  bound.op = op;
-  bound.bytes = fixed_bytes + network.MaxFlow(budget) + graph.HillBytes(op);
-  const auto has_run = [&](std::int32_t node) { return network.OnSourceSide(node); };
+  const LowestHill lowest = FindLowestHill(graph, op, {}, {}, budget);
+  OpBound bound{op, lowest.bytes, {}};
   for (BufferId b = 0; b < graph.num_buffers(); ++b) {
     const Buffer& buffer = graph.buffer(b);
-    if (buffer.producer == op || (has_run(NodeOfProducer(buffer, node_of)) &&
-                                  (buffer.kept || std::ranges::any_of(buffer.users, [&](OpId u) {
-                                     return !has_run(node_of[u]);
-                                   })))) {
-      bound.buffers.push_back(b);
-    }
+    const bool born = buffer.is_input() || lowest.has_run[buffer.producer];
+    const bool needed = buffer.kept || std::ranges::any_of(buffer.users, [&](OpId u) {
+                          return !lowest.has_run[u];
+                        });
+    if (buffer.producer == op || (born && needed)) bound.buffers.push_back(b);
   }
   return bound;
 }
@@ -239,13 +244,9 @@ std::int64_t NeighbourBound(const Graph& graph, OpId op, std::int64_t above_byte
       for (OpId v : nearest) {
         if (v != last) others.push_back(v);
       }
-      budget.Spend(graph.num_ops() / 4 + 1);
-      FlowNetwork network;
-      const std::vector<std::int32_t> node_of =
-          backward ? PlaceOps(graph, last, others, {}, network)
-                   : PlaceOps(graph, last, {}, others, network);
-      const std::int64_t fixed_bytes = AddEdges(graph, node_of, network);
-      lowest = std::min(lowest, fixed_bytes + network.MaxFlow(budget) + graph.HillBytes(last));
+      const LowestHill hill = backward ? FindLowestHill(graph, last, others, {}, budget)
+                                       : FindLowestHill(graph, last, {}, others, budget);
+      lowest = std::min(lowest, hill.bytes);
       if (lowest <= above_bytes) break;
     }
     bound = std::max(bound, lowest);

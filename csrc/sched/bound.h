@@ -24,6 +24,15 @@
 
 namespace torch_ext::sched {
 
+// The lowest hill of `op` over the states in which the ops of `done` have run and those of `waiting`
+// have not, and the smallest such state. `op` must not be before a `done` nor after a `waiting`.
+struct LowestHill {
+  std::int64_t bytes = 0;
+  std::vector<char> has_run;  // per op
+};
+LowestHill FindLowestHill(const Graph& graph, OpId op, std::span<const OpId> done,
+                          std::span<const OpId> waiting, Budget& budget);
+
 struct OpBound {
   OpId op = kNoOp;
   std::int64_t bytes = 0;         // no order runs `op` with less memory in use

@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include "sched/decompose.h"
 #include "sched/merge.h"
+#include "sched/scored_order.h"
 #include "sched/simulate.h"
 
 namespace torch_ext::sched {
@@ -74,10 +74,10 @@ class Homecoming {
  public:
   Homecoming(const Graph& graph, Order order, std::int64_t limit_bytes, Budget& budget)
       : graph_(graph),
-        order_(std::move(order)),
+        in_place_(OpsInPlace(order)),
+        scored_(graph, std::move(order)),
         limit_bytes_(limit_bytes),
-        budget_(budget),
-        in_place_(OpsInPlace(order_)) {}
+        budget_(budget) {}
 
   // All displaced ops at once, or else by halves, down to single ops.
   Order Run() {
@@ -93,7 +93,7 @@ class Homecoming {
       groups.push_back(group.subspan(group.size() / 2));
       groups.push_back(group.first(group.size() / 2));
     }
-    return std::move(order_);
+    return scored_.order();
   }
 
  private:
@@ -105,42 +105,42 @@ class Homecoming {
   bool BringBack(std::span<const OpId> group) {
     const auto [begin, end] = Surroundings(group);
     for (OpId v : group) in_place_[v] = 1;
-    const Slice slice = Slicer(graph_, order_).Cut(begin, end);
-    Order stay, rest;  // in ids of the slice
-    for (OpId i = 0; i < slice.graph.num_ops(); ++i) {
-      (in_place_[slice.ops[i]] ? stay : rest).push_back(i);
+    std::vector<OpId> stay, rest;
+    for (std::int32_t i = begin; i < end; ++i) {
+      const OpId v = scored_.order()[i];
+      (in_place_[v] ? stay : rest).push_back(v);
     }
-    const auto original = [&](OpId i) { return slice.ops[i]; };
-    std::ranges::sort(stay, {}, original);
-    std::vector<std::size_t> home(slice.ops.size());  // how many of `stay` were before it
-    for (OpId i : rest) {
-      home[i] = std::ranges::lower_bound(stay, original(i), {}, original) - stay.begin();
-    }
-    const MergeGrid grid(slice.graph, stay, rest);
+    std::ranges::sort(stay);
+    const std::int64_t num_points =
+        static_cast<std::int64_t>((stay.size() + 1) * (rest.size() + 1));
     std::optional<Order> merged;
-    if (grid.num_points() <= kMostPoints &&
-        budget_.Spend(grid.num_points() / 8 + graph_.num_ops() / 4 + 1)) {
+    if (num_points <= kMostPoints && budget_.Spend(num_points / 8 + (end - begin) + 1)) {
+      std::vector<std::size_t> home(static_cast<std::size_t>(end - begin));  // per position
+      for (OpId v : rest) {  // how many of `stay` were before it
+        home[scored_.position(v) - begin] = std::ranges::lower_bound(stay, v) - stay.begin();
+      }
       // The fewest inversions between those that stay and the rest.
-      merged = grid.Cheapest(limit_bytes_, [&](std::size_t i, std::size_t, OpId v, std::int64_t) {
-        const bool stays = in_place_[slice.ops[v]] != 0;
-        return stays ? 0 : static_cast<std::int64_t>(i > home[v] ? i - home[v] : home[v] - i);
-      });
+      const auto inversions = [&](std::size_t i, std::size_t, OpId v, std::int64_t) {
+        if (in_place_[v]) return std::int64_t{0};
+        const std::size_t at_home = home[scored_.position(v) - begin];
+        return static_cast<std::int64_t>(i > at_home ? i - at_home : at_home - i);
+      };
+      merged = MergeGrid(scored_, begin, stay, rest).Cheapest(limit_bytes_, inversions);
     }
     if (!merged) {
       for (OpId v : group) in_place_[v] = 0;
       return false;
     }
-    for (std::size_t i = 0; i < merged->size(); ++i) order_[begin + i] = slice.ops[(*merged)[i]];
+    scored_.Replace(begin, *merged);
     return true;
   }
 
   // The positions [begin, end) between which the group is and will be, with a margin.
   std::pair<std::int32_t, std::int32_t> Surroundings(std::span<const OpId> group) const {
-    const std::vector<std::int32_t> positions = PositionsOf(order_);
     std::int32_t first = graph_.num_ops(), last = -1;
     const auto include = [&](OpId v) {
-      first = std::min(first, positions[v]);
-      last = std::max(last, positions[v]);
+      first = std::min(first, scored_.position(v));
+      last = std::max(last, scored_.position(v));
     };
     for (OpId v : group) {
       include(v);
@@ -159,10 +159,10 @@ class Homecoming {
   }
 
   const Graph& graph_;
-  Order order_;
+  std::vector<char> in_place_;  // per op
+  ScoredOrder scored_;
   std::int64_t limit_bytes_;
   Budget& budget_;
-  std::vector<char> in_place_;  // per op
 };
 
 }  // namespace

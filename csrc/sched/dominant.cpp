@@ -97,6 +97,49 @@ class Contractor {
     return segment;
   }
 
+  // The ops of a region as chains u -> w in which w is u's only successor in the region and u is w's
+  // only predecessor in it, in order of their first ops. ReadsOnlyOwn is about these until the next
+  // call.
+  std::vector<std::vector<OpId>> PrivateChains(std::span<const OpId> ops) {
+    for (std::size_t i = 0; i < ops.size(); ++i) run_of_[ops[i]] = 0;
+    const auto only_inside = [&](const std::vector<OpId>& neighbours) {
+      OpId only = kNoOp;
+      for (OpId u : neighbours) {
+        if (run_of_[u] < 0) continue;
+        if (only != kNoOp) return kNoOp;
+        only = u;
+      }
+      return only;
+    };
+    std::vector<std::vector<OpId>> chains;
+    for (OpId first : ops) {
+      const OpId before = only_inside(graph_.op(first).predecessors);
+      if (before != kNoOp && only_inside(graph_.op(before).successors) == first) continue;
+      chains.push_back({first});
+      while (true) {
+        const OpId next = only_inside(graph_.op(chains.back().back()).successors);
+        if (next == kNoOp || only_inside(graph_.op(next).predecessors) == kNoOp) break;
+        chains.back().push_back(next);
+      }
+    }
+    chain_of_.assign(graph_.ops().size(), -1);
+    for (std::size_t c = 0; c < chains.size(); ++c) {
+      for (OpId v : chains[c]) chain_of_[v] = static_cast<std::int32_t>(c);
+    }
+    for (OpId v : ops) run_of_[v] = -1;
+    return chains;
+  }
+
+  // Is every buffer that may die at `v` read by v's chain alone?
+  bool ReadsOnlyOwn(OpId v) const {
+    return std::ranges::all_of(graph_.op(v).reads, [&](BufferId b) {
+      const Buffer& buffer = graph_.buffer(b);
+      return buffer.kept || buffer.size_bytes == 0 ||
+             std::ranges::all_of(buffer.users,
+                                 [&](OpId u) { return chain_of_[u] == chain_of_[v]; });
+    });
+  }
+
   // `chains` hold all ops of an isolated region, each after the chains it depends on. Buffers that
   // outlive the region are kept; those that live through it without being freed are left out.
   // `parts`: chains [parts[i], parts[i + 1]) are incomparable with all others.
@@ -250,6 +293,7 @@ class Contractor {
   std::vector<OpId> last_use_;          // per buffer, -1 if unread
   std::vector<std::int32_t> run_of_;    // per op, -1 outside
   std::vector<BufferId> local_;         // per buffer, -1 outside
+  std::vector<std::int32_t> chain_of_;  // per op: its private chain
 };
 
 class Reducer {
@@ -393,11 +437,27 @@ class Reducer {
     return merged;
   }
 
+  // Inside a prime region, private chains (ops that follow each other and have no other neighbour in
+  // the region) are modules, and what in them reads nothing that others read is isolated.
   Solved SolvePrime(const RegionTree::Node& node) {
     Solved solved;
-    for (std::int32_t i = node.begin; i < node.end; ++i) {
-      const OpId v = tree_.ops[i];
-      solved.chains.push_back({{v}, {contractor_.SegmentOf(v)}});
+    const std::span<const OpId> ops(tree_.ops.data() + node.begin,
+                                    static_cast<std::size_t>(node.end - node.begin));
+    for (std::vector<OpId>& chain_ops : contractor_.PrivateChains(ops)) {
+      Chain chain;
+      const auto finish_chain = [&] {
+        if (chain.ops.empty()) return;
+        chain.segments = Canonical(chain.segments);
+        solved.chains.push_back(std::exchange(chain, {}));
+      };
+      for (OpId v : chain_ops) {
+        const bool isolated = contractor_.ReadsOnlyOwn(v);
+        if (!isolated) finish_chain();
+        chain.ops.push_back(v);
+        chain.segments.push_back(contractor_.SegmentOf(v));
+        if (!isolated) finish_chain();
+      }
+      finish_chain();
     }
     if (node.open_depth == RegionTree::kClosed) Search(solved, {});
     return solved;

@@ -60,6 +60,7 @@ class SteepCost {
 };
 
 constexpr std::int32_t kMostOps = 400;  // of a window
+constexpr std::size_t kMostSearches = 4;
 
 }  // namespace
 
@@ -73,29 +74,7 @@ class Improver::Search {
   std::int64_t peak_bytes() const { return peak_bytes_; }
 
   // One step: one window, one subset.
-  void Step(Budget& budget) {
-    const std::int32_t focus = PickFocus();
-    const std::int32_t width = 2 + random_.LogUniform(std::min(kMostOps, scored_.size()) / 2);
-    const std::int32_t begin = std::max(0, focus - random_.Below(width) - width / 2);
-    const std::int32_t end = std::min(scored_.size(), focus + 1 + random_.Below(width) + width / 2);
-    PickSubset(begin, end, focus);
-    std::vector<OpId> subset, rest;
-    for (std::int32_t i = begin; i < end; ++i) {
-      (in_subset_[i - begin] ? subset : rest).push_back(scored_.order()[i]);
-    }
-    budget.Spend(static_cast<std::int64_t>((subset.size() + 1) * (rest.size() + 1)) / 16 +
-                 (end - begin) + scored_.size() / 64 + 1);
-    if (subset.empty() || rest.empty()) return;
-    const MergeGrid grid(scored_, begin, subset, rest);
-    const SteepCost steep(peak_bytes_);
-    const std::optional<Order> merged =
-        grid.Cheapest(peak_bytes_, [&](std::size_t, std::size_t, OpId, std::int64_t hill) {
-          return steep(hill);
-        });
-    if (!merged) return;
-    scored_.Replace(begin, *merged);
-    peak_bytes_ = scored_.peak_bytes();
-  }
+  void Step(Budget& budget) { Merge(budget, peak_bytes_, SteepCost(peak_bytes_)); }
 
   // A subset of the whole order as it is here, the rest as it is in `other`.
   std::optional<Order> Cross(const Search& other, Budget& budget) {
@@ -108,7 +87,7 @@ class Improver::Search {
     for (OpId v : other.scored_.order()) {
       if (!in_subset_[scored_.position(v)]) others.push_back(v);
     }
-    budget.Spend(static_cast<std::int64_t>((mine.size() + 1) * (others.size() + 1)) / 16 + n);
+    budget.Spend(static_cast<std::int64_t>((mine.size() + 1) * (others.size() + 1)) / 4 + 4 * n);
     const std::int64_t limit = std::max(peak_bytes_, other.peak_bytes_);
     const MergeGrid grid(scored_, 0, mine, others);
     // Of long orders only the highest hills can be told apart: the sum must not overflow.
@@ -119,7 +98,42 @@ class Improver::Search {
     });
   }
 
+  // A few random merges around the peak that may go a little above it.
+  Search Kicked(std::uint64_t seed, Budget& budget) const {
+    Search kicked = *this;
+    kicked.random_ = Random(seed);
+    const std::int64_t limit = peak_bytes_ + peak_bytes_ / 16;
+    for (int i = 0; i < 3; ++i) {
+      kicked.Merge(budget, limit, [&](std::int64_t) { return kicked.random_.Below(1024); });
+    }
+    return kicked;
+  }
+
  private:
+  // Interleaves a random subset of a random window with the rest of it at the least cost.
+  template <typename Cost>
+  void Merge(Budget& budget, std::int64_t limit_bytes, const Cost& cost) {
+    const std::int32_t focus = PickFocus();
+    const std::int32_t width = 2 + random_.LogUniform(std::min(kMostOps, scored_.size()) / 2);
+    const std::int32_t begin = std::max(0, focus - random_.Below(width) - width / 2);
+    const std::int32_t end = std::min(scored_.size(), focus + 1 + random_.Below(width) + width / 2);
+    PickSubset(begin, end, focus);
+    std::vector<OpId> subset, rest;
+    for (std::int32_t i = begin; i < end; ++i) {
+      (in_subset_[i - begin] ? subset : rest).push_back(scored_.order()[i]);
+    }
+    budget.Spend(static_cast<std::int64_t>((subset.size() + 1) * (rest.size() + 1)) / 4 +
+                 4 * (end - begin) + scored_.size() / 32 + 1);
+    if (subset.empty() || rest.empty()) return;
+    const MergeGrid grid(scored_, begin, subset, rest);
+    const std::optional<Order> merged = grid.Cheapest(
+        limit_bytes,
+        [&](std::size_t, std::size_t, OpId, std::int64_t hill) { return cost(hill); });
+    if (!merged) return;
+    scored_.Replace(begin, *merged);
+    peak_bytes_ = scored_.peak_bytes();
+  }
+
   // The peak mostly, else some other high place.
   std::int32_t PickFocus() {
     const std::int32_t peak_at = scored_.peak_position();
@@ -247,7 +261,6 @@ Improver::Improver(const Graph& graph, std::vector<Order> orders) {
     searches_.emplace_back(graph, std::move(order), /*seed=*/searches_.size());
   }
   std::ranges::stable_sort(searches_, {}, &Search::peak_bytes);
-  constexpr std::size_t kMostSearches = 4;
   if (searches_.size() > kMostSearches) {
     searches_.erase(searches_.begin() + kMostSearches, searches_.end());
   }
@@ -256,35 +269,47 @@ Improver::~Improver() = default;
 Improver::Improver(Improver&&) noexcept = default;
 
 void Improver::Run(std::int64_t floor_bytes, Budget& budget) {
-  // A round gives every order some steps and then one crossing, whose child takes the place of the
-  // worst order if it gets better than that.
+  // A round gives every order some steps. Then a child of two orders, or of one and a kick, gets more
+  // of them and takes the place of the worst order unless it is worse.
   constexpr int kSteps = 200;
+  constexpr int kStepsOfChild = 1000;
   constexpr std::int32_t kMostOpsToCross = 1500;
-  const auto step = [&](Search& search) {
-    for (int i = 0; i < kSteps && search.peak_bytes() > floor_bytes && budget.HasWork(); ++i) {
+  const auto step = [&](Search& search, int steps) {
+    for (int i = 0; i < steps && search.peak_bytes() > floor_bytes && budget.HasWork(); ++i) {
       search.Step(budget);
     }
   };
   const std::int32_t n = searches_.front().scored().size();
   if (n < 2) return;
   while (searches_.front().peak_bytes() > floor_bytes && budget.HasWork()) {
-    for (Search& search : searches_) step(search);
-    ++round_;
-    if (n <= kMostOpsToCross && searches_.size() > 1) {
-      Random random(round_);
-      const std::int32_t count = static_cast<std::int32_t>(searches_.size());
-      const std::int32_t a = random.Below(count);
-      const std::int32_t b = (a + 1 + random.Below(count - 1)) % count;
-      if (std::optional<Order> child = searches_[a].Cross(searches_[b], budget)) {
-        Search search(searches_[a].scored().graph(), std::move(*child), random.Next());
-        step(search);
-        if (search.peak_bytes() <= searches_.back().peak_bytes() &&
-            search.scored().order() != searches_[a].scored().order()) {
-          searches_.back() = std::move(search);
-        }
+    for (Search& search : searches_) step(search, kSteps);
+    Random random(++round_);
+    const auto count = static_cast<std::int32_t>(searches_.size());
+    const std::int32_t parent = random.Below(count);
+    if (count > 1 && n <= kMostOpsToCross && round_ % 2 == 0) {
+      const std::int32_t other = (parent + 1 + random.Below(count - 1)) % count;
+      if (std::optional<Order> order = searches_[parent].Cross(searches_[other], budget)) {
+        Search child(searches_[parent].scored().graph(), std::move(*order), random.Next());
+        step(child, kStepsOfChild);
+        Admit(std::move(child));
       }
+    } else {
+      Search child = searches_[parent].Kicked(random.Next(), budget);
+      step(child, kStepsOfChild);
+      Admit(std::move(child));
     }
     std::ranges::stable_sort(searches_, {}, &Search::peak_bytes);
+  }
+}
+
+void Improver::Admit(Search child) {
+  for (const Search& search : searches_) {
+    if (search.scored().order() == child.scored().order()) return;
+  }
+  if (searches_.size() < kMostSearches) {
+    searches_.push_back(std::move(child));
+  } else if (child.peak_bytes() <= searches_.back().peak_bytes()) {
+    searches_.back() = std::move(child);
   }
 }
 

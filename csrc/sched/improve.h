@@ -37,6 +37,8 @@ class Improver {
 
  private:
   class Search;
+  void Admit(Search child);
+
   std::vector<Search> searches_;  // one per order, best first
   std::uint64_t round_ = 0;
 };

@@ -1,6 +1,7 @@
 #include "sched/merge.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace torch_ext::sched {
 
@@ -53,7 +54,16 @@ MergeGrid::MergeGrid(const ScoredOrder& order, std::int32_t begin, std::span<con
       updates_.push_back({row, column, -buffer.size_bytes});
     }
   }
-  std::ranges::stable_sort(updates_, {}, &Update::row);
+  SortByRow();
+}
+
+void MergeGrid::SortByRow() {  // by counting
+  std::vector<std::size_t> place(a_.size() + 2, 0);
+  for (const Update& update : updates_) ++place[update.row + 1];
+  for (std::size_t row = 0; row + 1 < place.size(); ++row) place[row + 1] += place[row];
+  std::vector<Update> sorted(updates_.size());
+  for (const Update& update : updates_) sorted[place[update.row]++] = update;
+  updates_ = std::move(sorted);
 }
 
 Order MergeGrid::WalkBack(const std::vector<char>& came_from_b) const {

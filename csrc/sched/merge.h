@@ -86,6 +86,7 @@ class MergeGrid {
     std::int64_t bytes;
   };
 
+  void SortByRow();
   Order WalkBack(const std::vector<char>& came_from_b) const;
 
   const Graph& graph_;

@@ -18,8 +18,10 @@ namespace torch_ext::sched {
 namespace {
 
 // Of the planning budget, clock included, for the way back to the original order: a search that
-// spends its share must not leave ops moved without need.
+// spends its share must not leave ops moved without need. Where planning was quick, so is that.
 constexpr double kWayBackShare = 1.0 / 8;
+constexpr std::int64_t kWayBackWork = 50'000;
+constexpr std::int64_t kWayBackWorkPerOp = 50;
 constexpr double kBottleneckSeconds = 0.05;
 
 // What planning arrives at before it is judged.
@@ -39,8 +41,9 @@ struct Draft {
   }
 };
 
-Budget WayBackBudget(const PlanOptions& options) {
-  return Budget(options.time_budget_seconds * kWayBackShare, options.search_memory_bytes);
+Budget WayBackBudget(const PlanOptions& options, const Graph& graph) {
+  return Budget(options.time_budget_seconds * kWayBackShare, options.search_memory_bytes)
+      .Part(kWayBackWork + kWayBackWorkPerOp * graph.num_ops());
 }
 
 bool MeetsBudget(const PlanOptions& options, std::int64_t peak_bytes) {
@@ -137,7 +140,7 @@ Draft PlanAll(const Graph& graph, const PlanOptions& options, Budget& budget) {
   }
 
   const std::int64_t limit_bytes = blocks[by_peak.top()].peak_bytes;
-  Budget way_back = WayBackBudget(options);
+  Budget way_back = WayBackBudget(options, graph);
   for (Block& block : blocks) {
     Region region{block.kind, block.end - block.begin, "original", "", block.peak_bytes};
     if (block.planner) {
@@ -207,7 +210,7 @@ Draft PlanBottleneck(const Graph& graph, const PlanOptions& options, Budget& bud
     draft.method = method;
   }
   const std::int64_t limit_bytes = PeakBytes(graph, draft.order);
-  Budget way_back = WayBackBudget(options);
+  Budget way_back = WayBackBudget(options, graph);
   draft.order = ClosestOrder(graph, std::move(draft.order), limit_bytes, way_back);
   draft.clock_stopped = budget.clock_stopped() || way_back.clock_stopped();
   draft.peak_bytes = PeakBytes(graph, draft.order);  // may have fallen by chance

@@ -12,6 +12,7 @@ struct Rules {
   bool safe_steps = true;       // searches take what cannot hurt without branching
   bool closure_bound = true;    // a lower bound by each op
   bool neighbour_bound = true;  // ... and by an op with its last predecessor or first successor
+  bool precedences = true;      // what every lower order must obey is found and obeyed
   bool improvement = true;      // two-chain merges around the peak
 };
 

@@ -1,0 +1,46 @@
+// Precedences that every order below a given peak obeys, although no buffer asks for them.
+//
+// Let v and x be incomparable. If v cannot run below the peak in any state in which x has run, every
+// order below the peak runs v before x; if it cannot in any state in which x has not, x before v; if
+// neither is possible, no order is below the peak. One minimum cut (bound.h) answers each question,
+// and the state behind a cut that stays below answers it for all other x at once, so few flows are
+// needed. What is found is added to the graph, which makes later cuts higher; round after round.
+//
+// Proof: "x has run when v runs" or not, in every order; each added precedence holds in every order
+// below the peak, so by induction over the additions the graph keeps all of those. A cycle among
+// additions leaves none.
+// Time: O(ops^2) flows at worst, in practice a few per op. Memory: O(ops^2) bits.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sched/budget.h"
+#include "sched/graph.h"
+
+namespace torch_ext::sched {
+
+class Tightener {
+ public:
+  explicit Tightener(Graph graph);
+
+  enum class Result {
+    kImpossible,  // no order is below the peak
+    kExhausted,   // nothing more follows from single ops
+    kOutOfBudget,
+  };
+  // `below_bytes` must not rise from call to call; goes on where it stopped.
+  Result Tighten(std::int64_t below_bytes, Budget& budget);
+
+  // With the precedences found so far, in an order that obeys them.
+  const Graph& graph() const { return graph_; }
+  Order Expand(const Order& order) const;  // in ids of the graph given
+
+ private:
+  bool AddPrecedences(const std::vector<std::pair<OpId, OpId>>& pairs);
+
+  Graph graph_;
+  Order ops_;  // op i of graph_ is op ops_[i] of the graph given
+};
+
+}  // namespace torch_ext::sched
