@@ -20,5 +20,9 @@ class GraphBuilder:
 
 def parse_text(text: str, file: str) -> GraphBuilder: ...
 def plan(
-    builder: GraphBuilder, time_budget: float, memory_budget: int | None, scope: str
+    builder: GraphBuilder,
+    time_budget: float,
+    memory_budget: int | None,
+    scope: str,
+    without: list[str],
 ) -> dict[str, Any]: ...

@@ -117,16 +117,18 @@ def _run_plan(options: argparse.Namespace) -> int:
 def _run_analyze(options: argparse.Namespace) -> int:
     for spec in options.input:
         parse_input_spec(spec)
-    from torch_ext.optimizing import analyze_with_region
+    from torch_ext.optimizing import analyze_with_graphs
 
     module, _ = load_model(options.model)
     with _progress("probing and planning"):
-        report, region = analyze_with_region(
+        report, graph, region = analyze_with_graphs(
             module,
             make_inputs(options.input),
             scope=options.scope,
             time_budget=options.time_budget,
         )
+    if options.graph:
+        write_text(options.graph, graph)
     if options.extract:
         write_text(options.extract, region)
     _print_report(report, options.json)
@@ -278,11 +280,16 @@ def _plan_rows(result: Plan) -> list[tuple[str, str]]:
     if result.bottleneck:
         where = f" at {result.bottleneck.source}" if result.bottleneck.source else ""
         rows.append(("bottleneck", f"{result.bottleneck.op}{where}"))
-        rows.append(("  needs together", ", ".join(result.bottleneck.buffers) or "nothing"))
+        rows.append(("  needs together", _listed(result.bottleneck.buffers) or "nothing"))
     if result.budget_met is not None:
         rows.append(("memory budget", "met" if result.budget_met else "not met"))
     rows.append(("planned in", f"{result.seconds:.3f} s"))
     return rows
+
+
+def _listed(names: tuple[str, ...], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _print_plan(result: Plan) -> None:
@@ -373,6 +380,9 @@ def _parser() -> argparse.ArgumentParser:
     with_inputs(sub)
     with_budget(sub)
     with_scope(sub)
+    sub.add_argument(
+        "--graph", type=pathlib.Path, metavar="FILE", help="write the whole graph as text"
+    )
     sub.add_argument(
         "--extract",
         type=pathlib.Path,

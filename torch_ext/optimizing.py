@@ -130,21 +130,21 @@ def analyze(
     time_budget: float = 2.0,
 ) -> Report:
     """Report what optimize could gain. Changes nothing and measures only the original."""
-    return analyze_with_region(module, example_inputs, scope=scope, time_budget=time_budget)[0]
+    return analyze_with_graphs(module, example_inputs, scope=scope, time_budget=time_budget)[0]
 
 
-def analyze_with_region(
+def analyze_with_graphs(
     module: torch.nn.Module,
     example_inputs: ExampleInputs,
     *,
     scope: str = "all",
     time_budget: float = 2.0,
-) -> tuple[Report, str]:
-    """As analyze; the second value is the region around the bottleneck in the text format."""
+) -> tuple[Report, str, str]:
+    """As analyze; also the whole graph and the region around the bottleneck in the text format."""
     examples = _examples(example_inputs)
     script = _as_script(module, examples)
-    fields, region = _jit.analyze(script._c, examples, time_budget, scope)
-    return _report(fields), region
+    fields, graph, region = _jit.analyze(script._c, examples, time_budget, scope)
+    return _report(fields), graph, region
 
 
 def compare(

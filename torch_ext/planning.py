@@ -122,12 +122,14 @@ def plan(
     time_budget: float = 2.0,
     memory_budget: int | None = None,
     scope: str = "all",
+    without: Sequence[str] = (),
 ) -> Plan:
     """Find an order of low peak memory for a Graph, or for a file in the text format.
 
     `time_budget` (seconds) is turned into counted work, so results do not depend on the machine;
-    `memory_budget` (bytes): stop as soon as the peak is no higher. Raises ValueError for a bad
-    graph, OSError if the file cannot be read.
+    `memory_budget` (bytes): stop as soon as the peak is no higher. `without`: rules to do without,
+    to measure what each brings (csrc/sched/rules.h). Raises ValueError for a bad graph, OSError if
+    the file cannot be read.
     """
     if isinstance(graph, Graph):
         builder = graph._builder
@@ -138,4 +140,4 @@ def plan(
         except UnicodeDecodeError:
             raise ValueError(f"{path}: not a text file in UTF-8") from None
         builder = _sched.parse_text(text, str(path))
-    return Plan(**plan_fields(_sched.plan(builder, time_budget, memory_budget, scope)))
+    return Plan(**plan_fields(_sched.plan(builder, time_budget, memory_budget, scope, list(without))))

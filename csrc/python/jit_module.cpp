@@ -138,7 +138,7 @@ PYBIND11_MODULE(_jit, m) {
           const py::gil_scoped_release release;
           report = jit::Analyze(module, stacks, options);
         }
-        return py::make_tuple(ReportFields(*report),
+        return py::make_tuple(ReportFields(*report), sched::PrintInstance(report->graph),
                               sched::PrintInstance(sched::ExtractBottleneck(report->graph)));
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("scope"));

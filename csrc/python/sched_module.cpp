@@ -30,10 +30,12 @@ PYBIND11_MODULE(_sched, m) {
   m.def(
       "plan",
       [](const sched::GraphBuilder& builder, double time_budget,
-         std::optional<std::int64_t> memory_budget, const std::string& scope) {
+         std::optional<std::int64_t> memory_budget, const std::string& scope,
+         const std::vector<std::string>& without) {
         const sched::Graph& graph = builder.Build();
-        const sched::PlanOptions options =
+        sched::PlanOptions options =
             torch_ext::python::MakeOptions(time_budget, memory_budget, scope);
+        options.rules = torch_ext::python::MakeRules(without);
         sched::Plan plan;
         {
           const py::gil_scoped_release release;
@@ -41,5 +43,6 @@ PYBIND11_MODULE(_sched, m) {
         }
         return torch_ext::python::PlanFields(graph, plan);
       },
-      py::arg("builder"), py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"));
+      py::arg("builder"), py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"),
+      py::arg("without"));
 }

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -30,6 +31,23 @@ inline sched::PlanOptions MakeOptions(double time_budget, std::optional<std::int
   options.time_budget_seconds = time_budget;
   options.memory_budget_bytes = memory_budget;
   return options;
+}
+
+// All rules but those named.
+inline sched::Rules MakeRules(const std::vector<std::string>& without) {
+  sched::Rules rules;
+  for (const std::string& name : without) {
+    const auto found = std::ranges::find(sched::kRuleNames, name, [](const auto& rule) {
+      return std::string(rule.first);
+    });
+    if (found == sched::kRuleNames.end()) {
+      std::string known;
+      for (const auto& rule : sched::kRuleNames) known += std::string(" ") + rule.first;
+      throw std::invalid_argument("there is no rule '" + name + "'; there are" + known);
+    }
+    rules.*(found->second) = false;
+  }
+  return rules;
 }
 
 inline pybind11::dict PlanFields(const sched::Graph& graph, const sched::Plan& plan) {

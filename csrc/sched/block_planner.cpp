@@ -35,6 +35,10 @@ void BlockPlanner::Bound() {
   bounds_->Raise(order_, part);
   budget_.Spend(part.spent());
   RaiseBound(bounds_->best().bytes, "closure");
+  // The last op of any order still sees all that is kept.
+  std::int64_t kept_bytes = 0;
+  for (const Buffer& b : graph().buffers()) kept_bytes += b.kept ? b.size_bytes : 0;
+  RaiseBound(std::max(graph().StartBytes(), kept_bytes), "results");
 }
 
 void BlockPlanner::Improve(std::int64_t floor_bytes) {
@@ -48,7 +52,7 @@ void BlockPlanner::Improve(std::int64_t floor_bytes) {
       RunSimpleRules();
       break;
     case 2:
-      Beam(8, std::max(floor_bytes, bound_bytes_));
+      Beam(8, std::max(floor_bytes, bound_bytes_), kRoundWork << 2);
       break;
     default:
       Round(std::max(floor_bytes, bound_bytes_));
@@ -98,14 +102,16 @@ void BlockPlanner::RunSimpleRules() {
   offer(GreedyOrder(reduced, Direction::kBackward, budget_), "greedy");
 }
 
-void BlockPlanner::Beam(std::int32_t width, std::int64_t floor_bytes) {
+void BlockPlanner::Beam(std::int32_t width, std::int64_t floor_bytes, std::int64_t work) {
   for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
-    if (peak_bytes_ <= floor_bytes) return;
-    Budget part = budget_.Part(kRoundWork * width / 2);
-    std::optional<Order> order = BeamOrder(reduced_.graph, direction, width, floor_bytes, part);
+    if (peak_bytes_ <= floor_bytes || exhausted_) return;
+    Budget part = budget_.Part(work);
+    std::optional<Order> order = BeamOrder(searched_graph(), direction, width, floor_bytes, part);
     budget_.Spend(part.spent());
+    if (!order) continue;
+    if (tightener_) order = tightener_->Expand(*order);
     Offer(order, "beam");
-    if (order) starts_.push_back(std::move(*order));
+    starts_.push_back(std::move(*order));
   }
 }
 
@@ -118,8 +124,13 @@ void BlockPlanner::Round(std::int64_t floor_bytes) {
     reduced_bounds_->Raise(reduced_order_, part);
     budget_.Spend(part.spent());
     RaiseBound(reduced_bounds_->best().bytes, "closure");
-    floor_bytes = std::max(floor_bytes, bound_bytes_);
   }
+  if (rules_.neighbour_bound && round == 0 && peak_bytes_ > std::max(floor_bytes, bound_bytes_)) {
+    Budget part = budget_.Part(work);
+    RaiseBound(BestNeighbourBound(reduced_.graph, reduced_order_, bound_bytes_, part), "neighbour");
+    budget_.Spend(part.spent());
+  }
+  floor_bytes = std::max(floor_bytes, bound_bytes_);
   if (rules_.improvement && peak_bytes_ > floor_bytes) {
     if (!improver_) improver_.emplace(reduced_.graph, starts_);
     Budget part = budget_.Part(4 * work);
@@ -128,9 +139,9 @@ void BlockPlanner::Round(std::int64_t floor_bytes) {
     Offer(improver_->best(), "improvement");
   }
   if (round >= kFirstTighteningRound) Tighten(floor_bytes, 2 * work);
+  Beam(8 << std::min(round, 16), floor_bytes, work);
   Exhaust(Direction::kForward, floor_bytes, work);
   Exhaust(Direction::kBackward, floor_bytes, work);
-  if (round == 2) Beam(64, floor_bytes);
 }
 
 void BlockPlanner::Tighten(std::int64_t floor_bytes, std::int64_t work) {
@@ -155,8 +166,7 @@ void BlockPlanner::Exhaust(Direction direction, std::int64_t floor_bytes, std::i
   if (peak_bytes_ <= floor_bytes || exhausted_ || out_of_memory) return;
   Budget part = budget_.Part(work);
   const SearchResult result =
-      Search(tightener_ ? tightener_->graph() : reduced_.graph, direction, floor_bytes, peak_bytes_,
-             part, rules_);
+      Search(searched_graph(), direction, floor_bytes, peak_bytes_, part, rules_);
   budget_.Spend(part.spent());
   out_of_memory = !result.exhausted && part.HasWork();
   if (result.order) Offer(tightener_ ? tightener_->Expand(*result.order) : *result.order, "search");

@@ -41,9 +41,11 @@ class BlockPlanner {
   void Approach(std::int64_t limit_bytes, Budget& budget);
 
  private:
+  // What the searches see: the reduced graph, with the precedences found.
+  const Graph& searched_graph() const { return tightener_ ? tightener_->graph() : reduced_.graph; }
   void ReduceRegions();
   void RunSimpleRules();
-  void Beam(std::int32_t width, std::int64_t floor_bytes);
+  void Beam(std::int32_t width, std::int64_t floor_bytes, std::int64_t work);
   void Round(std::int64_t floor_bytes);
   void Tighten(std::int64_t floor_bytes, std::int64_t work);
   void Exhaust(Direction direction, std::int64_t floor_bytes, std::int64_t work);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -31,15 +32,23 @@ class FlowNetwork {
     edges_.push_back({from, 0});
   }
 
+  // Less if the budget ends first, which is a lower bound all the same: see is_maximal().
   std::int64_t MaxFlow(Budget& budget) {
     std::int64_t flow = 0;
     while (Layer()) {
+      if (!budget.HasWork()) return flow;
       budget.Spend(static_cast<std::int64_t>(edges_.size()) / 4 + 1);
       next_.assign(out_.size(), 0);
-      while (const std::int64_t pushed = Augment(budget)) flow += pushed;
+      while (budget.HasWork()) {
+        const std::int64_t pushed = Augment(budget);
+        if (pushed == 0) break;
+        flow += pushed;
+      }
     }
+    is_maximal_ = true;
     return flow;
   }
+  bool is_maximal() const { return is_maximal_; }
 
   // After MaxFlow: is the node on the source's side of the minimum cut?
   bool OnSourceSide(std::int32_t node) const { return level_[node] >= 0; }
@@ -102,6 +111,7 @@ class FlowNetwork {
   std::vector<Edge> edges_;  // edge e and its reverse e ^ 1
   std::vector<std::int32_t> level_;
   std::vector<std::size_t> next_;
+  bool is_maximal_ = false;
 };
 
 // Flow nodes of the ops when `op` runs next: it and its descendants are the sink, as are those of
@@ -178,6 +188,15 @@ std::int64_t AddEdges(const Graph& graph, std::span<const std::int32_t> node_of,
   return fixed_bytes;
 }
 
+// Positions, the highest hill first.
+std::vector<std::size_t> ByFallingHill(std::span<const std::int64_t> hill_bytes) {
+  std::vector<std::size_t> positions(hill_bytes.size());
+  std::iota(positions.begin(), positions.end(), 0);
+  std::ranges::stable_sort(positions, std::greater<>(),
+                           [&](std::size_t i) { return hill_bytes[i]; });
+  return positions;
+}
+
 }  // namespace
 
 LowestHill FindLowestHill(const Graph& graph, OpId op, std::span<const OpId> done,
@@ -188,22 +207,33 @@ LowestHill FindLowestHill(const Graph& graph, OpId op, std::span<const OpId> don
   LowestHill lowest;
   lowest.bytes = AddEdges(graph, node_of, network);
   lowest.bytes += network.MaxFlow(budget) + graph.HillBytes(op);
+  lowest.is_exact = network.is_maximal();
   for (std::int32_t node : node_of) lowest.has_run.push_back(network.OnSourceSide(node));
   return lowest;
 }
 
-std::int64_t LowestLiveBytes(const Graph& graph, Budget& budget) {
+std::optional<std::int64_t> LowestLiveBytes(const Graph& graph, Budget& budget) {
   budget.Spend(graph.num_ops() / 4 + 1);
   FlowNetwork network;
   std::vector<std::int32_t> node_of;
   for (OpId v = 0; v < graph.num_ops(); ++v) node_of.push_back(network.AddNode());
   const std::int64_t fixed_bytes = AddEdges(graph, node_of, network);
-  return fixed_bytes + network.MaxFlow(budget);
+  const std::int64_t flow = network.MaxFlow(budget);
+  if (!network.is_maximal()) return std::nullopt;
+  return fixed_bytes + flow;
 }
 
 OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
   const LowestHill lowest = FindLowestHill(graph, op, {}, {}, budget);
   OpBound bound{op, lowest.bytes, {}};
+  if (!lowest.is_exact) {  // what it reads and writes is there in any state
+    bound.buffers = graph.op(op).reads;
+    bound.buffers.insert(bound.buffers.end(), graph.op(op).writes.begin(),
+                         graph.op(op).writes.end());
+    bound.bytes = graph.HillBytes(op);
+    for (BufferId b : graph.op(op).reads) bound.bytes += graph.buffer(b).size_bytes;
+    return bound;
+  }
   for (BufferId b = 0; b < graph.num_buffers(); ++b) {
     const Buffer& buffer = graph.buffer(b);
     const bool born = buffer.is_input() || lowest.has_run[buffer.producer];
@@ -254,18 +284,23 @@ std::int64_t NeighbourBound(const Graph& graph, OpId op, std::int64_t above_byte
   return bound;
 }
 
+std::int64_t BestNeighbourBound(const Graph& graph, std::span<const OpId> order,
+                                std::int64_t above_bytes, Budget& budget) {
+  std::int64_t best = 0;
+  for (std::size_t i : ByFallingHill(Simulate(graph, order).hill_bytes)) {
+    if (!budget.HasWork()) break;
+    best = std::max(best, NeighbourBound(graph, order[i], std::max(best, above_bytes), budget));
+  }
+  return best;
+}
+
 ClosureBounds::ClosureBounds(const Graph& graph)
     : graph_(&graph), is_bounded_(graph.ops().size(), 0) {}
 
 void ClosureBounds::Raise(std::span<const OpId> order, Budget& budget) {
-  const Profile profile = Simulate(*graph_, order);
-  std::vector<std::size_t> by_hill(order.size());
-  std::iota(by_hill.begin(), by_hill.end(), 0);
-  std::stable_sort(by_hill.begin(), by_hill.end(), [&](std::size_t a, std::size_t b) {
-    return profile.hill_bytes[a] > profile.hill_bytes[b];
-  });
-  for (std::size_t i : by_hill) {
-    if (best_.op != kNoOp && profile.hill_bytes[i] <= best_.bytes) break;
+  const std::vector<std::int64_t> hills = Simulate(*graph_, order).hill_bytes;
+  for (std::size_t i : ByFallingHill(hills)) {
+    if (best_.op != kNoOp && hills[i] <= best_.bytes) break;
     if (is_bounded_[order[i]]) continue;
     OpBound bound = ClosureBound(*graph_, order[i], budget);
     is_bounded_[order[i]] = 1;

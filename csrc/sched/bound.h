@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -27,8 +28,9 @@ namespace torch_ext::sched {
 // The lowest hill of `op` over the states in which the ops of `done` have run and those of `waiting`
 // have not, and the smallest such state. `op` must not be before a `done` nor after a `waiting`.
 struct LowestHill {
-  std::int64_t bytes = 0;
-  std::vector<char> has_run;  // per op
+  std::int64_t bytes = 0;     // not above it, if the budget ended first
+  std::vector<char> has_run;  // per op; meaningless then
+  bool is_exact = false;
 };
 LowestHill FindLowestHill(const Graph& graph, OpId op, std::span<const OpId> done,
                           std::span<const OpId> waiting, Budget& budget);
@@ -39,16 +41,21 @@ struct OpBound {
   std::vector<BufferId> buffers;  // what is alive then: the cheapest state plus the op's outputs
 };
 
+// Less than the closure if the budget ends first: the op and what it reads and writes.
 OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget);
 
-// The lowest live bytes of any state, the first and the last included. One flow.
-std::int64_t LowestLiveBytes(const Graph& graph, Budget& budget);
+// The lowest live bytes of any state, the first and the last included; nothing if the budget ends
+// first. One flow.
+std::optional<std::int64_t> LowestLiveBytes(const Graph& graph, Budget& budget);
 
-// A lower bound on the peak by `op` and its neighbours, not below any order's. Of the op's direct
-// predecessors one runs last, and when it does all others have run; the cheapest choice of that one
-// bounds the peak. The same with the direct successor that runs first. Only those count that are
-// not implied by another. O(neighbours) flows. `above_bytes`: stops when it cannot exceed this.
+// A lower bound on the peak by `op` and its neighbours. Of the op's direct predecessors one runs
+// last, and when it does all others have run; the cheapest choice of that one bounds the peak. The
+// same with the direct successor that runs first. Only those count that are not implied by another.
+// O(neighbours) flows; gives up when it cannot exceed `above_bytes`.
 std::int64_t NeighbourBound(const Graph& graph, OpId op, std::int64_t above_bytes, Budget& budget);
+// The highest, over the ops by falling hill in `order`, as far as the budget goes.
+std::int64_t BestNeighbourBound(const Graph& graph, std::span<const OpId> order,
+                                std::int64_t above_bytes, Budget& budget);
 
 // The highest bound over all ops, lazily: ops by falling hill in an order, until no hill is above
 // the best bound (a bound never exceeds a hill). Goes on where it stopped, with better orders too.

@@ -1,6 +1,7 @@
 #include "sched/decompose.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <unordered_map>
 #include <utility>
@@ -71,15 +72,15 @@ class DisjointSets {
 
 class RegionFinder {
  public:
-  explicit RegionFinder(const Graph& graph)
-      : graph_(graph), positions_(graph.ops().size(), -1), leaf_of_(graph.ops().size(), 0) {}
+  RegionFinder(const Graph& graph, std::int32_t most_depth)
+      : graph_(graph), most_depth_(most_depth), positions_(graph.ops().size(), -1), leaf_of_(graph.ops().size(), 0) {}
 
   RegionTree Find() {
     tree_.ops = graph_.OriginalOrder();
     if (tree_.ops.empty()) return std::move(tree_);
     std::int64_t size = graph_.num_ops();
     for (const Op& op : graph_.ops()) size += static_cast<std::int64_t>(op.predecessors.size());
-    work_left_ = kMostRounds * size;
+    work_left_ = kMostRounds * size + kLeastWork;
     tree_.nodes.push_back({RegionTree::Kind::kPrime, 0, graph_.num_ops(), -1, 0});
     for (std::size_t i = 0; i < tree_.nodes.size(); ++i) Split(static_cast<std::int32_t>(i));
     OpenNodes();
@@ -87,7 +88,8 @@ class RegionFinder {
   }
 
  private:
-  static constexpr std::int64_t kMostRounds = 64;
+  static constexpr std::int64_t kMostRounds = 32;
+  static constexpr std::int64_t kLeastWork = 4'000'000;
   using Kind = RegionTree::Kind;
 
   void Split(std::int32_t id) {
@@ -99,7 +101,7 @@ class RegionFinder {
       return;
     }
     for (OpId v : ops) work_left_ -= 1 + std::ssize(graph_.op(v).successors);
-    if (work_left_ < 0) return;
+    if (work_left_ < 0 || tree_.nodes[id].depth > most_depth_) return;
     for (std::size_t i = 0; i < ops.size(); ++i) positions_[ops[i]] = static_cast<std::int32_t>(i);
     std::vector<std::int32_t> ends = SeriesCutsWithin(graph_, ops, positions_);
     Kind kind = Kind::kSeries;
@@ -146,14 +148,14 @@ class RegionFinder {
     return ends;
   }
 
-  // For each buffer, finds the parallel node at which it dies and opens all below on the way to its
-  // users. On the way down, only the last child of a series node counts: earlier ones see the
-  // buffer live on whatever they do.
+  // For each buffer, finds the parallel node at which it dies and opens what its last readers are in
+  // below. On the way down only the last child of a series node counts: earlier ones see the buffer
+  // live on whatever they do.
   void OpenNodes() {
     DisjointSets coupled(tree_.nodes.size());
     for (const Buffer& buffer : graph_.buffers()) {
       if (buffer.kept || buffer.size_bytes == 0) continue;
-      std::vector<std::int32_t> readers;
+      std::vector<std::int32_t> readers;  // deepest nodes
       for (OpId u : buffer.users) readers.push_back(leaf_of_[u]);
       while (true) {
         std::ranges::sort(readers);
@@ -162,25 +164,41 @@ class RegionFinder {
         std::int32_t meet = readers.front();
         for (std::int32_t r : readers) meet = Meet(meet, r);
         if (tree_.nodes[meet].kind == Kind::kSeries) {
-          std::int32_t last = 0;
-          for (std::int32_t r : readers) last = std::max(last, ChildOf(meet, r));
-          std::erase_if(readers, [&](std::int32_t r) { return ChildOf(meet, r) != last; });
+          KeepLastChild(meet, readers);
           continue;
         }
         const std::int32_t first = ChildOf(meet, readers.front());
-        for (std::int32_t r : readers) {
-          coupled.Join(first, ChildOf(meet, r));
-          for (std::int32_t x = r; x != meet; x = tree_.nodes[x].parent) {
-            std::int32_t& open_depth = tree_.nodes[x].open_depth;
-            open_depth = std::min(open_depth, tree_.nodes[meet].depth);
-          }
-        }
+        for (std::int32_t r : readers) coupled.Join(first, ChildOf(meet, r));
+        OpenBelow(meet, readers);
         break;
       }
     }
     for (std::size_t i = 0; i < tree_.nodes.size(); ++i) {
       tree_.nodes[i].coupled_with = coupled.Find(static_cast<std::int32_t>(i));
     }
+  }
+
+  void OpenBelow(std::int32_t parallel, const std::vector<std::int32_t>& readers) {
+    std::vector<std::pair<std::int32_t, std::vector<std::int32_t>>> to_open{{parallel, readers}};
+    while (!to_open.empty()) {
+      auto [node, below] = std::move(to_open.back());
+      to_open.pop_back();
+      if (node != parallel) {
+        std::int32_t& open_depth = tree_.nodes[node].open_depth;
+        open_depth = std::min(open_depth, tree_.nodes[parallel].depth);
+      }
+      if (tree_.nodes[node].num_children == 0) continue;
+      if (tree_.nodes[node].kind == Kind::kSeries) KeepLastChild(node, below);
+      std::map<std::int32_t, std::vector<std::int32_t>> by_child;
+      for (std::int32_t r : below) by_child[ChildOf(node, r)].push_back(r);
+      for (auto& entry : by_child) to_open.emplace_back(entry.first, std::move(entry.second));
+    }
+  }
+
+  void KeepLastChild(std::int32_t series, std::vector<std::int32_t>& readers) const {
+    std::int32_t last = 0;
+    for (std::int32_t r : readers) last = std::max(last, ChildOf(series, r));
+    std::erase_if(readers, [&](std::int32_t r) { return ChildOf(series, r) != last; });
   }
 
   std::int32_t Meet(std::int32_t a, std::int32_t b) const {
@@ -196,6 +214,7 @@ class RegionFinder {
   }
 
   const Graph& graph_;
+  const std::int32_t most_depth_;
   RegionTree tree_;
   std::vector<std::int32_t> positions_;  // in the node being split, -1 outside
   std::vector<std::int32_t> leaf_of_;    // per op: the deepest node that holds it
@@ -208,7 +227,9 @@ std::vector<std::int32_t> SeriesCuts(const Graph& graph, std::span<const OpId> o
   return SeriesCutsWithin(graph, order, PositionsOf(order));
 }
 
-RegionTree FindRegions(const Graph& graph) { return RegionFinder(graph).Find(); }
+RegionTree FindRegions(const Graph& graph, std::int32_t most_depth) {
+  return RegionFinder(graph, most_depth).Find();
+}
 
 Slicer::Slicer(const Graph& graph, std::span<const OpId> order)
     : graph_(graph),

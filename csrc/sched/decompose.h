@@ -52,9 +52,9 @@ struct RegionTree {
 };
 
 // Series nodes are cut at all their series cuts, parallel nodes into all their components; what is
-// neither is prime and stays whole. Time: O((ops + edges) * depth); what would take more than
-// `kMostRounds` times ops + edges stays whole too.
-RegionTree FindRegions(const Graph& graph);
+// neither is prime and stays whole, as do nodes deeper than `most_depth`. Time: O((ops + edges) *
+// depth), and what lies too deep for a small multiple of ops + edges stays whole too.
+RegionTree FindRegions(const Graph& graph, std::int32_t most_depth = INT32_MAX);
 
 // A run of consecutive ops of an order as a graph of its own: what ran before has run, what comes
 // after has not. Buffers born earlier are inputs, buffers used later are kept; those that only pass

@@ -496,12 +496,13 @@ class Reducer {
 
 std::optional<Order> DominantOrderBySearch(const Graph& graph, const Rules& rules,
                                            Budget& budget) {
-  const std::int64_t lowest = LowestLiveBytes(graph, budget);
+  const std::optional<std::int64_t> lowest = LowestLiveBytes(graph, budget);
+  if (!lowest) return std::nullopt;
   std::vector<char> first(graph.ops().size(), 0), last(graph.ops().size(), 1);
   const std::vector<char> all = last;
-  auto head = Descend(graph, Direction::kForward, lowest, all, first, rules, budget);
+  auto head = Descend(graph, Direction::kForward, *lowest, all, first, rules, budget);
   if (!head) return std::nullopt;
-  auto tail = Descend(graph, Direction::kBackward, lowest, first, last, rules, budget);
+  auto tail = Descend(graph, Direction::kBackward, *lowest, first, last, rules, budget);
   if (!tail) return std::nullopt;
   const auto middle = Cross(graph, first, last, rules, budget);
   if (!middle) return std::nullopt;

@@ -86,7 +86,7 @@ struct Block {
 
 std::vector<Block> CutIntoBlocks(const Graph& graph, bool series_cuts) {
   const Profile profile = Simulate(graph, graph.OriginalOrder());
-  const RegionTree tree = FindRegions(graph);
+  const RegionTree tree = FindRegions(graph, /*most_depth=*/1);
   const RegionTree::Node& root = tree.nodes.front();
   std::vector<Block> blocks;
   const auto add = [&](const RegionTree::Node& node) {

@@ -1,6 +1,9 @@
 // What a planner may be told to do without.
 #pragma once
 
+#include <array>
+#include <utility>
+
 namespace torch_ext::sched {
 
 // Switched off to measure what each brings and to show that nothing depends on it: no combination
@@ -15,5 +18,16 @@ struct Rules {
   bool precedences = true;      // what every lower order must obey is found and obeyed
   bool improvement = true;      // two-chain merges around the peak
 };
+
+inline constexpr std::array<std::pair<const char*, bool Rules::*>, 8> kRuleNames = {{
+    {"series_cuts", &Rules::series_cuts},
+    {"regions", &Rules::regions},
+    {"symmetry", &Rules::symmetry},
+    {"safe_steps", &Rules::safe_steps},
+    {"closure_bound", &Rules::closure_bound},
+    {"neighbour_bound", &Rules::neighbour_bound},
+    {"precedences", &Rules::precedences},
+    {"improvement", &Rules::improvement},
+}};
 
 }  // namespace torch_ext::sched

@@ -58,6 +58,7 @@ Tightener::Result Tightener::Tighten(std::int64_t below_bytes, Budget& budget) {
         return true;
       };
       if (!is_possible({}, {})) return Result::kImpossible;
+      if (!budget.HasWork()) return Result::kOutOfBudget;
       std::vector<std::pair<OpId, OpId>> pairs;
       for (OpId x = 0; x < graph_.num_ops(); ++x) {
         if (comparable[x]) continue;

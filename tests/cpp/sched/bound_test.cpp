@@ -166,7 +166,44 @@ TEST(ClosureBoundRandomTest, ABudgetThatEndsStillGivesATrueBound) {
     Budget budget(static_cast<double>(i % 50) / Budget::kWorkPerSecond);
     const OpBound best = BestClosureBound(g, g.OriginalOrder(), budget);
     ASSERT_NE(best.op, kNoOp);
-    ASSERT_EQ(best.bytes, hills[best.op]);
+    ASSERT_LE(best.bytes, hills[best.op]);
+    std::int64_t bytes = g.op(best.op).workspace_bytes;
+    for (BufferId b : best.buffers) bytes += g.buffer(b).size_bytes;
+    ASSERT_EQ(best.bytes, bytes);
+  }
+}
+
+TEST(NeighbourBoundRandomTest, NeverExceedsTheLowestPeakAndHelpsSometimes) {
+  int helped = 0;
+  for (int i = 0; i < ScaledCount(1500); ++i) {
+    const auto seed = static_cast<std::uint64_t>(i);
+    const Graph g = RandomGraph(seed, 14);
+    SCOPED_TRACE(Describe(g, seed));
+    Budget budget(1000);
+    const std::int64_t lowest = DownSets(g).LowestPeak();
+    for (OpId v = 0; v < g.num_ops(); ++v) ASSERT_LE(NeighbourBound(g, v, 0, budget), lowest);
+    const std::int64_t closure = BestClosureBound(g, g.OriginalOrder(), budget).bytes;
+    const std::int64_t neighbour = BestNeighbourBound(g, g.OriginalOrder(), closure, budget);
+    ASSERT_LE(neighbour, lowest);
+    helped += neighbour > closure;
+  }
+  EXPECT_GT(helped, 10);
+}
+
+TEST(LowestLiveBytesRandomTest, IsTheLowestOverAllDownSets) {
+  for (int i = 0; i < ScaledCount(500); ++i) {
+    const auto seed = static_cast<std::uint64_t>(i);
+    const Graph g = RandomGraph(seed, 12);
+    SCOPED_TRACE(Describe(g, seed));
+    Budget budget(1000);
+    const DownSets sets(g);
+    const std::vector<std::int64_t> reachable = sets.LowestPeaksTo();
+    std::int64_t lowest = sets.LiveBytes(0);
+    for (std::size_t mask = 0; mask < reachable.size(); ++mask) {
+      if (reachable[mask] == DownSets::kUnreachable) continue;
+      lowest = std::min(lowest, sets.LiveBytes(static_cast<DownSets::Mask>(mask)));
+    }
+    ASSERT_EQ(LowestLiveBytes(g, budget), lowest);
   }
 }
 

@@ -14,9 +14,9 @@ namespace {
 
 using Cuts = std::vector<std::int32_t>;
 
-// By the definition: every one of the first k ops precedes every later op.
-Cuts CutsByTransitiveClosure(const Graph& graph, const Order& order) {
-  const auto n = order.size();
+// precedes[u][v]: u runs before v in every order.
+std::vector<std::vector<char>> TransitiveClosure(const Graph& graph) {
+  const std::size_t n = graph.ops().size();
   std::vector<std::vector<char>> precedes(n, std::vector<char>(n, 0));
   for (OpId v = 0; v < graph.num_ops(); ++v) {
     for (OpId p : graph.op(v).predecessors) {
@@ -24,6 +24,13 @@ Cuts CutsByTransitiveClosure(const Graph& graph, const Order& order) {
       for (std::size_t u = 0; u < n; ++u) precedes[u][v] |= precedes[u][p];
     }
   }
+  return precedes;
+}
+
+// By the definition: every one of the first k ops precedes every later op.
+Cuts CutsByTransitiveClosure(const Graph& graph, const Order& order) {
+  const auto n = order.size();
+  const std::vector<std::vector<char>> precedes = TransitiveClosure(graph);
   Cuts cuts;
   for (std::size_t k = 1; k < n; ++k) {
     bool cut = true;
@@ -101,6 +108,92 @@ TEST(SeriesCutsRandomTest, TheLowestPeakIsThatOfTheWorstBlock) {
     }
     ASSERT_EQ(worst, DownSets(g).LowestPeak());
   }
+}
+
+TEST(RegionTreeTest, APumpkinIsASeriesAroundACoupledParallel) {
+  const Graph g = ParseInstance(R"(graph 1
+buffer x 1
+buffer a 1
+buffer b 1
+op source writes x
+op left reads x writes a
+op right reads x writes b
+op sink reads a b
+)");
+  const RegionTree tree = FindRegions(g);
+  ASSERT_EQ(tree.nodes.size(), 6u);
+  EXPECT_EQ(tree.nodes[0].kind, RegionTree::Kind::kSeries);
+  EXPECT_EQ(tree.nodes[0].num_children, 3);
+  EXPECT_EQ(tree.nodes[2].kind, RegionTree::Kind::kParallel);
+  EXPECT_EQ(tree.nodes[2].open_depth, RegionTree::kClosed);
+  EXPECT_EQ(tree.nodes[4].open_depth, 1) << "left sees x die or not";
+  EXPECT_EQ(tree.nodes[5].coupled_with, 4);
+}
+
+TEST(RegionTreeTest, DepthIsLimitedWhereItIsAskedFor) {
+  const Graph g = ParseInstance("graph 1\nop a\nop b after a\nop c after a\nop d after c");
+  EXPECT_EQ(FindRegions(g).nodes.size(), 7u);
+  EXPECT_EQ(FindRegions(g, 0).nodes.size(), 3u);
+}
+
+// Nodes are modules of the precedence order and partition their parents; a node is isolated exactly
+// if no buffer couples it to something incomparable.
+TEST(RegionTreeRandomTest, NodesAreModulesAndOpenExactlyWhereABufferCouplesThem) {
+  int open = 0, closed = 0;
+  for (int i = 0; i < ScaledCount(1500); ++i) {
+    const auto seed = static_cast<std::uint64_t>(i);
+    const Graph g = RandomGraph(seed, 14);
+    SCOPED_TRACE(Describe(g, seed));
+    const std::vector<std::vector<char>> precedes = TransitiveClosure(g);
+    const auto relation = [&](OpId x, OpId m) {
+      return precedes[x][m] ? 1 : precedes[m][x] ? 2 : 0;
+    };
+    const RegionTree tree = FindRegions(g);
+    ASSERT_TRUE(IsValidOrder(g, tree.ops));
+    for (const RegionTree::Node& node : tree.nodes) {
+      std::vector<char> inside(g.ops().size(), 0);
+      for (std::int32_t k = node.begin; k < node.end; ++k) inside[tree.ops[k]] = 1;
+      const OpId some = tree.ops[node.begin];
+      for (OpId x = 0; x < g.num_ops(); ++x) {
+        if (inside[x]) continue;
+        for (std::int32_t k = node.begin; k < node.end; ++k) {
+          ASSERT_EQ(relation(x, tree.ops[k]), relation(x, some));
+        }
+      }
+      std::int32_t end = node.begin;
+      for (std::int32_t c = 0; c < node.num_children; ++c) {
+        const RegionTree::Node& child = tree.nodes[node.first_child + c];
+        ASSERT_EQ(child.begin, end);
+        ASSERT_LT(child.begin, child.end);
+        end = child.end;
+        const bool series = node.kind == RegionTree::Kind::kSeries;
+        for (std::int32_t k = node.begin; k < child.begin; ++k) {
+          ASSERT_EQ(relation(tree.ops[k], tree.ops[child.begin]), series ? 1 : 0);
+        }
+      }
+      if (node.num_children > 0) {
+        ASSERT_GT(node.num_children, 1);
+        ASSERT_EQ(end, node.end);
+      }
+
+      bool coupled = false;
+      for (const Buffer& buffer : g.buffers()) {
+        if (buffer.kept || buffer.size_bytes == 0) continue;
+        bool read_inside = false, read_beside = false, read_after = false;
+        for (OpId u : buffer.users) {
+          read_inside |= inside[u] != 0;
+          read_beside |= !inside[u] && relation(u, some) == 0;
+          read_after |= !inside[u] && relation(u, some) == 2;
+        }
+        const bool born_inside = !buffer.is_input() && inside[buffer.producer];
+        coupled |= read_inside && read_beside && !read_after && !born_inside;
+      }
+      ASSERT_EQ(node.open_depth != RegionTree::kClosed, coupled);
+      ++(coupled ? open : closed);
+    }
+  }
+  EXPECT_GT(open, 500);
+  EXPECT_GT(closed, 500);
 }
 
 TEST(SlicerTest, AnEmptySliceHoldsWhatPassesBy) {

@@ -359,6 +359,17 @@ TEST(PlanRandomTest, OnUpToSixteenOpsThePeakIsTheLowestAndProven) {
   }
 }
 
+TEST(PlanRandomTest, OnUpToTwentyTwoOpsThePeakIsTheLowestAndProven) {
+  for (int i = 0; i < ScaledCount(60); ++i) {
+    const auto seed = static_cast<std::uint64_t>(i) + 15'000'000;
+    const Graph g = RandomGraph(seed, 22);
+    SCOPED_TRACE(Describe(g, seed));
+    const Plan plan = MakePlan(g, Ample());
+    ASSERT_EQ(plan.peak_bytes, DownSets(g).LowestPeak());
+    ASSERT_TRUE(plan.is_optimal());
+  }
+}
+
 TEST(PlanRandomTest, OnUpToTwentyOpsOfHardShapesThePeakIsTheLowestAndProven) {
   for (int i = 0; i < ScaledCount(40); ++i) {
     const auto seed = static_cast<std::uint64_t>(i);
@@ -369,6 +380,26 @@ TEST(PlanRandomTest, OnUpToTwentyOpsOfHardShapesThePeakIsTheLowestAndProven) {
     SCOPED_TRACE(Describe(g, seed));
     const std::int64_t lowest = DownSets(g).LowestPeak();
     const Plan plan = MakePlan(g, Ample());
+    ASSERT_NO_FATAL_FAILURE(ExpectSound(g, plan, lowest));
+    ASSERT_EQ(plan.peak_bytes, lowest);
+    ASSERT_TRUE(plan.is_optimal());
+  }
+}
+
+// Every combination of the rules, on graphs that need them all: none changes the optimum, so each is
+// harmless.
+TEST(PlanRandomTest, AnyCombinationOfRulesFindsTheSameOptimum) {
+  for (int i = 0; i < ScaledCount(2048); ++i) {
+    const auto seed = static_cast<std::uint64_t>(i) + 14'000'000;
+    const Graph g = RandomGraph(seed, 12);
+    PlanOptions options = Ample();
+    const int on = i % (1 << kRuleNames.size());  // each combination on many graphs
+    for (std::size_t r = 0; r < kRuleNames.size(); ++r) {
+      options.rules.*kRuleNames[r].second = ((on >> r) & 1) != 0;
+    }
+    SCOPED_TRACE(Describe(g, seed) + "rules " + std::to_string(on));
+    const std::int64_t lowest = DownSets(g).LowestPeak();
+    const Plan plan = MakePlan(g, options);
     ASSERT_NO_FATAL_FAILURE(ExpectSound(g, plan, lowest));
     ASSERT_EQ(plan.peak_bytes, lowest);
     ASSERT_TRUE(plan.is_optimal());
