@@ -1,118 +1,16 @@
 #include "sched/bound.h"
 
 #include <algorithm>
-#include <deque>
 #include <functional>
 #include <limits>
 #include <numeric>
 #include <utility>
 
+#include "sched/flow.h"
 #include "sched/simulate.h"
 
 namespace torch_ext::sched {
 namespace {
-
-// Dinic's maximum flow with 64-bit capacities and without recursion.
-class FlowNetwork {
- public:
-  static constexpr std::int32_t kSource = 0;
-  static constexpr std::int32_t kSink = 1;
-
-  FlowNetwork() : out_(2) {}
-
-  std::int32_t AddNode() {
-    out_.emplace_back();
-    return static_cast<std::int32_t>(out_.size()) - 1;
-  }
-
-  void AddEdge(std::int32_t from, std::int32_t to, std::int64_t capacity) {
-    out_[from].push_back(static_cast<std::int32_t>(edges_.size()));
-    edges_.push_back({to, capacity});
-    out_[to].push_back(static_cast<std::int32_t>(edges_.size()));
-    edges_.push_back({from, 0});
-  }
-
-  // Less if the budget ends first, which is a lower bound all the same: see is_maximal().
-  std::int64_t MaxFlow(Budget& budget) {
-    std::int64_t flow = 0;
-    while (Layer()) {
-      if (!budget.HasWork()) return flow;
-      budget.Spend(static_cast<std::int64_t>(edges_.size()) / 4 + 1);
-      next_.assign(out_.size(), 0);
-      while (budget.HasWork()) {
-        const std::int64_t pushed = Augment(budget);
-        if (pushed == 0) break;
-        flow += pushed;
-      }
-    }
-    is_maximal_ = true;
-    return flow;
-  }
-  bool is_maximal() const { return is_maximal_; }
-
-  // After MaxFlow: is the node on the source's side of the minimum cut?
-  bool OnSourceSide(std::int32_t node) const { return level_[node] >= 0; }
-
- private:
-  struct Edge {
-    std::int32_t to;
-    std::int64_t residual;
-  };
-
-  bool Layer() {
-    level_.assign(out_.size(), -1);
-    level_[kSource] = 0;
-    std::deque<std::int32_t> queue{kSource};
-    while (!queue.empty()) {
-      const std::int32_t node = queue.front();
-      queue.pop_front();
-      for (std::int32_t e : out_[node]) {
-        if (edges_[e].residual > 0 && level_[edges_[e].to] < 0) {
-          level_[edges_[e].to] = level_[node] + 1;
-          queue.push_back(edges_[e].to);
-        }
-      }
-    }
-    return level_[kSink] >= 0;
-  }
-
-  // One augmenting path in the layered network; 0 when there is none left.
-  std::int64_t Augment(Budget& budget) {
-    std::vector<std::int32_t> path;  // edges from the source
-    std::int32_t node = kSource;
-    while (node != kSink) {
-      bool advanced = false;
-      for (std::size_t& i = next_[node]; i < out_[node].size(); ++i) {
-        const Edge& edge = edges_[out_[node][i]];
-        if (edge.residual > 0 && level_[edge.to] == level_[node] + 1) {
-          path.push_back(out_[node][i]);
-          node = edge.to;
-          advanced = true;
-          break;
-        }
-      }
-      if (advanced) continue;
-      if (path.empty()) return 0;
-      node = edges_[path.back() ^ 1].to;
-      path.pop_back();
-      ++next_[node];
-    }
-    std::int64_t amount = edges_[path.front()].residual;
-    budget.Spend(std::ssize(path) / 16 + 1);
-    for (std::int32_t e : path) amount = std::min(amount, edges_[e].residual);
-    for (std::int32_t e : path) {
-      edges_[e].residual -= amount;
-      edges_[e ^ 1].residual += amount;
-    }
-    return amount;
-  }
-
-  std::vector<std::vector<std::int32_t>> out_;
-  std::vector<Edge> edges_;  // edge e and its reverse e ^ 1
-  std::vector<std::int32_t> level_;
-  std::vector<std::size_t> next_;
-  bool is_maximal_ = false;
-};
 
 // Flow nodes of the ops when `op` runs next: it and its descendants are the sink, as are those of
 // `waiting`; its ancestors are the source, as are `done` and theirs.
@@ -199,17 +97,49 @@ std::vector<std::size_t> ByFallingHill(std::span<const std::int64_t> hill_bytes)
 
 }  // namespace
 
-LowestHill FindLowestHill(const Graph& graph, OpId op, std::span<const OpId> done,
-                          std::span<const OpId> waiting, Budget& budget) {
-  budget.Spend(graph.num_ops() / 4 + 1);
-  FlowNetwork network;
-  const std::vector<std::int32_t> node_of = PlaceOps(graph, op, done, waiting, network);
+namespace {
+
+LowestHill ReadHill(const FlowNetwork& network, std::span<const std::int32_t> node_of,
+                    std::int64_t bytes) {
   LowestHill lowest;
-  lowest.bytes = AddEdges(graph, node_of, network);
-  lowest.bytes += network.MaxFlow(budget) + graph.HillBytes(op);
+  lowest.bytes = bytes;
   lowest.is_exact = network.is_maximal();
+  if (!lowest.is_exact) return lowest;
   for (std::int32_t node : node_of) lowest.has_run.push_back(network.OnSourceSide(node));
   return lowest;
+}
+
+}  // namespace
+
+LowestHill FindLowestHill(const Graph& graph, OpId op, std::span<const OpId> done,
+                          std::span<const OpId> waiting, Budget& budget) {
+  budget.Spend(graph.num_ops() / 8 + 1);
+  FlowNetwork network;
+  const std::vector<std::int32_t> node_of = PlaceOps(graph, op, done, waiting, network);
+  const std::int64_t fixed_bytes = AddEdges(graph, node_of, network) + graph.HillBytes(op);
+  const std::int64_t flow = network.MaxFlow(budget);
+  return ReadHill(network, node_of, fixed_bytes + flow);
+}
+
+HillFinder::HillFinder(const Graph& graph, OpId op, Budget& budget)
+    : node_of_(PlaceOps(graph, op, {}, {}, network_)),
+      fixed_bytes_(AddEdges(graph, node_of_, network_) + graph.HillBytes(op)) {
+  budget.Spend(graph.num_ops() / 8 + 1);
+  for (std::int32_t node : node_of_) {
+    const bool is_free = node > FlowNetwork::kSink;
+    force_in_.push_back(is_free ? network_.AddEdge(FlowNetwork::kSource, node, 0) : -1);
+    force_out_.push_back(is_free ? network_.AddEdge(node, FlowNetwork::kSink, 0) : -1);
+  }
+  const std::int64_t flow = network_.MaxFlow(budget);
+  lowest_ = ReadHill(network_, node_of_, fixed_bytes_ + flow);
+  network_.SetMark();
+}
+
+LowestHill HillFinder::Given(OpId x, bool has_run, std::int64_t enough_bytes, Budget& budget) {
+  network_.ReturnToMark();
+  network_.RaiseCapacity((has_run ? force_in_ : force_out_)[x], kSizeLimitBytes);
+  const std::int64_t flow = network_.MaxFlow(budget, enough_bytes - fixed_bytes_);
+  return ReadHill(network_, node_of_, fixed_bytes_ + flow);
 }
 
 std::optional<std::int64_t> LowestLiveBytes(const Graph& graph, Budget& budget) {

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "sched/budget.h"
+#include "sched/flow.h"
 #include "sched/graph.h"
 
 namespace torch_ext::sched {
@@ -28,12 +29,30 @@ namespace torch_ext::sched {
 // The lowest hill of `op` over the states in which the ops of `done` have run and those of `waiting`
 // have not, and the smallest such state. `op` must not be before a `done` nor after a `waiting`.
 struct LowestHill {
-  std::int64_t bytes = 0;     // not above it, if the budget ended first
-  std::vector<char> has_run;  // per op; meaningless then
-  bool is_exact = false;
+  std::int64_t bytes = 0;     // a lower bound, if not exact
+  std::vector<char> has_run;  // per op; empty if not exact
+  bool is_exact = false;      // false if the budget ended first
 };
 LowestHill FindLowestHill(const Graph& graph, OpId op, std::span<const OpId> done,
                           std::span<const OpId> waiting, Budget& budget);
+
+// The same question about one op under many conditions: only differences are solved anew.
+class HillFinder {
+ public:
+  HillFinder(const Graph& graph, OpId op, Budget& budget);
+
+  const LowestHill& lowest() const { return lowest_; }
+  bool IsFree(OpId x) const { return force_in_[x] >= 0; }  // neither before nor after the op
+  // If the free op `x` has run, or has not; not exact once `enough_bytes` are reached.
+  LowestHill Given(OpId x, bool has_run, std::int64_t enough_bytes, Budget& budget);
+
+ private:
+  FlowNetwork network_;
+  std::vector<std::int32_t> node_of_;  // per op
+  std::int64_t fixed_bytes_;
+  std::vector<std::int32_t> force_in_, force_out_;  // edges, per op; -1 if it is not free
+  LowestHill lowest_;
+};
 
 struct OpBound {
   OpId op = kNoOp;

@@ -12,7 +12,7 @@ class Budget {
  public:
   // One unit is about one look at one op (State::Look). The constant is set so that on a slow core
   // of 2020 the work of a budget ends before its clock does.
-  static constexpr double kWorkPerSecond = 2e7;
+  static constexpr double kWorkPerSecond = 2.5e7;
 
   // Work for `seconds`; the clock stops at `seconds` of wall time too. Any number will do: what is
   // below 0 counts as 0 and what would overflow the counters as 30 years.

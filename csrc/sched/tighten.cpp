@@ -9,73 +9,73 @@
 #include "sched/bound.h"
 
 namespace torch_ext::sched {
-namespace {
+Tightener::Tightener(Graph graph) : graph_(std::move(graph)), ops_(graph_.OriginalOrder()) {}
 
-// Marks what can be reached from `op` backwards or forwards, without it.
-void MarkReachable(const Graph& graph, OpId op, bool backward, std::vector<char>& marked) {
-  std::vector<OpId> stack{op};
-  while (!stack.empty()) {
-    const Op& at = graph.op(stack.back());
-    stack.pop_back();
-    for (OpId u : backward ? at.predecessors : at.successors) {
-      if (marked[u]) continue;
-      marked[u] = 1;
-      stack.push_back(u);
+Tightener::Result Tightener::Tighten(std::int64_t below_bytes, Budget& budget) {
+  if (below_bytes < below_bytes_) {
+    below_bytes_ = below_bytes;
+    pending_.clear();
+    found_ = true;
+  }
+  while (true) {
+    if (pending_.empty()) {
+      if (!std::exchange(found_, false)) return Result::kExhausted;
+      const Result result = StartPass(budget);
+      if (result != Result::kExhausted) return result;
+    }
+    while (!pending_.empty()) {
+      const Result result = TightenAround(pending_.back(), budget);
+      if (result != Result::kExhausted) return result;
+      pending_.pop_back();
     }
   }
 }
 
-}  // namespace
-
-Tightener::Tightener(Graph graph) : graph_(std::move(graph)), ops_(graph_.OriginalOrder()) {}
-
-Tightener::Result Tightener::Tighten(std::int64_t below_bytes, Budget& budget) {
-  for (bool found = true; found;) {
-    found = false;
-    // The ops that need most at least come first: they leave least room.
-    std::vector<std::int64_t> lowest;
-    for (OpId v = 0; v < graph_.num_ops(); ++v) {
-      lowest.push_back(FindLowestHill(graph_, v, {}, {}, budget).bytes);
-      if (lowest.back() >= below_bytes) return Result::kImpossible;
-      if (!budget.HasWork()) return Result::kOutOfBudget;
-    }
-    std::vector<OpId> by_need = graph_.OriginalOrder();
-    std::ranges::stable_sort(by_need, std::greater<>(), [&](OpId v) { return lowest[v]; });
-    for (OpId& v : by_need) v = ops_[v];  // ids change with what is added
-    for (OpId original : by_need) {
-      const auto v =
-          static_cast<OpId>(std::ranges::find(ops_, original) - ops_.begin());
-      std::vector<char> comparable(graph_.ops().size(), 0);
-      comparable[v] = 1;
-      MarkReachable(graph_, v, /*backward=*/true, comparable);
-      MarkReachable(graph_, v, /*backward=*/false, comparable);
-      // Per x: is there a state below the peak in which v may run and x has run, or has not?
-      std::vector<char> may_have_run(graph_.ops().size(), 0), may_wait(graph_.ops().size(), 0);
-      const auto is_possible = [&](std::span<const OpId> done, std::span<const OpId> waiting) {
-        const LowestHill hill = FindLowestHill(graph_, v, done, waiting, budget);
-        if (hill.bytes >= below_bytes) return false;
-        for (OpId x = 0; x < graph_.num_ops(); ++x) (hill.has_run[x] ? may_have_run : may_wait)[x] = 1;
-        return true;
-      };
-      if (!is_possible({}, {})) return Result::kImpossible;
-      if (!budget.HasWork()) return Result::kOutOfBudget;
-      std::vector<std::pair<OpId, OpId>> pairs;
-      for (OpId x = 0; x < graph_.num_ops(); ++x) {
-        if (comparable[x]) continue;
-        const OpId only[] = {x};
-        const bool before = may_have_run[x] || is_possible(only, {});
-        const bool after = may_wait[x] || is_possible({}, only);
-        if (!budget.HasWork()) return Result::kOutOfBudget;
-        if (!before && !after) return Result::kImpossible;
-        if (!before) pairs.emplace_back(v, x);
-        if (!after) pairs.emplace_back(x, v);
-      }
-      if (pairs.empty()) continue;
-      found = true;
-      if (!AddPrecedences(pairs)) return Result::kImpossible;
+// All ops wait for their turn; those that need most at least come first, for they leave least room.
+Tightener::Result Tightener::StartPass(Budget& budget) {
+  std::vector<std::int64_t> lowest;
+  for (OpId v = 0; v < graph_.num_ops(); ++v) {
+    lowest.push_back(FindLowestHill(graph_, v, {}, {}, budget).bytes);
+    if (lowest.back() >= below_bytes_) return Result::kImpossible;
+    if (!budget.HasWork()) {
+      found_ = true;
+      return Result::kOutOfBudget;
     }
   }
+  pending_ = graph_.OriginalOrder();
+  std::ranges::stable_sort(pending_, {}, [&](OpId v) { return lowest[v]; });
+  for (OpId& v : pending_) v = ops_[v];  // ids change with what is added
   return Result::kExhausted;
+}
+
+Tightener::Result Tightener::TightenAround(OpId original, Budget& budget) {
+  const auto v = static_cast<OpId>(std::ranges::find(ops_, original) - ops_.begin());
+  HillFinder finder(graph_, v, budget);
+  // Per x: is there a state below the peak in which v may run and x has run, or has not?
+  std::vector<char> may_have_run(graph_.ops().size(), 0), may_wait(graph_.ops().size(), 0);
+  const auto is_possible = [&](const LowestHill& hill) {
+    if (hill.bytes >= below_bytes_) return false;
+    for (std::size_t x = 0; x < hill.has_run.size(); ++x) {
+      (hill.has_run[x] ? may_have_run : may_wait)[x] = 1;
+    }
+    return true;
+  };
+  if (!is_possible(finder.lowest())) return Result::kImpossible;
+  std::vector<std::pair<OpId, OpId>> pairs;
+  for (OpId x = 0; x < graph_.num_ops(); ++x) {
+    if (!finder.IsFree(x)) continue;
+    const bool before =
+        may_have_run[x] || is_possible(finder.Given(x, /*has_run=*/true, below_bytes_, budget));
+    const bool after =
+        may_wait[x] || is_possible(finder.Given(x, /*has_run=*/false, below_bytes_, budget));
+    if (!before && !after) return Result::kImpossible;
+    if (!before) pairs.emplace_back(v, x);
+    if (!after) pairs.emplace_back(x, v);
+    if (!budget.HasWork()) return Result::kOutOfBudget;
+  }
+  if (pairs.empty()) return Result::kExhausted;
+  found_ = true;
+  return AddPrecedences(pairs) ? Result::kExhausted : Result::kImpossible;
 }
 
 // Rebuilds the graph; false if the pairs close a cycle.

@@ -13,6 +13,8 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "sched/budget.h"
@@ -29,7 +31,7 @@ class Tightener {
     kExhausted,   // nothing more follows from single ops
     kOutOfBudget,
   };
-  // `below_bytes` must not rise from call to call; goes on where it stopped.
+  // Goes on where it stopped; a lower `below_bytes` starts anew with what was found.
   Result Tighten(std::int64_t below_bytes, Budget& budget);
 
   // With the precedences found so far, in an order that obeys them.
@@ -37,10 +39,15 @@ class Tightener {
   Order Expand(const Order& order) const;  // in ids of the graph given
 
  private:
+  Result StartPass(Budget& budget);
+  Result TightenAround(OpId original, Budget& budget);
   bool AddPrecedences(const std::vector<std::pair<OpId, OpId>>& pairs);
 
   Graph graph_;
   Order ops_;  // op i of graph_ is op ops_[i] of the graph given
+  std::int64_t below_bytes_ = std::numeric_limits<std::int64_t>::max();
+  std::vector<OpId> pending_;  // of this pass, in ids of the graph given; the last is next
+  bool found_ = false;         // something was added since this pass began
 };
 
 }  // namespace torch_ext::sched
