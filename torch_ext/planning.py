@@ -140,4 +140,5 @@ def plan(
         except UnicodeDecodeError:
             raise ValueError(f"{path}: not a text file in UTF-8") from None
         builder = _sched.parse_text(text, str(path))
-    return Plan(**plan_fields(_sched.plan(builder, time_budget, memory_budget, scope, list(without))))
+    fields = _sched.plan(builder, time_budget, memory_budget, scope, list(without))
+    return Plan(**plan_fields(fields))

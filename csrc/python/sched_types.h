@@ -37,9 +37,8 @@ inline sched::PlanOptions MakeOptions(double time_budget, std::optional<std::int
 inline sched::Rules MakeRules(const std::vector<std::string>& without) {
   sched::Rules rules;
   for (const std::string& name : without) {
-    const auto found = std::ranges::find(sched::kRuleNames, name, [](const auto& rule) {
-      return std::string(rule.first);
-    });
+    const auto found = std::ranges::find(sched::kRuleNames, name,
+                                         [](const auto& rule) { return std::string(rule.first); });
     if (found == sched::kRuleNames.end()) {
       std::string known;
       for (const auto& rule : sched::kRuleNames) known += std::string(" ") + rule.first;

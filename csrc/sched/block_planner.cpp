@@ -133,12 +133,15 @@ void BlockPlanner::Round(std::int64_t floor_bytes) {
   floor_bytes = std::max(floor_bytes, bound_bytes_);
   if (rules_.improvement && peak_bytes_ > floor_bytes) {
     if (!improver_) improver_.emplace(reduced_.graph, starts_);
-    Budget part = budget_.Part(4 * work);
+    // Where it has come to rest, proofs need the work more.
+    Budget part = budget_.Part(improvement_rests_ ? work : 4 * work);
+    const std::int64_t before = improver_->peak_bytes();
     improver_->Run(floor_bytes, part);
     budget_.Spend(part.spent());
+    improvement_rests_ = improver_->peak_bytes() == before;
     Offer(improver_->best(), "improvement");
   }
-  if (round >= kFirstTighteningRound) Tighten(floor_bytes, 2 * work);
+  if (round >= kFirstTighteningRound) Tighten(floor_bytes, 4 * work);
   Beam(8 << std::min(round, 16), floor_bytes, work);
   Exhaust(Direction::kForward, floor_bytes, work);
   Exhaust(Direction::kBackward, floor_bytes, work);
@@ -162,17 +165,29 @@ void BlockPlanner::Tighten(std::int64_t floor_bytes, std::int64_t work) {
 }
 
 void BlockPlanner::Exhaust(Direction direction, std::int64_t floor_bytes, std::int64_t work) {
-  bool& out_of_memory = out_of_memory_[direction == Direction::kForward ? 0 : 1];
-  if (peak_bytes_ <= floor_bytes || exhausted_ || out_of_memory) return;
+  Side& side = sides_[direction == Direction::kForward ? 0 : 1];
+  if (peak_bytes_ <= floor_bytes || exhausted_ || side.out_of_memory) return;
+  if (!side.search || side.num_precedences != num_precedences()) {
+    side.search.emplace(StateSpace(searched_graph(), direction, {}, {}, rules_.safe_steps),
+                        floor_bytes, peak_bytes_);
+    side.num_precedences = num_precedences();
+  }
+  side.search->LowerLimit(peak_bytes_);
   Budget part = budget_.Part(work);
-  const SearchResult result =
-      Search(searched_graph(), direction, floor_bytes, peak_bytes_, part, rules_);
+  const DownSetSearch::Found found = side.search->FindGoal(part);
   budget_.Spend(part.spent());
-  out_of_memory = !result.exhausted && part.HasWork();
-  if (result.order) Offer(tightener_ ? tightener_->Expand(*result.order) : *result.order, "search");
-  // Hills up to `floor_bytes` were all the same to the search, so it proves only what is above.
-  if (result.bound_bytes > floor_bytes) RaiseBound(result.bound_bytes, "search");
-  exhausted_ = result.exhausted;
+  if (found == DownSetSearch::Found::kGoal) {
+    Order order = side.search->StepsToFound();
+    if (direction == Direction::kBackward) std::ranges::reverse(order);
+    Offer(tightener_ ? tightener_->Expand(order) : order, "search");
+  }
+  // Hills up to the floor were all the same to the search, so it proves only what is above.
+  if (side.search->key_bytes() > floor_bytes) RaiseBound(side.search->key_bytes(), "search");
+  exhausted_ = found != DownSetSearch::Found::kOutOfBudget;
+  if (!exhausted_ && part.HasWork()) {
+    side.out_of_memory = true;
+    side.search.reset();
+  }
 }
 
 void BlockPlanner::Approach(std::int64_t limit_bytes, Budget& budget) {

@@ -14,6 +14,7 @@
 #include "sched/graph.h"
 #include "sched/improve.h"
 #include "sched/rules.h"
+#include "sched/search.h"
 #include "sched/tighten.h"
 
 namespace torch_ext::sched {
@@ -43,6 +44,7 @@ class BlockPlanner {
  private:
   // What the searches see: the reduced graph, with the precedences found.
   const Graph& searched_graph() const { return tightener_ ? tightener_->graph() : reduced_.graph; }
+  std::int32_t num_precedences() const { return tightener_ ? tightener_->num_precedences() : 0; }
   void ReduceRegions();
   void RunSimpleRules();
   void Beam(std::int32_t width, std::int64_t floor_bytes, std::int64_t work);
@@ -70,9 +72,15 @@ class BlockPlanner {
   Order reduced_order_;        // the best of it
   std::optional<ClosureBounds> bounds_, reduced_bounds_;
   std::optional<Improver> improver_;
+  bool improvement_rests_ = false;  // its last round changed nothing
   std::optional<Tightener> tightener_;
   std::int64_t tightened_below_ = 0;  // nothing more follows from this peak
-  bool out_of_memory_[2] = {false, false};  // per direction of search
+  struct Side {
+    std::optional<DownSetSearch> search;
+    std::int32_t num_precedences = 0;  // of the graph it searches
+    bool out_of_memory = false;
+  };
+  Side sides_[2];  // forward, backward
 };
 
 }  // namespace torch_ext::sched

@@ -105,7 +105,11 @@ LowestHill ReadHill(const FlowNetwork& network, std::span<const std::int32_t> no
   lowest.bytes = bytes;
   lowest.is_exact = network.is_maximal();
   if (!lowest.is_exact) return lowest;
-  for (std::int32_t node : node_of) lowest.has_run.push_back(network.OnSourceSide(node));
+  const std::vector<char> waits = network.AlwaysOnSinkSide();
+  for (std::int32_t node : node_of) {
+    lowest.has_run.push_back(network.OnSourceSide(node));
+    lowest.waits.push_back(waits[node]);
+  }
   return lowest;
 }
 
@@ -175,8 +179,7 @@ OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
   return bound;
 }
 
-std::int64_t NeighbourBound(const Graph& graph, OpId op, std::int64_t above_bytes,
-                            Budget& budget) {
+std::int64_t NeighbourBound(const Graph& graph, OpId op, std::int64_t above_bytes, Budget& budget) {
   std::int64_t bound = 0;
   for (const bool backward : {true, false}) {
     const Op& at = graph.op(op);

@@ -26,11 +26,13 @@
 
 namespace torch_ext::sched {
 
-// The lowest hill of `op` over the states in which the ops of `done` have run and those of `waiting`
-// have not, and the smallest such state. `op` must not be before a `done` nor after a `waiting`.
+// The lowest hill of `op` over the states in which the ops of `done` have run and those of
+// `waiting` have not, and the smallest and the largest such state. `op` must not be before a `done`
+// nor after a `waiting`.
 struct LowestHill {
   std::int64_t bytes = 0;     // a lower bound, if not exact
-  std::vector<char> has_run;  // per op; empty if not exact
+  std::vector<char> has_run;  // per op, the smallest such state; empty if not exact
+  std::vector<char> waits;    // per op: it has not run in the largest such state; empty likewise
   bool is_exact = false;      // false if the budget ended first
 };
 LowestHill FindLowestHill(const Graph& graph, OpId op, std::span<const OpId> done,

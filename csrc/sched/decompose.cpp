@@ -73,7 +73,10 @@ class DisjointSets {
 class RegionFinder {
  public:
   RegionFinder(const Graph& graph, std::int32_t most_depth)
-      : graph_(graph), most_depth_(most_depth), positions_(graph.ops().size(), -1), leaf_of_(graph.ops().size(), 0) {}
+      : graph_(graph),
+        most_depth_(most_depth),
+        positions_(graph.ops().size(), -1),
+        leaf_of_(graph.ops().size(), 0) {}
 
   RegionTree Find() {
     tree_.ops = graph_.OriginalOrder();
@@ -148,9 +151,9 @@ class RegionFinder {
     return ends;
   }
 
-  // For each buffer, finds the parallel node at which it dies and opens what its last readers are in
-  // below. On the way down only the last child of a series node counts: earlier ones see the buffer
-  // live on whatever they do.
+  // For each buffer, finds the parallel node at which it dies and opens what its last readers are
+  // in below. On the way down only the last child of a series node counts: earlier ones see the
+  // buffer live on whatever they do.
   void OpenNodes() {
     DisjointSets coupled(tree_.nodes.size());
     for (const Buffer& buffer : graph_.buffers()) {

@@ -27,8 +27,8 @@ namespace torch_ext::sched {
 // the rest. Counting these three quantities for all k at once takes O(ops + edges).
 std::vector<std::int32_t> SeriesCuts(const Graph& graph, std::span<const OpId> order);
 
-// The regions of a graph, recursively: modules of its precedence order, that is sets of ops to which
-// every op outside stands in one and the same relation (before, after or incomparable).
+// The regions of a graph, recursively: modules of its precedence order, that is sets of ops to
+// which every op outside stands in one and the same relation (before, after or incomparable).
 struct RegionTree {
   enum class Kind { kOp, kSeries, kParallel, kPrime };
   struct Node {

@@ -1,8 +1,8 @@
 #include "sched/dominant.h"
 
 #include <algorithm>
-#include <limits>
 #include <functional>
+#include <limits>
 #include <map>
 #include <queue>
 #include <span>
@@ -20,19 +20,19 @@ namespace {
 
 constexpr std::int64_t kNoLimit = std::numeric_limits<std::int64_t>::max();
 
-// The steps by which memory comes down to `lowest_bytes` on the way from the state `has_run` towards
-// the state `goal`, each time to the lowest valley that the lowest hills allow. Afterwards `has_run`
-// is where it arrived.
+// The steps by which memory comes down to `lowest_bytes` on the way from the state `has_run`
+// towards the state `goal`, each time to the lowest valley that the lowest hills allow. Afterwards
+// `has_run` is where it arrived.
 std::optional<std::vector<OpId>> Descend(const Graph& graph, Direction direction,
                                          std::int64_t lowest_bytes, const std::vector<char>& goal,
                                          std::vector<char>& has_run, const Rules& rules,
                                          Budget& budget) {
   std::vector<OpId> steps;
   while (true) {
-    const StateSpace space(graph, direction, has_run, goal, rules.safe_steps);
+    StateSpace space(graph, direction, has_run, goal, rules.safe_steps);
     if (space.start_bytes() == lowest_bytes) return steps;
-    DownSetSearch search(space, /*floor_bytes=*/0, kNoLimit, budget);
-    if (search.FindLowerValley() != DownSetSearch::Found::kLowerValley) return std::nullopt;
+    DownSetSearch search(std::move(space), /*floor_bytes=*/0, kNoLimit);
+    if (search.FindLowerValley(budget) != DownSetSearch::Found::kLowerValley) return std::nullopt;
     for (OpId v : search.StepsToFound()) {
       has_run[v] = direction == Direction::kForward;
       steps.push_back(v);
@@ -45,19 +45,24 @@ std::optional<std::vector<OpId>> Descend(const Graph& graph, Direction direction
 std::optional<std::vector<OpId>> Cross(const Graph& graph, const std::vector<char>& from,
                                        const std::vector<char>& to, const Rules& rules,
                                        Budget& budget) {
-  for (std::int64_t units = 4096; budget.HasWork(); units *= 4) {
-    for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
-      const bool forward = direction == Direction::kForward;
-      const StateSpace space(graph, direction, forward ? from : to, forward ? to : from,
-                             rules.safe_steps);
+  const auto search = [&](Direction direction) {
+    const bool forward = direction == Direction::kForward;
+    return DownSetSearch(
+        StateSpace(graph, direction, forward ? from : to, forward ? to : from, rules.safe_steps),
+        /*floor_bytes=*/0, kNoLimit);
+  };
+  DownSetSearch searches[] = {search(Direction::kForward), search(Direction::kBackward)};
+  for (std::int64_t units = 256; budget.HasWork(); units *= 2) {
+    for (DownSetSearch& side : searches) {
       Budget part = budget.Part(units);
-      DownSetSearch search(space, /*floor_bytes=*/0, kNoLimit, part);
-      const DownSetSearch::Found found = search.FindGoal();
+      const DownSetSearch::Found found = side.FindGoal(part);
       budget.Spend(part.spent());
-      if (found != DownSetSearch::Found::kGoal) continue;
-      std::vector<OpId> steps = search.StepsToFound();
-      if (!forward) std::ranges::reverse(steps);
-      return steps;
+      if (found == DownSetSearch::Found::kGoal) {
+        std::vector<OpId> steps = side.StepsToFound();
+        if (&side == &searches[1]) std::ranges::reverse(steps);
+        return steps;
+      }
+      if (part.HasWork()) return std::nullopt;  // out of memory
     }
   }
   return std::nullopt;
@@ -97,9 +102,9 @@ class Contractor {
     return segment;
   }
 
-  // The ops of a region as chains u -> w in which w is u's only successor in the region and u is w's
-  // only predecessor in it, in order of their first ops. ReadsOnlyOwn is about these until the next
-  // call.
+  // The ops of a region as chains u -> w in which w is u's only successor in the region and u is
+  // w's only predecessor in it, in order of their first ops. ReadsOnlyOwn is about these until the
+  // next call.
   std::vector<std::vector<OpId>> PrivateChains(std::span<const OpId> ops) {
     for (std::size_t i = 0; i < ops.size(); ++i) run_of_[ops[i]] = 0;
     const auto only_inside = [&](const std::vector<OpId>& neighbours) {
@@ -210,8 +215,8 @@ class Contractor {
       for (BufferId b : op.writes) {
         const Buffer& buffer = graph_.buffer(b);
         const bool outlives = buffer.kept || last_use_[b] > last_op;
-        const bool read_by_others = std::ranges::any_of(
-            buffer.users, [&](OpId u) { return run_of_[u] != id; });
+        const bool read_by_others =
+            std::ranges::any_of(buffer.users, [&](OpId u) { return run_of_[u] != id; });
         if (buffer.size_bytes == 0 || !(outlives || read_by_others)) continue;
         local_[b] = small.AddBuffer(buffer.name, buffer.size_bytes, outlives);
         touched.push_back(b);
@@ -247,8 +252,8 @@ class Contractor {
     runs = std::move(sorted);
   }
 
-  // Equal parts are interchangeable: any order can be changed into one that starts them in the order
-  // they are listed in, and if they are chains, one in which none overtakes an earlier one.
+  // Equal parts are interchangeable: any order can be changed into one that starts them in the
+  // order they are listed in, and if they are chains, one in which none overtakes an earlier one.
   void BreakSymmetry(const Graph& small, std::vector<Run>& runs,
                      const std::vector<std::size_t>& part_begin) const {
     using OpSignature = std::tuple<std::int64_t, std::vector<std::int64_t>,
@@ -274,8 +279,9 @@ class Contractor {
         std::ranges::sort(reads);
         std::ranges::sort(after);
         after.erase(std::unique(after.begin(), after.end()), after.end());
-        is_chain = is_chain && (r == begin || (!after.empty() && after.back() + 1 ==
-                                                   static_cast<std::int64_t>(r - begin)));
+        is_chain = is_chain &&
+                   (r == begin ||
+                    (!after.empty() && after.back() + 1 == static_cast<std::int64_t>(r - begin)));
         signature.emplace_back(runs[r].hill_bytes, std::move(reads), std::move(writes),
                                std::move(after));
       }
@@ -399,8 +405,9 @@ class Reducer {
       std::vector<std::size_t> parts;
       bool closed = true;
       for (std::size_t i : group) {
-        closed = closed && tree_.nodes[node.first_child + static_cast<std::int32_t>(i)].open_depth >=
-                               node.depth;
+        closed =
+            closed &&
+            tree_.nodes[node.first_child + static_cast<std::int32_t>(i)].open_depth >= node.depth;
         solved.is_dominant = children[i].is_dominant;
         parts.push_back(solved.chains.size());
         std::ranges::move(children[i].chains, std::back_inserter(solved.chains));
@@ -437,8 +444,8 @@ class Reducer {
     return merged;
   }
 
-  // Inside a prime region, private chains (ops that follow each other and have no other neighbour in
-  // the region) are modules, and what in them reads nothing that others read is isolated.
+  // Inside a prime region, private chains (ops that follow each other and have no other neighbour
+  // in the region) are modules, and what in them reads nothing that others read is isolated.
   Solved SolvePrime(const RegionTree::Node& node) {
     Solved solved;
     const std::span<const OpId> ops(tree_.ops.data() + node.begin,
@@ -468,8 +475,8 @@ class Reducer {
     std::size_t num_runs = 0;
     for (const Chain& chain : solved.chains) num_runs += chain.segments.size();
     if (num_runs > kMostRuns || !budget_.HasWork()) return;
-    const Contraction contraction = contractor_.Contract(
-        solved.chains, rules_.symmetry ? parts : std::vector<std::size_t>{});
+    const Contraction contraction =
+        contractor_.Contract(solved.chains, rules_.symmetry ? parts : std::vector<std::size_t>{});
     Budget part = budget_.Part(kMostWork);
     const std::optional<Order> order = DominantOrderBySearch(contraction.graph, rules_, part);
     budget_.Spend(part.spent());
@@ -494,8 +501,7 @@ class Reducer {
 
 }  // namespace
 
-std::optional<Order> DominantOrderBySearch(const Graph& graph, const Rules& rules,
-                                           Budget& budget) {
+std::optional<Order> DominantOrderBySearch(const Graph& graph, const Rules& rules, Budget& budget) {
   const std::optional<std::int64_t> lowest = LowestLiveBytes(graph, budget);
   if (!lowest) return std::nullopt;
   std::vector<char> first(graph.ops().size(), 0), last(graph.ops().size(), 1);

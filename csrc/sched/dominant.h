@@ -6,13 +6,14 @@
 //   op        its own segment
 //   series    the children's chains one after the other
 //   parallel  children that share no buffer: merged by hill and valley (profile.h). Children that
-//             read a buffer which dies with its last reader are coupled: they are searched together,
-//             what is isolated in them being fixed chains already
+//             read a buffer which dies with its last reader are coupled: they are searched
+//             together, what is isolated in them being fixed chains already
 //   prime     searched
 //
-// A region whose surroundings can see into it, because it reads a buffer that something incomparable
-// reads too, gets no order here; its isolated parts do, and the region that closes over the buffer
-// decides the rest. Each chain is kept in canonical form, so what is searched is small.
+// A region whose surroundings can see into it, because it reads a buffer that something
+// incomparable reads too, gets no order here; its isolated parts do, and the region that closes
+// over the buffer decides the rest. Each chain is kept in canonical form, so what is searched is
+// small.
 #pragma once
 
 #include <cstdint>
@@ -33,10 +34,10 @@ struct Chain {
   std::vector<Segment> segments;
 };
 
-// An order of the whole graph that dominates every other, by search alone. Phases: from the start to
-// ever lower valleys, each under the lowest hills that reach one, down to the lowest of all states
-// (a minimum cut); from the end the same backwards, staying above that state; between the two, the
-// lowest peak. Returns nothing if the budget ends first. Exponential in the width.
+// An order of the whole graph that dominates every other, by search alone. Phases: from the start
+// to ever lower valleys, each under the lowest hills that reach one, down to the lowest of all
+// states (a minimum cut); from the end the same backwards, staying above that state; between the
+// two, the lowest peak. Returns nothing if the budget ends first. Exponential in the width.
 std::optional<Order> DominantOrderBySearch(const Graph& graph, const Rules& rules, Budget& budget);
 
 // The graph with every isolated region for which the budget allows it replaced by its chain.
@@ -47,8 +48,8 @@ struct Reduction {
 };
 Reduction Reduce(const Graph& graph, const RegionTree& tree, const Rules& rules, Budget& budget);
 
-// One op per segment of the chains, in the original order as far as the chains allow it; runs[i] are
-// the ops behind op i of the graph.
+// One op per segment of the chains, in the original order as far as the chains allow it; runs[i]
+// are the ops behind op i of the graph.
 struct Contraction {
   Graph graph;
   std::vector<std::vector<OpId>> runs;

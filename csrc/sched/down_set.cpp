@@ -4,9 +4,7 @@
 
 namespace torch_ext::sched {
 
-State::State(const Graph& graph, Direction direction)
-    : graph_(&graph),
-      direction_(direction) {
+State::State(const Graph& graph, Direction direction) : graph_(&graph), direction_(direction) {
   const bool forward = direction == Direction::kForward;
   if (forward) live_bytes_ = graph.StartBytes();
   for (const Buffer& b : graph.buffers()) {

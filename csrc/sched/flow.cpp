@@ -85,6 +85,22 @@ std::int64_t FlowNetwork::Augment(Budget& budget) {
   return amount;
 }
 
+// Those from which the sink can still be reached.
+std::vector<char> FlowNetwork::AlwaysOnSinkSide() const {
+  std::vector<char> reaches(first_edge_.size(), 0);
+  reaches[kSink] = 1;
+  std::vector<std::int32_t> queue{kSink};
+  for (std::size_t i = 0; i < queue.size(); ++i) {
+    for (std::int32_t e = first_edge_[queue[i]]; e >= 0; e = next_edge_[e]) {
+      if (residual_[e ^ 1] > 0 && !reaches[to_[e]]) {
+        reaches[to_[e]] = 1;
+        queue.push_back(to_[e]);
+      }
+    }
+  }
+  return reaches;
+}
+
 void FlowNetwork::SetMark() {
   marked_residual_ = residual_;
   marked_flow_ = flow_;

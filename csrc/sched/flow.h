@@ -1,8 +1,8 @@
 // Maximum flow, and with it minimum cuts: Dinic's algorithm with 64-bit capacities, no recursion.
 //
-// A network can be solved, marked, changed, solved on from there and taken back to the mark, so that
-// many questions about one network cost little more than their differences.
-// Time: O(nodes^2 edges) at worst, close to O(edges) per question on the networks of bound.h.
+// A network can be solved, marked, changed, solved on from there and taken back to the mark, so
+// that many questions about one network cost little more than their differences. Time: O(nodes^2
+// edges) at worst, close to O(edges) per question on the networks of bound.h.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +32,8 @@ class FlowNetwork {
   bool is_maximal() const { return is_maximal_; }
   // If the flow is maximal: is the node on the source's side of the smallest minimum cut?
   bool OnSourceSide(std::int32_t node) const { return level_[node] >= 0; }
+  // Per node: is it on the sink's side of every minimum cut?
+  std::vector<char> AlwaysOnSinkSide() const;
 
   void SetMark();
   void ReturnToMark();

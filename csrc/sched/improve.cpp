@@ -127,8 +127,7 @@ class Improver::Search {
     if (subset.empty() || rest.empty()) return;
     const MergeGrid grid(scored_, begin, subset, rest);
     const std::optional<Order> merged = grid.Cheapest(
-        limit_bytes,
-        [&](std::size_t, std::size_t, OpId, std::int64_t hill) { return cost(hill); });
+        limit_bytes, [&](std::size_t, std::size_t, OpId, std::int64_t hill) { return cost(hill); });
     if (!merged) return;
     scored_.Replace(begin, *merged);
     peak_bytes_ = scored_.peak_bytes();
@@ -194,8 +193,8 @@ class Improver::Search {
     std::vector<OpId> frontier{scored_.order()[from]};
     std::int32_t count = 1;
     while (!frontier.empty() && count < most) {
-      const auto pick = static_cast<std::size_t>(
-          random_.Below(static_cast<std::int32_t>(frontier.size())));
+      const auto pick =
+          static_cast<std::size_t>(random_.Below(static_cast<std::int32_t>(frontier.size())));
       const OpId v = frontier[pick];
       frontier[pick] = frontier.back();
       frontier.pop_back();
@@ -231,8 +230,7 @@ class Improver::Search {
     std::int32_t clusters = size;
     const std::int32_t enough = 1 + random_.LogUniform(size);
     for (std::size_t left = edges_.size(); left > 0 && clusters > enough; --left) {
-      const auto pick =
-          static_cast<std::size_t>(random_.Below(static_cast<std::int32_t>(left)));
+      const auto pick = static_cast<std::size_t>(random_.Below(static_cast<std::int32_t>(left)));
       const std::int32_t a = find(edges_[pick].first), b = find(edges_[pick].second);
       std::swap(edges_[pick], edges_[left - 1]);
       if (a == b) continue;
@@ -269,8 +267,8 @@ Improver::~Improver() = default;
 Improver::Improver(Improver&&) noexcept = default;
 
 void Improver::Run(std::int64_t floor_bytes, Budget& budget) {
-  // A round gives every order some steps. Then a child of two orders, or of one and a kick, gets more
-  // of them and takes the place of the worst order unless it is worse.
+  // A round gives every order some steps. Then a child of two orders, or of one and a kick, gets
+  // more of them and takes the place of the worst order unless it is worse.
   constexpr int kSteps = 200;
   constexpr int kStepsOfChild = 1000;
   constexpr std::int32_t kMostOpsToCross = 1500;
@@ -313,7 +311,11 @@ void Improver::Admit(Search child) {
   }
 }
 
-const Order& Improver::best() const { return searches_.front().scored().order(); }
-std::int64_t Improver::peak_bytes() const { return searches_.front().peak_bytes(); }
+const Order& Improver::best() const {
+  return searches_.front().scored().order();
+}
+std::int64_t Improver::peak_bytes() const {
+  return searches_.front().peak_bytes();
+}
 
 }  // namespace torch_ext::sched

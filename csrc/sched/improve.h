@@ -1,10 +1,10 @@
 // Anytime improvement of an order: for graphs that no theorem covers.
 //
-// The neighbourhood is the two-chain merge (merge.h). Take a window around the peak and any subset of
-// its ops; the subset keeps its relative order, so does the rest, and the best of all interleavings
-// of the two is a shortest path on a grid. The order at hand is one of the paths, so no step makes it
-// worse. Costs are steep in the hills, which stands for comparing profiles from their highest hill
-// down: a step that lowers one of two equally high hills counts.
+// The neighbourhood is the two-chain merge (merge.h). Take a window around the peak and any subset
+// of its ops; the subset keeps its relative order, so does the rest, and the best of all
+// interleavings of the two is a shortest path on a grid. The order at hand is one of the paths, so
+// no step makes it worse. Costs are steep in the hills, which stands for comparing profiles from
+// their highest hill down: a step that lowers one of two equally high hills counts.
 //
 // Several orders are improved side by side and crossed: a subset in the order of one parent, the
 // rest in the order of the other, joined by the same merge.

@@ -10,9 +10,8 @@
 // memory on the whole grid needs two updates per buffer.
 //
 // In: the chains share no op, hold all ops of the graph (or of a window of an order) together, and
-// each is the restriction of some valid order. Out: the order of least total cost with no hill above
-// a limit, if there is one.
-// Time, space: O(|A| |B| + ops + edges), one byte per grid point.
+// each is the restriction of some valid order. Out: the order of least total cost with no hill
+// above a limit, if there is one. Time, space: O(|A| |B| + ops + edges), one byte per grid point.
 // Ties: B first.
 #pragma once
 

@@ -122,8 +122,8 @@ Draft PlanAll(const Graph& graph, const PlanOptions& options, Budget& budget) {
     const std::size_t worst = by_peak.top();
     Block& block = blocks[worst];
     if (!block.planner) {
-      block.planner = std::make_unique<BlockPlanner>(slicer.Cut(block.begin, block.end),
-                                                     options.rules, budget);
+      block.planner =
+          std::make_unique<BlockPlanner>(slicer.Cut(block.begin, block.end), options.rules, budget);
     }
     BlockPlanner& planner = *block.planner;
     planner.Bound();
@@ -170,8 +170,7 @@ std::pair<std::int32_t, std::int32_t> BlockAround(const Graph& graph, const Orde
 
 // One window around the peak of `order` at a time, from small to large inside its series block.
 // Returns the method that lowered it, empty if no window could be lowered.
-std::string LowerPeakWindow(const Graph& graph, Order& order, const Rules& rules,
-                            Budget& budget) {
+std::string LowerPeakWindow(const Graph& graph, Order& order, const Rules& rules, Budget& budget) {
   const Profile profile = Simulate(graph, order);
   const std::int32_t at = profile.PeakPosition();
   const std::int64_t peak = profile.PeakBytes();
@@ -220,16 +219,15 @@ Draft PlanBottleneck(const Graph& graph, const PlanOptions& options, Budget& bud
   for (const Block& block : CutIntoBlocks(graph, /*series_cuts=*/true)) {
     bool moved = false;
     for (std::int32_t i = block.begin; i < block.end; ++i) moved |= draft.order[i] != i;
-    AddRegion(draft.regions, {block.kind, block.end - block.begin,
-                              moved ? draft.method : "original", "",
-                              *std::max_element(hills.begin() + block.begin,
-                                                hills.begin() + block.end)});
+    AddRegion(draft.regions,
+              {block.kind, block.end - block.begin, moved ? draft.method : "original", "",
+               *std::max_element(hills.begin() + block.begin, hills.begin() + block.end)});
   }
   return draft;
 }
 
-// The op that the bound comes from, if one op's closure is the bound; else the one that comes nearest
-// among those the work allows.
+// The op that the bound comes from, if one op's closure is the bound; else the one that comes
+// nearest among those the work allows.
 Bottleneck FindBottleneck(const Graph& graph, const Plan& plan) {
   Budget budget(kBottleneckSeconds);
   OpBound bound = BestClosureBound(graph, plan.order, budget);

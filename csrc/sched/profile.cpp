@@ -37,8 +37,7 @@ std::vector<Segment> Canonical(std::span<const Segment> segments) {
   const std::size_t n = segments.size();
   const std::vector<std::int64_t> valley = Valleys(segments);
   const auto hill = [&](std::size_t i) { return valley[i] + segments[i].hill_bytes; };
-  const auto cut =
-      static_cast<std::size_t>(std::ranges::min_element(valley) - valley.begin());
+  const auto cut = static_cast<std::size_t>(std::ranges::min_element(valley) - valley.begin());
 
   // Walking left from i: the last highest hill and the last lowest valley; rightwards likewise.
   std::vector<std::size_t> high_left(n), low_left(n + 1, 0), high_right(n), low_right(n + 1, n);

@@ -1,14 +1,15 @@
 // The algebra of profiles: what an order does to memory, as far as anything around it can notice.
 //
-// A profile is written as segments, each with its hill above the segment's start and its net change.
-// One op is a segment, and concatenation is concatenation of the lists. Profile P *dominates* Q if
-// the two can be walked together, each only forwards and either one allowed to wait, so that P is
-// never above Q. What runs a dominating order in place of another never makes the peak of the whole
-// higher, whatever else runs in between.
+// A profile is written as segments, each with its hill above the segment's start and its net
+// change. One op is a segment, and concatenation is concatenation of the lists. Profile P
+// *dominates* Q if the two can be walked together, each only forwards and either one allowed to
+// wait, so that P is never above Q. What runs a dominating order in place of another never makes
+// the peak of the whole higher, whatever else runs in between.
 //
 //   memory           ._.                 The canonical form keeps what matters for dominance: the
 //     |  ._.        |   |                lowest valley (the cut, marked v); before it, falling
-//   --'  |  '-.  ._.'   |  ._.           segments whose hills rise and whose valleys fall; after it,
+//   --'  |  '-.  ._.'   |  ._.           segments whose hills rise and whose valleys fall; after
+//   it,
 //             '--'  v   '--'  '---       rising ones whose hills fall and whose valleys rise. All
 //    [ falling ][ rising   ][rising]     else lies below a hill that was passed anyway.
 //

@@ -1,30 +1,31 @@
 #include "sched/search.h"
 
 #include <algorithm>
+#include <bit>
+#include <utility>
 
 namespace torch_ext::sched {
 
-DownSetSearch::DownSetSearch(const StateSpace& space, std::int64_t floor_bytes,
-                             std::int64_t below_bytes, Budget& budget)
-    : space_(space), below_bytes_(below_bytes), budget_(budget), table_(64, -1) {
-  scratch_ = space.start();
-  if (floor_bytes < below_bytes) Push(space.start_bytes(), floor_bytes, -1, kNoOp);
+DownSetSearch::DownSetSearch(StateSpace space, std::int64_t floor_bytes, std::int64_t below_bytes)
+    : space_(std::move(space)), below_bytes_(below_bytes), table_(64, -1), key_bytes_(floor_bytes) {
+  scratch_ = space_.start();
+  Push(space_.start_bytes(), floor_bytes, -1, kNoOp);
 }
 
-DownSetSearch::Found DownSetSearch::FindGoal() {
+DownSetSearch::Found DownSetSearch::FindGoal(Budget& budget) {
   for (std::int32_t node; (node = Settle()) >= 0;) {
     key_bytes_ = nodes_[node].key_bytes;
     if (nodes_[node].num_steps == space_.num_steps()) {
       found_ = node;
       return Found::kGoal;
     }
-    if (!Expand(node)) return Found::kOutOfBudget;
+    if (!Expand(node, budget)) return Found::kOutOfBudget;
   }
   key_bytes_ = below_bytes_;
   return Found::kNothing;
 }
 
-DownSetSearch::Found DownSetSearch::FindLowerValley() {
+DownSetSearch::Found DownSetSearch::FindLowerValley(Budget& budget) {
   std::int64_t lowest_bytes = space_.start_bytes();
   for (std::int32_t node; (node = Settle()) >= 0;) {
     if (nodes_[node].key_bytes > key_bytes_ && found_ >= 0) return Found::kLowerValley;
@@ -33,7 +34,7 @@ DownSetSearch::Found DownSetSearch::FindLowerValley() {
       lowest_bytes = nodes_[node].live_bytes;
       found_ = node;
     }
-    if (!Expand(node)) return Found::kOutOfBudget;
+    if (!Expand(node, budget)) return Found::kOutOfBudget;
   }
   return found_ >= 0 ? Found::kLowerValley : Found::kNothing;
 }
@@ -44,13 +45,14 @@ std::int32_t DownSetSearch::Settle() {
     queue_.pop();
     Node& node = nodes_[entry.node];
     if (node.settled || entry.key_bytes > node.key_bytes) continue;
+    if (entry.key_bytes >= below_bytes_) return -1;  // and all that follow
     node.settled = true;
     return entry.node;
   }
   return -1;
 }
 
-bool DownSetSearch::Expand(std::int32_t from) {
+bool DownSetSearch::Expand(std::int32_t from, Budget& budget) {
   parent_bits_.assign(BitsOf(from), BitsOf(from) + space_.words_per_state());
   const Node node = nodes_[from];
   std::int64_t looks = 1;
@@ -61,17 +63,16 @@ bool DownSetSearch::Expand(std::int32_t from) {
     if (key >= below_bytes_) return;
     scratch_ = parent_bits_;
     space_.Step(scratch_.data(), v);
-    Push(move.live_bytes, key, from, v);
+    looks += Push(move.live_bytes, key, from, v);
   });
-  return budget_.Spend(looks) && UsedBytes() < budget_.memory_bytes();
+  return budget.Spend(looks) && UsedBytes() < budget.memory_bytes();
 }
 
-void DownSetSearch::Push(std::int64_t live_bytes, std::int64_t key_bytes, std::int32_t parent,
-                         OpId op) {
+std::int64_t DownSetSearch::Push(std::int64_t live_bytes, std::int64_t key_bytes,
+                                 std::int32_t parent, OpId op) {
   std::int64_t looks = 2 + static_cast<std::int64_t>(space_.words_per_state() / 4);
   live_bytes =
       space_.TakeSafeSteps(scratch_.data(), live_bytes, key_bytes, /*steps=*/nullptr, looks);
-  budget_.Spend(looks);
   std::int32_t* slot = FindSlot();
   const bool is_new = *slot < 0;
   if (is_new) {
@@ -84,7 +85,7 @@ void DownSetSearch::Push(std::int64_t live_bytes, std::int64_t key_bytes, std::i
     bits_.insert(bits_.end(), scratch_.begin(), scratch_.end());
   } else {
     Node& node = nodes_[*slot];
-    if (node.key_bytes <= key_bytes) return;
+    if (node.key_bytes <= key_bytes) return looks;
     node.key_bytes = key_bytes;
     node.parent = parent;
     node.op = op;
@@ -92,6 +93,7 @@ void DownSetSearch::Push(std::int64_t live_bytes, std::int64_t key_bytes, std::i
   const Node& node = nodes_[*slot];
   queue_.push({key_bytes, space_.num_steps() - node.num_steps, live_bytes, *slot});
   if (is_new && nodes_.size() * 2 > table_.size()) GrowTable();
+  return looks;
 }
 
 std::int32_t* DownSetSearch::FindSlot() {
@@ -116,14 +118,16 @@ void DownSetSearch::GrowTable() {
   }
 }
 
+// After Appleby's MurmurHash3: every bit of the set reaches the low bits, which choose the slot.
 std::uint64_t DownSetSearch::Hash(const StateSpace::Word* set) const {
   std::uint64_t hash = 0x9e3779b97f4a7c15u;
   for (std::size_t w = 0; w < space_.words_per_set(); ++w) {
-    hash ^= set[w];
-    hash *= 0xff51afd7ed558ccdu;
-    hash ^= hash >> 32;
+    hash ^= std::rotl(set[w] * 0x87c37b91114253d5u, 31) * 0x4cf5ad432745937fu;
+    hash = std::rotl(hash, 27) * 5 + 0x52dce729u;
   }
-  return hash;
+  hash = (hash ^ (hash >> 33)) * 0xff51afd7ed558ccdu;
+  hash = (hash ^ (hash >> 33)) * 0xc4ceb9fe1a85ec53u;
+  return hash ^ (hash >> 33);
 }
 
 std::int64_t DownSetSearch::UsedBytes() const {
@@ -147,17 +151,17 @@ std::vector<OpId> DownSetSearch::StepsToFound() const {
       space_.Step(state.data(), v);
       steps.push_back(v);
     }
-    live_bytes = space_.TakeSafeSteps(state.data(), live_bytes, nodes_[node].key_bytes, &steps,
-                                      looks);
+    live_bytes =
+        space_.TakeSafeSteps(state.data(), live_bytes, nodes_[node].key_bytes, &steps, looks);
   }
   return steps;
 }
 
 SearchResult Search(const Graph& graph, Direction direction, std::int64_t floor_bytes,
                     std::int64_t below_bytes, Budget& budget, const Rules& rules) {
-  const StateSpace space(graph, direction, {}, {}, rules.safe_steps);
-  DownSetSearch search(space, floor_bytes, below_bytes, budget);
-  switch (search.FindGoal()) {
+  DownSetSearch search(StateSpace(graph, direction, {}, {}, rules.safe_steps), floor_bytes,
+                       below_bytes);
+  switch (search.FindGoal(budget)) {
     case DownSetSearch::Found::kGoal: {
       Order order = search.StepsToFound();
       if (direction == Direction::kBackward) std::reverse(order.begin(), order.end());

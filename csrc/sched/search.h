@@ -13,6 +13,7 @@
 // Ties: fewest ops left, then least live memory, then first found; the result is deterministic.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <queue>
@@ -36,19 +37,21 @@ struct SearchResult {
 SearchResult Search(const Graph& graph, Direction direction, std::int64_t floor_bytes,
                     std::int64_t below_bytes, Budget& budget, const Rules& rules = {});
 
-// The search itself, which can look for other things than the goal and can be gone on with.
+// The search itself, which can look for other things than the goal and go on where a budget ended.
 class DownSetSearch {
  public:
-  DownSetSearch(const StateSpace& space, std::int64_t floor_bytes, std::int64_t below_bytes,
-                Budget& budget);
+  DownSetSearch(StateSpace space, std::int64_t floor_bytes, std::int64_t below_bytes);
 
   enum class Found { kGoal, kLowerValley, kNothing, kOutOfBudget };
-  Found FindGoal();
+  Found FindGoal(Budget& budget);
   // The lowest state that is below the start and can be reached under the lowest possible hills
   // (kLowerValley), if there is one.
-  Found FindLowerValley();
+  Found FindLowerValley(Budget& budget);
+  // No way up to `bytes` counts any more.
+  void LowerLimit(std::int64_t below_bytes) { below_bytes_ = std::min(below_bytes_, below_bytes); }
+  std::int64_t UsedBytes() const;
 
-  std::vector<OpId> StepsToFound() const;  // after kGoal or kLowerValley
+  std::vector<OpId> StepsToFound() const;                // after kGoal or kLowerValley
   std::int64_t key_bytes() const { return key_bytes_; }  // no goal has a lower key
 
  private:
@@ -72,20 +75,18 @@ class DownSetSearch {
 
   // The next state to settle, -1 if none is left.
   std::int32_t Settle();
-  bool Expand(std::int32_t from);
-  // `scratch_` holds the state; its bits are copied if it is new.
-  void Push(std::int64_t live_bytes, std::int64_t key_bytes, std::int32_t parent, OpId op);
+  bool Expand(std::int32_t from, Budget& budget);
+  // `scratch_` holds the state; its bits are copied if it is new. Returns the looks it took.
+  std::int64_t Push(std::int64_t live_bytes, std::int64_t key_bytes, std::int32_t parent, OpId op);
   std::int32_t* FindSlot();
   void GrowTable();
   const StateSpace::Word* BitsOf(std::int32_t node) const {
     return bits_.data() + static_cast<std::size_t>(node) * space_.words_per_state();
   }
   std::uint64_t Hash(const StateSpace::Word* set) const;
-  std::int64_t UsedBytes() const;
 
-  const StateSpace& space_;
-  const std::int64_t below_bytes_;
-  Budget& budget_;
+  const StateSpace space_;
+  std::int64_t below_bytes_;
   std::vector<Node> nodes_;
   std::vector<StateSpace::Word> bits_;  // of all nodes
   std::vector<std::int32_t> table_;     // open addressing; -1: free

@@ -19,9 +19,8 @@ StateSpace::StateSpace(const Graph& graph, Direction direction, std::span<const 
     const bool can_die = !buffer.kept && buffer.size_bytes > 0;
     if (can_die) users_of[b] = AddParts(buffer.users);
     const bool born = buffer.is_input() || has_run(buffer.producer);
-    const bool needed = buffer.kept || std::ranges::any_of(buffer.users, [&](OpId u) {
-                          return !has_run(u);
-                        });
+    const bool needed =
+        buffer.kept || std::ranges::any_of(buffer.users, [&](OpId u) { return !has_run(u); });
     if (born && needed) start_bytes_ += buffer.size_bytes;
   }
   start_.assign(words_per_state(), 0);

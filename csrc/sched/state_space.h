@@ -1,7 +1,7 @@
 // The states of a graph as flat bits, for searches that hold millions of them.
 //
-// State (down_set.h) walks one way and counts; a StateSpace holds what all states share, and a state
-// is two bit sets and a number. Both follow the same rules and are tested against each other.
+// State (down_set.h) walks one way and counts; a StateSpace holds what all states share, and a
+// state is two bit sets and a number. Both follow the same rules and are tested against each other.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +35,8 @@ class StateSpace {
   State::Move Look(const Word* state, std::int64_t live_bytes, OpId v) const;
   void Step(Word* state, OpId v) const;
 
-  // As State::TakeSafeSteps, none if the space is made without; appends to `steps` unless null and adds to `num_looks`. Returns the
-  // live bytes afterwards.
+  // As State::TakeSafeSteps, none if the space is made without; appends to `steps` unless null and
+  // adds to `num_looks`. Returns the live bytes afterwards.
   std::int64_t TakeSafeSteps(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
                              std::vector<OpId>* steps, std::int64_t& num_looks) const;
 
@@ -69,11 +69,11 @@ class StateSpace {
   bool safe_steps_;
   std::size_t words_;
   std::vector<Part> parts_;
-  std::vector<Read> reads_;        // what may die, per op
-  std::vector<Range> reads_of_;    // into reads_
-  std::vector<OpId> next_;         // whom a step may make ready
-  std::vector<Range> next_of_;     // into next_
-  std::vector<Range> waits_for_;   // into parts_: who must have stepped before
+  std::vector<Read> reads_;               // what may die, per op
+  std::vector<Range> reads_of_;           // into reads_
+  std::vector<OpId> next_;                // whom a step may make ready
+  std::vector<Range> next_of_;            // into next_
+  std::vector<Range> waits_for_;          // into parts_: who must have stepped before
   std::vector<std::int64_t> grow_bytes_;  // of the outputs that outlive the op itself
   std::vector<std::int64_t> hill_bytes_;
   std::vector<Word> start_;

@@ -56,7 +56,8 @@ Tightener::Result Tightener::TightenAround(OpId original, Budget& budget) {
   const auto is_possible = [&](const LowestHill& hill) {
     if (hill.bytes >= below_bytes_) return false;
     for (std::size_t x = 0; x < hill.has_run.size(); ++x) {
-      (hill.has_run[x] ? may_have_run : may_wait)[x] = 1;
+      if (!hill.has_run[x]) may_wait[x] = 1;
+      if (!hill.waits[x]) may_have_run[x] = 1;
     }
     return true;
   };
@@ -120,6 +121,7 @@ bool Tightener::AddPrecedences(const std::vector<std::pair<OpId, OpId>>& pairs) 
     for (OpId u : before[v]) arrive(u);
   }
   if (ops.size() < n) return false;
+  num_precedences_ += static_cast<std::int32_t>(pairs.size());
   graph_ = std::move(tighter);
   ops_ = std::move(ops);
   return true;

@@ -33,9 +33,8 @@ TEST(DominantOrderRandomTest, TheSearchedOrderDominatesEveryOther) {
     ASSERT_TRUE(order);
     ASSERT_TRUE(IsValidOrder(g, *order));
     const std::vector<Segment> form = CanonicalOf(g, *order);
-    ForEachOrder(g, [&](const Order& other) {
-      ASSERT_TRUE(Dominates(form, CanonicalOf(g, other)));
-    });
+    ForEachOrder(g,
+                 [&](const Order& other) { ASSERT_TRUE(Dominates(form, CanonicalOf(g, other))); });
   }
 }
 
@@ -53,9 +52,8 @@ TEST(ReduceRandomTest, ADominantReductionDominatesEveryOrder) {
     const std::vector<Segment> form = CanonicalOf(g, chain.ops);
     ASSERT_TRUE(Dominates(form, chain.segments));
     ASSERT_TRUE(Dominates(chain.segments, form));
-    ForEachOrder(g, [&](const Order& other) {
-      ASSERT_TRUE(Dominates(form, CanonicalOf(g, other)));
-    });
+    ForEachOrder(g,
+                 [&](const Order& other) { ASSERT_TRUE(Dominates(form, CanonicalOf(g, other))); });
     ++dominant;
     primes += reduction.has_prime;
   }
@@ -109,7 +107,9 @@ Graph EqualParts(std::uint64_t seed) {
     std::vector<PartOp> part;
     const auto size = static_cast<std::size_t>(random.Between(1, 4));
     for (std::size_t i = 0; i < size; ++i) {
-      PartOp op{{}, static_cast<std::size_t>(random.Between(0, 3)), random.Between(0, 9),
+      PartOp op{{},
+                static_cast<std::size_t>(random.Between(0, 3)),
+                random.Between(0, 9),
                 random.Between(0, 3)};
       if (i > 0) op.reads.push_back(i - 1);
       if (i > 1 && random.Chance(30)) op.reads.assign(1, i - 2);

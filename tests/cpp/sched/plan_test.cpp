@@ -386,8 +386,8 @@ TEST(PlanRandomTest, OnUpToTwentyOpsOfHardShapesThePeakIsTheLowestAndProven) {
   }
 }
 
-// Every combination of the rules, on graphs that need them all: none changes the optimum, so each is
-// harmless.
+// Every combination of the rules, on graphs that need them all: none changes the optimum, so each
+// is harmless.
 TEST(PlanRandomTest, AnyCombinationOfRulesFindsTheSameOptimum) {
   for (int i = 0; i < ScaledCount(2048); ++i) {
     const auto seed = static_cast<std::uint64_t>(i) + 14'000'000;
@@ -449,8 +449,8 @@ TEST(PlanRandomTest, PlanningTheResultAgainMovesNothingUnderAMemoryBudgetEither)
   }
 }
 
-// What was proven the best is left as it is, even by a planner that could not prove it; what was not
-// may get better.
+// What was proven the best is left as it is, even by a planner that could not prove it; what was
+// not may get better.
 TEST(PlanRandomTest, PlanningTheResultAgainWithLittleWorkNeverMakesItWorse) {
   for (int i = 0; i < ScaledCount(400); ++i) {
     const auto seed = static_cast<std::uint64_t>(i) + 13'000'000;

@@ -88,8 +88,8 @@ TEST(ProfileRandomTest, TheCanonicalFormIsEquivalentShorterAndUnique) {
                               }),
               p.size());
     // Falling ones first, their hills rising and valleys falling; then the mirror image.
-    ASSERT_TRUE(std::ranges::is_partitioned(canonical,
-                                            [](const Segment& s) { return s.net_bytes < 0; }));
+    ASSERT_TRUE(
+        std::ranges::is_partitioned(canonical, [](const Segment& s) { return s.net_bytes < 0; }));
     for (std::size_t k = 1; k < canonical.size(); ++k) {
       const Segment &a = canonical[k - 1], &b = canonical[k];
       if (b.net_bytes < 0) {
