@@ -7,13 +7,9 @@ with 1 if a network is not identical, uses more memory than before or was predic
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
-import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,15 +17,13 @@ from dataclasses import dataclass
 
 import torch
 import zoo
-from rich import box
+from results import FOLDER, Table, circumstances, write_csv
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from torch_ext import Report, optimize
 
 MIB = 2**20
-FOLDER = pathlib.Path(__file__).resolve().parent
 # The profiling executor profiles in the first call and compiles in the second.
 WARM_UP_CALLS = 3
 TOLERANCE, TOLERANCE_BYTES = 0.01, 64 * 2**10
@@ -153,69 +147,12 @@ def _latency_ratio(
 # --- output -------------------------------------------------------------------------------------
 
 
-def _print_table(rows: list[tuple[str, ...]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in HEADER:
-        table.add_column(
-            name.replace(" ", "\n"), justify="left" if name in TEXT_COLUMNS else "right"
-        )
-    for row in rows:
-        table.add_row(*row)
-    Console(width=200).print(table)  # never cut: a narrow terminal wraps, and no figure is lost
-
-
-def _print_markdown(rows: list[tuple[str, ...]]) -> None:
-    rules = tuple("---" if name in TEXT_COLUMNS else "---:" for name in HEADER)
-    for row in (HEADER, rules, *rows):
-        print(f"| {' | '.join(row)} |")
-
-
-def _write_csv(path: pathlib.Path, comments: list[str], rows: list[tuple[str, ...]]) -> None:
-    """All or nothing: an interrupted run leaves an earlier file as it was."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(f"# {comment}\n" for comment in comments)
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(HEADER)
-            writer.writerows(rows)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _circumstances(options: argparse.Namespace) -> list[str]:
     return [
-        f"commit: {_commit()}",
-        f"machine: {_cpu_model()}, {os.cpu_count()} cores",
-        f"torch: {torch.__version__}",
+        *circumstances(),
         f"threads: {torch.get_num_threads()}",
         f"scope: {options.scope}, pairs: {options.pairs}",
-        f"date: {datetime.date.today()}",
     ]
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ("git", "-C", FOLDER, *arguments), capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + (" with changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _cpu_model() -> str:
-    try:
-        for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
 
 
 # --- arguments ----------------------------------------------------------------------------------
@@ -266,7 +203,8 @@ def main() -> None:
     """Run what the command line asks for."""
     options = _options()
     torch.set_num_threads(options.threads)
-    rows, failures = [], []
+    rows: list[tuple[str, ...]] = []
+    failures: list[str] = []
     terminal = Console(stderr=True)
     for model in track(
         options.models, "models", console=terminal, disable=not terminal.is_terminal
@@ -279,9 +217,10 @@ def main() -> None:
             continue
         rows.append(result.cells())
         failures += [f"{model.name}: {failure}" for failure in result.failures()]
-    (_print_markdown if options.markdown else _print_table)(rows)
+    table = Table(HEADER, rows, TEXT_COLUMNS)
+    (table.print_markdown if options.markdown else table.print)()
     comments = [*_circumstances(options), *(f"failed: {failure}" for failure in failures)]
-    _write_csv(options.output, comments, rows)
+    write_csv(options.output, comments, table)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     sys.exit(1 if failures else 0)

@@ -35,7 +35,7 @@ class Table:
         shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for name in self.header:
             justify: Literal["left", "right"] = "left" if name in self.words else "right"
-            shown.add_column(name, justify=justify, no_wrap=True)
+            shown.add_column(name.replace(" ", "\n"), justify=justify, no_wrap=True)
         for row in self.rows:
             shown.add_row(*row)
         Console(width=200).print(shown)  # never cut: a narrow terminal wraps, no figure is lost

@@ -1,5 +1,6 @@
-// Plan(graph, options): the one entry point, and the only place with policy: which candidates
-// compete, in which sequence, on how much work, and when to stop.
+// MakePlan(graph, options): the one entry point. It cuts the graph into blocks and gives the work
+// to the block that is worst at the moment (block_planner.h says how it is spent), until that
+// cannot be lowered.
 //
 // Every order that leaves Plan has passed the judge (simulate.h), and none has a higher peak than
 // the original order.
@@ -51,8 +52,8 @@ struct Plan {
   std::int64_t peak_bytes = 0;
   std::int64_t lower_bound_bytes = 0;
   std::string method;  // what lowered the region that set the peak; "original" if nothing did
-  std::string proof;   // "closure": the bottleneck op needs as much in any order; "search": an
-                       // exhausted search; empty if the lower bound is below the peak
+  std::string proof;   // the argument for the lower bound (csrc/README.md, "What the result says");
+                       // empty if it is below the peak
   std::optional<Bottleneck> bottleneck;  // nothing for an empty graph
   std::int32_t moved_ops = 0;
   std::vector<Region> regions;

@@ -15,7 +15,8 @@ ZOO = pathlib.Path(__file__).parents[2] / "benchmarks" / "zoo.py"
 @pytest.fixture(scope="module")
 def zoo() -> types.ModuleType:
     spec = importlib.util.spec_from_file_location("zoo", ZOO)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["zoo"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
