@@ -141,10 +141,13 @@ void BlockPlanner::Round(std::int64_t floor_bytes) {
     improvement_rests_ = improver_->peak_bytes() == before;
     Offer(improver_->best(), "improvement");
   }
+  const std::int64_t left_before = budget_.work_left();
   if (round >= kFirstTighteningRound) Tighten(floor_bytes, 4 * work);
+  // What the precedences did not need is for the searches.
+  const std::int64_t unneeded = 4 * work - (left_before - budget_.work_left());
   Beam(8 << std::min(round, 16), floor_bytes, work);
-  Exhaust(Direction::kForward, floor_bytes, work);
-  Exhaust(Direction::kBackward, floor_bytes, work);
+  Exhaust(Direction::kForward, floor_bytes, work + unneeded / 4);
+  Exhaust(Direction::kBackward, floor_bytes, work + unneeded / 4);
 }
 
 void BlockPlanner::Tighten(std::int64_t floor_bytes, std::int64_t work) {
@@ -173,7 +176,7 @@ void BlockPlanner::Exhaust(Direction direction, std::int64_t floor_bytes, std::i
     side.num_precedences = num_precedences();
   }
   side.search->LowerLimit(peak_bytes_);
-  Budget part = budget_.Part(work);
+  Budget part = budget_.Part(work, /*memory_share=*/2);  // both directions are kept
   const DownSetSearch::Found found = side.search->FindGoal(part);
   budget_.Spend(part.spent());
   if (found == DownSetSearch::Found::kGoal) {
@@ -188,6 +191,10 @@ void BlockPlanner::Exhaust(Direction direction, std::int64_t floor_bytes, std::i
     side.out_of_memory = true;
     side.search.reset();
   }
+}
+
+void BlockPlanner::ReleaseMemory() {
+  for (Side& side : sides_) side.search.reset();
 }
 
 void BlockPlanner::Approach(std::int64_t limit_bytes, Budget& budget) {

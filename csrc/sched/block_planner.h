@@ -38,6 +38,8 @@ class BlockPlanner {
   // The next stage: something cheap at first, twice the work in each round later. Peaks up to
   // `floor_bytes` are as good as any: something else is as high.
   void Improve(std::int64_t floor_bytes);
+  // Drops what the searches remember; they start again if the block is improved further.
+  void ReleaseMemory();
   // Replaces the order by one closer to the original with no hill above `limit_bytes`.
   void Approach(std::int64_t limit_bytes, Budget& budget);
 

@@ -35,10 +35,11 @@ class Budget {
   }
   bool HasWork() const { return work_left_ > 0 && !clock_stopped_; }
   std::int64_t work_left() const { return work_left_; }
-  // A budget of at most `units` of what is left, under the same clock. What it spends is to be
-  // spent here too: Spend(part.spent()).
-  Budget Part(std::int64_t units) const {
+  // A budget of at most `units` of what is left and a share of the memory, under the same clock.
+  // What it spends is to be spent here too: Spend(part.spent()).
+  Budget Part(std::int64_t units, int memory_share = 1) const {
     Budget part = *this;
+    part.memory_bytes_ /= memory_share;
     part.work_left_ = part.work_ = std::min(std::max<std::int64_t>(units, 0), work_left_);
     return part;
   }

@@ -137,6 +137,7 @@ Draft PlanAll(const Graph& graph, const PlanOptions& options, Budget& budget) {
     by_peak.pop();
     block.peak_bytes = planner.peak_bytes();
     by_peak.push(worst);
+    if (by_peak.top() != worst) planner.ReleaseMemory();  // the cap is for all blocks together
   }
 
   const std::int64_t limit_bytes = blocks[by_peak.top()].peak_bytes;
