@@ -126,7 +126,8 @@ def plan(
 ) -> Plan:
     """Find an order of low peak memory for a Graph, or for a file in the text format.
 
-    `time_budget` (seconds) is turned into counted work, so results do not depend on the machine;
+    `time_budget` (seconds) is turned into counted work, so results do not depend on the machine; a
+    clock ends planning at twice that, and `clock_stopped` says so.
     `memory_budget` (bytes): stop as soon as the peak is no higher. `without`: rules to do without,
     to measure what each brings (csrc/sched/rules.h). Raises ValueError for a bad graph, OSError if
     the file cannot be read.

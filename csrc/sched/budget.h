@@ -10,18 +10,18 @@ namespace torch_ext::sched {
 
 class Budget {
  public:
-  // One unit is about one look at one op (State::Look). The constant is set so that on a slow core
-  // of 2020 the work of a budget ends before its clock does.
+  // One unit is about one look at one op (State::Look). The constant is set so that on a core of
+  // 2020 the work of a budget takes about its seconds at most.
   static constexpr double kWorkPerSecond = 2.5e7;
 
-  // Work for `seconds`; the clock stops at `seconds` of wall time too. Any number will do: what is
-  // below 0 counts as 0 and what would overflow the counters as 30 years.
+  // Work for `seconds`; the clock is for emergencies and stops at twice that. Any number will do:
+  // what is below 0 counts as 0 and what would overflow the counters as 30 years.
   explicit Budget(double seconds, std::int64_t memory_bytes = std::int64_t{1} << 30)
       : work_(static_cast<std::int64_t>(InRange(seconds) * kWorkPerSecond)),
         work_left_(work_),
         memory_bytes_(memory_bytes),
         deadline_(Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                     std::chrono::duration<double>(InRange(seconds)))) {}
+                                     std::chrono::duration<double>(2 * InRange(seconds)))) {}
 
   // Takes `units` of work; false once the work or the time is spent.
   bool Spend(std::int64_t units) {
