@@ -157,21 +157,4 @@ std::vector<OpId> DownSetSearch::StepsToFound() const {
   return steps;
 }
 
-SearchResult Search(const Graph& graph, Direction direction, std::int64_t floor_bytes,
-                    std::int64_t below_bytes, Budget& budget, const Rules& rules) {
-  DownSetSearch search(StateSpace(graph, direction, {}, {}, rules.safe_steps), floor_bytes,
-                       below_bytes);
-  switch (search.FindGoal(budget)) {
-    case DownSetSearch::Found::kGoal: {
-      Order order = search.StepsToFound();
-      if (direction == Direction::kBackward) std::reverse(order.begin(), order.end());
-      return {std::move(order), search.key_bytes(), true};
-    }
-    case DownSetSearch::Found::kOutOfBudget:
-      return {std::nullopt, search.key_bytes(), false};
-    default:
-      return {std::nullopt, below_bytes, true};
-  }
-}
-
 }  // namespace torch_ext::sched

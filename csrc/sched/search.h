@@ -15,29 +15,18 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
 #include <queue>
 #include <tuple>
 #include <vector>
 
 #include "sched/budget.h"
 #include "sched/graph.h"
-#include "sched/rules.h"
 #include "sched/state_space.h"
 
 namespace torch_ext::sched {
 
-struct SearchResult {
-  std::optional<Order> order;    // an order with the lowest peak, if that is below `below_bytes`
-  std::int64_t bound_bytes = 0;  // no order has a lower peak
-  bool exhausted = false;        // the search ended by itself: `bound_bytes` is exact
-};
-
-// `floor_bytes` is a proven lower bound on the peak; hills up to it are all the same.
-SearchResult Search(const Graph& graph, Direction direction, std::int64_t floor_bytes,
-                    std::int64_t below_bytes, Budget& budget, const Rules& rules = {});
-
-// The search itself, which can look for other things than the goal and go on where a budget ended.
+// Looks for the goal or for other things, and can go on where a budget ended. Hills up to
+// `floor_bytes`, a proven lower bound on the peak, are all the same to it.
 class DownSetSearch {
  public:
   DownSetSearch(StateSpace space, std::int64_t floor_bytes, std::int64_t below_bytes);
@@ -47,7 +36,7 @@ class DownSetSearch {
   // The lowest state that is below the start and can be reached under the lowest possible hills
   // (kLowerValley), if there is one.
   Found FindLowerValley(Budget& budget);
-  // No way up to `bytes` counts any more.
+  // No way whose key reaches `below_bytes` counts any more.
   void LowerLimit(std::int64_t below_bytes) { below_bytes_ = std::min(below_bytes_, below_bytes); }
   std::int64_t UsedBytes() const;
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <optional>
 
 #include "sched/bound.h"
 #include "sched/instance.h"
@@ -18,6 +19,25 @@ namespace {
 constexpr double kAmple = 1000;  // seconds of work, never reached
 constexpr std::int64_t kNoLimit = std::numeric_limits<std::int64_t>::max();
 constexpr std::array kDirections = {Direction::kForward, Direction::kBackward};
+
+struct SearchResult {
+  std::optional<Order> order;    // an order with the lowest peak, if that is below the limit
+  std::int64_t bound_bytes = 0;  // no order has a lower peak
+  bool exhausted = false;        // the search ended by itself: the bound is exact
+};
+
+SearchResult Search(const Graph& graph, Direction direction, std::int64_t floor_bytes,
+                    std::int64_t below_bytes, Budget& budget) {
+  DownSetSearch search(StateSpace(graph, direction), floor_bytes, below_bytes);
+  const DownSetSearch::Found found = search.FindGoal(budget);
+  SearchResult result{std::nullopt, search.key_bytes(),
+                      found != DownSetSearch::Found::kOutOfBudget};
+  if (found == DownSetSearch::Found::kGoal) {
+    result.order = search.StepsToFound();
+    if (direction == Direction::kBackward) std::ranges::reverse(*result.order);
+  }
+  return result;
+}
 
 TEST(SearchTest, AnEmptyGraphHasTheEmptyOrder) {
   Graph g;
@@ -198,6 +218,34 @@ TEST(SearchRandomTest, ReversedTimeSwapsTheDirections) {
     for (const Direction direction : kDirections) {
       Budget budget(kAmple);
       ASSERT_EQ(Search(reversed, direction, 0, kNoLimit, budget).bound_bytes, lowest);
+    }
+  }
+}
+
+// In small portions, and with a limit that falls on the way.
+TEST(SearchRandomTest, GoesOnWhereABudgetEnded) {
+  int portions = 0;
+  for (int i = 0; i < ScaledCount(400); ++i) {
+    const auto seed = static_cast<std::uint64_t>(i);
+    const Graph g = RandomGraph(seed, 14);
+    SCOPED_TRACE(Describe(g, seed));
+    const std::int64_t lowest = DownSets(g).LowestPeak();
+    for (const Direction direction : kDirections) {
+      DownSetSearch search(StateSpace(g, direction), 0, kNoLimit);
+      DownSetSearch::Found found = DownSetSearch::Found::kOutOfBudget;
+      while (found == DownSetSearch::Found::kOutOfBudget) {
+        Budget part = Budget(kAmple).Part(5);
+        found = search.FindGoal(part);
+        ASSERT_LE(search.key_bytes(), lowest);
+        search.LowerLimit(lowest + 1 + 100 / ++portions);
+      }
+      ASSERT_EQ(found, DownSetSearch::Found::kGoal);
+      ASSERT_EQ(search.key_bytes(), lowest);
+      DownSetSearch impossible(StateSpace(g, direction), 0, kNoLimit);
+      impossible.LowerLimit(lowest);
+      Budget ample(kAmple);
+      ASSERT_EQ(impossible.FindGoal(ample), DownSetSearch::Found::kNothing);
+      ASSERT_EQ(impossible.key_bytes(), lowest);
     }
   }
 }
