@@ -15,9 +15,11 @@ namespace {
 constexpr std::int64_t kFirstBoundWork = 2'000;  // and this per op: a few flows
 constexpr std::int64_t kFirstBoundWorkPerOp = 8;
 constexpr std::int64_t kRegionWork = 4'000'000;
-constexpr std::int64_t kRoundWork = 50'000;  // doubles every round
+constexpr std::int64_t kSimpleRulesWork = 8'000'000;  // enough unless very many ops are ready
+constexpr std::int64_t kRoundWork = 50'000;           // doubles every round
 constexpr int kFirstTighteningRound = 1;
 constexpr std::int32_t kMostOpsToTighten = 2'000;
+constexpr std::int32_t kMostOpsToSearch = 20'000;  // a state is too large to copy beyond
 
 }  // namespace
 
@@ -87,22 +89,25 @@ void BlockPlanner::ReduceRegions() {
 void BlockPlanner::RunSimpleRules() {
   const Graph& reduced = reduced_.graph;
   starts_.push_back(reduced.OriginalOrder());
+  Budget part = budget_.Part(kSimpleRulesWork);
   const auto offer = [&](std::optional<Order> order, const char* method) {
     if (!order) return;
     Offer(order, method);
     for (const Direction direction : {Direction::kBackward, Direction::kForward}) {
-      *order = WithSafeSteps(reduced, direction, *order, budget_);
+      *order = WithSafeSteps(reduced, direction, *order, part);
       Offer(order, method);
     }
     starts_.push_back(std::move(*order));
   };
   offer(reduced.OriginalOrder(), "safe steps");
   offer(DepthFirstOrder(reduced), "depth-first");
-  offer(GreedyOrder(reduced, Direction::kForward, budget_), "greedy");
-  offer(GreedyOrder(reduced, Direction::kBackward, budget_), "greedy");
+  offer(GreedyOrder(reduced, Direction::kForward, part), "greedy");
+  offer(GreedyOrder(reduced, Direction::kBackward, part), "greedy");
+  budget_.Spend(part.spent());
 }
 
 void BlockPlanner::Beam(std::int32_t width, std::int64_t floor_bytes, std::int64_t work) {
+  if (reduced_.graph.num_ops() > kMostOpsToSearch) return;
   for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
     if (peak_bytes_ <= floor_bytes || exhausted_) return;
     Budget part = budget_.Part(work);
@@ -116,6 +121,7 @@ void BlockPlanner::Beam(std::int32_t width, std::int64_t floor_bytes, std::int64
 }
 
 void BlockPlanner::Round(std::int64_t floor_bytes) {
+  const std::int64_t left_at_start = budget_.work_left();
   const int round = stage_ - 4;
   const std::int64_t work = kRoundWork << std::min(round, 40);
   if (rules_.closure_bound) {
@@ -148,6 +154,7 @@ void BlockPlanner::Round(std::int64_t floor_bytes) {
   Beam(8 << std::min(round, 16), floor_bytes, work);
   Exhaust(Direction::kForward, floor_bytes, work + unneeded / 4);
   Exhaust(Direction::kBackward, floor_bytes, work + unneeded / 4);
+  at_its_end_ = budget_.work_left() == left_at_start;
 }
 
 void BlockPlanner::Tighten(std::int64_t floor_bytes, std::int64_t work) {
@@ -169,7 +176,10 @@ void BlockPlanner::Tighten(std::int64_t floor_bytes, std::int64_t work) {
 
 void BlockPlanner::Exhaust(Direction direction, std::int64_t floor_bytes, std::int64_t work) {
   Side& side = sides_[direction == Direction::kForward ? 0 : 1];
-  if (peak_bytes_ <= floor_bytes || exhausted_ || side.out_of_memory) return;
+  if (peak_bytes_ <= floor_bytes || exhausted_ || side.out_of_memory ||
+      reduced_.graph.num_ops() > kMostOpsToSearch) {
+    return;
+  }
   if (!side.search || side.num_precedences != num_precedences()) {
     side.search.emplace(StateSpace(searched_graph(), direction, {}, {}, rules_.safe_steps),
                         floor_bytes, peak_bytes_);

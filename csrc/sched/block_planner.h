@@ -31,7 +31,9 @@ class BlockPlanner {
   const std::string& method() const { return method_; }
   const std::string& proof() const { return proof_; }
   bool is_optimal() const { return bound_bytes_ == peak_bytes_; }
-  bool is_finished() const { return is_optimal() || exhausted_ || !budget_.HasWork(); }
+  bool is_finished() const {
+    return is_optimal() || exhausted_ || at_its_end_ || !budget_.HasWork();
+  }
 
   // The first bound, if it has not been computed yet.
   void Bound();
@@ -67,7 +69,8 @@ class BlockPlanner {
   std::string method_ = "original";
   std::string proof_ = "closure";  // of the bound 0, should the peak be 0
   int stage_ = 0;
-  bool exhausted_ = false;
+  bool exhausted_ = false;   // no order is lower
+  bool at_its_end_ = false;  // nothing is left to try
 
   Contraction reduced_;        // what is left to search, from stage 1 on
   std::vector<Order> starts_;  // orders of it, for the improvement

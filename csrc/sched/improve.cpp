@@ -123,7 +123,7 @@ class Improver::Search {
       (in_subset_[i - begin] ? subset : rest).push_back(scored_.order()[i]);
     }
     budget.Spend(static_cast<std::int64_t>((subset.size() + 1) * (rest.size() + 1)) / 4 +
-                 4 * (end - begin) + scored_.size() / 32 + 1);
+                 4 * (end - begin) + scored_.size() / 32 + std::exchange(num_looks_, 0) / 8 + 1);
     if (subset.empty() || rest.empty()) return;
     const MergeGrid grid(scored_, begin, subset, rest);
     const std::optional<Order> merged = grid.Cheapest(
@@ -178,6 +178,7 @@ class Improver::Search {
     while (!stack.empty()) {
       const Op& op = scored_.graph().op(stack.back());
       stack.pop_back();
+      num_looks_ += std::ssize(backward ? op.predecessors : op.successors);
       for (OpId u : backward ? op.predecessors : op.successors) {
         const std::int32_t at = scored_.position(u);
         if (at < begin || at >= end || in_subset_[at - begin]) continue;
@@ -200,6 +201,7 @@ class Improver::Search {
       frontier.pop_back();
       const Op& op = scored_.graph().op(v);
       for (const std::vector<OpId>* neighbours : {&op.predecessors, &op.successors}) {
+        num_looks_ += std::ssize(*neighbours);
         for (OpId u : *neighbours) {
           const std::int32_t at = scored_.position(u);
           if (at < begin || at >= end || in_subset_[at - begin] || count >= most) continue;
@@ -248,6 +250,7 @@ class Improver::Search {
   Random random_;
   std::int64_t peak_bytes_;
   std::vector<char> in_subset_;  // per position of the window
+  std::int64_t num_looks_ = 0;   // at neighbours, not yet spent; few but for hubs
   std::vector<std::int32_t> leader_;
   std::vector<std::pair<std::int32_t, std::int32_t>> edges_;
 };

@@ -17,9 +17,10 @@ std::string Name(const char* what, std::int64_t i) {
   return what + std::to_string(i);
 }
 
-void ExpectAValidPlan(const Graph& graph) {
+void ExpectAValidPlan(const Graph& graph, const Rules& rules = {}) {
   PlanOptions options;
   options.time_budget_seconds = 0.3;
+  options.rules = rules;
   const Plan plan = MakePlan(graph, options);
   ASSERT_TRUE(IsValidOrder(graph, plan.order));
   ASSERT_EQ(PeakBytes(graph, plan.order), plan.peak_bytes);
@@ -98,6 +99,19 @@ TEST(HostileGraphTest, ACaterpillar) {
     spine = next;
   }
   ExpectAValidPlan(g);
+}
+
+// Too many ops for the searches, and nothing else allowed: planning must end all the same.
+TEST(HostileGraphTest, NothingLeftToTry) {
+  Graph g;
+  const BufferId hub = g.AddBuffer("hub", 100);
+  g.AddOp("source", {}, {hub});
+  for (int i = 0; i < 21'000; ++i) {
+    g.AddOp(Name("op", i), {hub}, {g.AddBuffer(Name("b", i), i % 9, i % 2 == 0)}, i % 13);
+  }
+  Rules rules;
+  for (const auto& rule : kRuleNames) rules.*rule.second = false;
+  ExpectAValidPlan(g, rules);
 }
 
 TEST(HostileGraphTest, SizesThatJustFitAndJustDoNot) {
