@@ -183,6 +183,7 @@ std::int64_t NeighbourBound(const Graph& graph, OpId op, std::int64_t above_byte
   std::int64_t bound = 0;
   for (const bool backward : {true, false}) {
     const Op& at = graph.op(op);
+    if ((backward ? at.predecessors : at.successors).size() < 2) continue;
     // The neighbours that may be next to the op: none of them reaches another.
     const std::vector<OpId>& all = backward ? at.predecessors : at.successors;
     std::vector<char> implied(graph.ops().size(), 0);
@@ -190,6 +191,7 @@ std::int64_t NeighbourBound(const Graph& graph, OpId op, std::int64_t above_byte
     while (!stack.empty()) {
       const OpId v = stack.back();
       stack.pop_back();
+      budget.Spend(1);
       for (OpId u : backward ? graph.op(v).predecessors : graph.op(v).successors) {
         if (implied[u]) continue;
         implied[u] = 1;

@@ -86,7 +86,12 @@ class RegionFinder {
     work_left_ = kMostRounds * size + kLeastWork;
     tree_.nodes.push_back({RegionTree::Kind::kPrime, 0, graph_.num_ops(), -1, 0});
     for (std::size_t i = 0; i < tree_.nodes.size(); ++i) Split(static_cast<std::int32_t>(i));
+    work_left_ = kMostRounds * size + kLeastWork;
     OpenNodes();
+    if (work_left_ < 0) {  // not all that is open is marked: nothing may be taken for isolated
+      tree_.nodes.assign(1, {RegionTree::Kind::kPrime, 0, graph_.num_ops(), -1, 0});
+      tree_.ops = graph_.OriginalOrder();
+    }
     return std::move(tree_);
   }
 
@@ -158,6 +163,7 @@ class RegionFinder {
     DisjointSets coupled(tree_.nodes.size());
     for (const Buffer& buffer : graph_.buffers()) {
       if (buffer.kept || buffer.size_bytes == 0) continue;
+      if (work_left_ < 0) return;
       std::vector<std::int32_t> readers;  // deepest nodes
       for (OpId u : buffer.users) readers.push_back(leaf_of_[u]);
       while (true) {
@@ -183,7 +189,7 @@ class RegionFinder {
 
   void OpenBelow(std::int32_t parallel, const std::vector<std::int32_t>& readers) {
     std::vector<std::pair<std::int32_t, std::vector<std::int32_t>>> to_open{{parallel, readers}};
-    while (!to_open.empty()) {
+    while (!to_open.empty() && work_left_ >= 0) {
       auto [node, below] = std::move(to_open.back());
       to_open.pop_back();
       if (node != parallel) {
@@ -198,21 +204,22 @@ class RegionFinder {
     }
   }
 
-  void KeepLastChild(std::int32_t series, std::vector<std::int32_t>& readers) const {
+  void KeepLastChild(std::int32_t series, std::vector<std::int32_t>& readers) {
     std::int32_t last = 0;
     for (std::int32_t r : readers) last = std::max(last, ChildOf(series, r));
     std::erase_if(readers, [&](std::int32_t r) { return ChildOf(series, r) != last; });
   }
 
-  std::int32_t Meet(std::int32_t a, std::int32_t b) const {
+  std::int32_t Meet(std::int32_t a, std::int32_t b) {
     while (a != b) {
+      --work_left_;
       (tree_.nodes[a].depth >= tree_.nodes[b].depth ? a : b) =
           tree_.nodes[tree_.nodes[a].depth >= tree_.nodes[b].depth ? a : b].parent;
     }
     return a;
   }
-  std::int32_t ChildOf(std::int32_t ancestor, std::int32_t node) const {
-    while (tree_.nodes[node].parent != ancestor) node = tree_.nodes[node].parent;
+  std::int32_t ChildOf(std::int32_t ancestor, std::int32_t node) {
+    for (; tree_.nodes[node].parent != ancestor; --work_left_) node = tree_.nodes[node].parent;
     return node;
   }
 

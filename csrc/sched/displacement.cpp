@@ -114,7 +114,8 @@ class Homecoming {
     const std::int64_t num_points =
         static_cast<std::int64_t>((stay.size() + 1) * (rest.size() + 1));
     std::optional<Order> merged;
-    if (num_points <= kMostPoints && budget_.Spend(num_points / 8 + (end - begin) + 1)) {
+    if (budget_.Spend((end - begin) + 1) && num_points <= kMostPoints &&
+        budget_.Spend(num_points / 8)) {
       std::vector<std::size_t> home(static_cast<std::size_t>(end - begin));  // per position
       for (OpId v : rest) {  // how many of `stay` were before it
         home[scored_.position(v) - begin] = std::ranges::lower_bound(stay, v) - stay.begin();

@@ -6,7 +6,6 @@
 #include <map>
 #include <queue>
 #include <span>
-#include <string>
 #include <tuple>
 #include <utility>
 

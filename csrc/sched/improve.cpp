@@ -1,7 +1,6 @@
 #include "sched/improve.h"
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <utility>
 
@@ -37,7 +36,7 @@ class Random {
   std::uint64_t state_;
 };
 
-// 2^(40 hill / peak) in fixed point: piecewise linear, integers only, and small enough that 2^9 of
+// 2^(40 hill / peak) in fixed point: piecewise linear, integers only, below 2^52, so that 2^10 of
 // them can be added.
 class SteepCost {
  public:
@@ -59,7 +58,7 @@ class SteepCost {
   std::int64_t factor_;
 };
 
-constexpr std::int32_t kMostOps = 400;  // of a window
+constexpr std::int32_t kMostOps = 400;  // of a window, about: up to half as many again
 constexpr std::size_t kMostSearches = 4;
 
 }  // namespace

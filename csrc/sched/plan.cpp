@@ -229,9 +229,10 @@ Draft PlanBottleneck(const Graph& graph, const PlanOptions& options, Budget& bud
 
 // The op that the bound comes from, if one op's closure is the bound; else the one that comes
 // nearest among those the work allows.
-Bottleneck FindBottleneck(const Graph& graph, const Plan& plan) {
+Bottleneck FindBottleneck(const Graph& graph, Plan& plan) {
   Budget budget(kBottleneckSeconds);
   OpBound bound = BestClosureBound(graph, plan.order, budget);
+  plan.clock_stopped |= budget.clock_stopped();
   return {bound.op, bound.bytes, std::move(bound.buffers)};
 }
 

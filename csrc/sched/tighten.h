@@ -10,7 +10,7 @@
 // Proof: "x has run when v runs" or not, in every order; each added precedence holds in every order
 // below the peak, so by induction over the additions the graph keeps all of those. A cycle among
 // additions leaves none.
-// Time: O(ops^2) flows at worst, in practice a few per op. Memory: O(ops^2) bits.
+// Time: O(ops^2) flows at worst, in practice a few per op. Memory: an edge per precedence.
 #pragma once
 
 #include <cstdint>

@@ -101,6 +101,22 @@ TEST(HostileGraphTest, ACaterpillar) {
   ExpectAValidPlan(g);
 }
 
+// Nested deeply, with readers of one buffer at every depth: finding what is open must not be cubic.
+TEST(HostileGraphTest, ACaterpillarThatSharesItsInputs) {
+  Graph g;
+  std::vector<BufferId> shared;
+  for (int i = 0; i < 4; ++i) shared.push_back(g.AddInput(Name("x", i), 5));
+  std::vector<BufferId> reads = shared;
+  for (int i = 0; i < 1'000; ++i) {
+    const BufferId next = g.AddBuffer(Name("spine", i), i % 9 + 1);
+    g.AddOp(Name("spine_op", i), reads, {next});
+    reads = shared;
+    reads.push_back(next);
+    g.AddOp(Name("leaf_op", i), reads, {g.AddBuffer(Name("leaf", i), i % 7 + 1, true)});
+  }
+  ExpectAValidPlan(g);
+}
+
 // Too many ops for the searches, and nothing else allowed: planning must end all the same.
 TEST(HostileGraphTest, NothingLeftToTry) {
   Graph g;
