@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 import zoo
-from results import FOLDER, Table, circumstances, write_csv
+from results import FOLDER, Table, check_output, circumstances, write_csv
 from rich.console import Console
 from rich.progress import track
 
@@ -189,13 +189,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--markdown", action="store_true", help="print a table for the README")
     options = parser.parse_args()
-    # Complain before the work, not after it.
-    if options.output.is_dir():
-        parser.error(f"{options.output} is a folder")
-    try:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"{options.output.parent}: {error.strerror}")
+    check_output(parser, options.output)
     return options
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import families
 import peers
 from program import Program, peak_bytes
-from results import FOLDER, Row, Table, circumstances, write_csv
+from results import FOLDER, Row, Table, check_output, circumstances, write_csv
 from rich.console import Console
 from rich.progress import track
 
@@ -371,13 +371,7 @@ def _options() -> argparse.Namespace:
     mode_name = "-anytime" if options.anytime else "-speed" if options.speed else ""
     file = f"planner{mode_name}-{datetime.date.today()}.csv"
     options.output = options.output or FOLDER / "results" / file
-    # Complain before the work, not after it.
-    if options.output.is_dir():
-        parser.error(f"{options.output} is a folder")
-    try:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"{options.output.parent}: {error.strerror}")
+    check_output(parser, options.output)
     return options
 
 

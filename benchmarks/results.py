@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import datetime
 import os
@@ -46,6 +47,16 @@ class Table:
         for row in (self.header, rules, *self.rows):
             print(f"| {' | '.join(row)} |")
         print()
+
+
+def check_output(parser: argparse.ArgumentParser, path: pathlib.Path) -> None:
+    """Complain before the work, not after it, and make the folder."""
+    if path.is_dir():
+        parser.error(f"{path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"{path.parent}: {error.strerror}")
 
 
 def write_csv(path: pathlib.Path, comments: Iterable[str], table: Table) -> None:

@@ -116,7 +116,7 @@ void BlockPlanner::Beam(std::int32_t width, std::int64_t floor_bytes, std::int64
     if (!order) continue;
     if (tightener_) order = tightener_->Expand(*order);
     Offer(order, "beam");
-    starts_.push_back(std::move(*order));
+    if (!improver_) starts_.push_back(std::move(*order));
   }
 }
 

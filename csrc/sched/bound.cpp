@@ -95,10 +95,6 @@ std::vector<std::size_t> ByFallingHill(std::span<const std::int64_t> hill_bytes)
   return positions;
 }
 
-}  // namespace
-
-namespace {
-
 LowestHill ReadHill(const FlowNetwork& network, std::span<const std::int32_t> node_of,
                     std::int64_t bytes) {
   LowestHill lowest;
@@ -182,10 +178,9 @@ OpBound ClosureBound(const Graph& graph, OpId op, Budget& budget) {
 std::int64_t NeighbourBound(const Graph& graph, OpId op, std::int64_t above_bytes, Budget& budget) {
   std::int64_t bound = 0;
   for (const bool backward : {true, false}) {
-    const Op& at = graph.op(op);
-    if ((backward ? at.predecessors : at.successors).size() < 2) continue;
+    const std::vector<OpId>& all = backward ? graph.op(op).predecessors : graph.op(op).successors;
+    if (all.size() < 2) continue;
     // The neighbours that may be next to the op: none of them reaches another.
-    const std::vector<OpId>& all = backward ? at.predecessors : at.successors;
     std::vector<char> implied(graph.ops().size(), 0);
     std::vector<OpId> stack = all;
     while (!stack.empty()) {

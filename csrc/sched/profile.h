@@ -6,12 +6,11 @@
 // wait, so that P is never above Q. What runs a dominating order in place of another never makes
 // the peak of the whole higher, whatever else runs in between.
 //
-//   memory           ._.                 The canonical form keeps what matters for dominance: the
-//     |  ._.        |   |                lowest valley (the cut, marked v); before it, falling
-//   --'  |  '-.  ._.'   |  ._.           segments whose hills rise and whose valleys fall; after
-//   it,
-//             '--'  v   '--'  '---       rising ones whose hills fall and whose valleys rise. All
-//    [ falling ][ rising   ][rising]     else lies below a hill that was passed anyway.
+//   memory           ._.               What matters for dominance is kept: the lowest valley (the
+//     |  ._.        |   |              cut, marked v); before it, falling segments whose hills
+//   --'  |  '-.  ._.'   |  ._.         rise and whose valleys fall; after it, rising ones whose
+//             '--'  v   '--'  '---     hills fall and whose valleys rise. All else lies below a
+//    [ falling ][ rising   ][rising]   hill that was passed anyway.
 //
 // Source: canonical forms as in Section 4 of arXiv 2312.13526; the hill-valley segments of Liu, "An
 // application of generalized tree pebbling to sparse matrix factorization", 1987.
