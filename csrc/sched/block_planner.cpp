@@ -152,8 +152,10 @@ void BlockPlanner::Round(std::int64_t floor_bytes) {
   // What the precedences did not need is for the searches.
   const std::int64_t unneeded = 4 * work - (left_before - budget_.work_left());
   Beam(8 << std::min(round, 16), floor_bytes, work);
-  Exhaust(Direction::kForward, floor_bytes, work + unneeded / 4);
-  Exhaust(Direction::kBackward, floor_bytes, work + unneeded / 4);
+  for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+    Exhaust(direction, /*decides=*/true, floor_bytes, work + unneeded / 4);
+    Exhaust(direction, /*decides=*/false, floor_bytes, work / 2);
+  }
   at_its_end_ = budget_.work_left() == left_at_start;
 }
 
@@ -174,37 +176,48 @@ void BlockPlanner::Tighten(std::int64_t floor_bytes, std::int64_t work) {
   }
 }
 
-void BlockPlanner::Exhaust(Direction direction, std::int64_t floor_bytes, std::int64_t work) {
-  Side& side = sides_[direction == Direction::kForward ? 0 : 1];
-  if (peak_bytes_ <= floor_bytes || exhausted_ || side.out_of_memory ||
-      reduced_.graph.num_ops() > kMostOpsToSearch) {
-    return;
+void BlockPlanner::Exhaust(Direction direction, bool decides, std::int64_t floor_bytes,
+                           std::int64_t work) {
+  Side& side = sides_[direction == Direction::kForward ? 0 : 1][decides ? 0 : 1];
+  Budget part = budget_.Part(work, /*memory_share=*/4);  // all four are kept
+  const auto can_go_on = [&] {
+    return peak_bytes_ > floor_bytes && !exhausted_ && !side.out_of_memory && part.HasWork() &&
+           reduced_.graph.num_ops() <= kMostOpsToSearch;
+  };
+  while (can_go_on()) {
+    const bool is_stale = side.num_precedences != num_precedences() ||
+                          (decides && side.below_bytes != peak_bytes_);
+    if (!side.search || is_stale) {
+      side.search.emplace(StateSpace(searched_graph(), direction, {}, {}, rules_),
+                          decides ? peak_bytes_ - 1 : floor_bytes, peak_bytes_);
+      side.num_precedences = num_precedences();
+      side.below_bytes = peak_bytes_;
+    }
+    side.search->LowerLimit(peak_bytes_);
+    const DownSetSearch::Found found = side.search->FindGoal(part);
+    if (found == DownSetSearch::Found::kGoal) {
+      Order order = side.search->StepsToFound();
+      if (direction == Direction::kBackward) std::ranges::reverse(order);
+      Offer(tightener_ ? tightener_->Expand(order) : order, "search");
+    }
+    exhausted_ = found == DownSetSearch::Found::kNothing ||
+                 (found == DownSetSearch::Found::kGoal && !decides);
+    if (exhausted_ || !decides) {
+      // Hills up to the floor were all the same to the search: it proves only what is above.
+      if (side.search->key_bytes() > floor_bytes) RaiseBound(side.search->key_bytes(), "search");
+    }
+    if (found == DownSetSearch::Found::kOutOfBudget && part.HasWork()) {
+      side.out_of_memory = true;
+      side.search.reset();
+    }
   }
-  if (!side.search || side.num_precedences != num_precedences()) {
-    side.search.emplace(StateSpace(searched_graph(), direction, {}, {}, rules_.safe_steps),
-                        floor_bytes, peak_bytes_);
-    side.num_precedences = num_precedences();
-  }
-  side.search->LowerLimit(peak_bytes_);
-  Budget part = budget_.Part(work, /*memory_share=*/2);  // both directions are kept
-  const DownSetSearch::Found found = side.search->FindGoal(part);
   budget_.Spend(part.spent());
-  if (found == DownSetSearch::Found::kGoal) {
-    Order order = side.search->StepsToFound();
-    if (direction == Direction::kBackward) std::ranges::reverse(order);
-    Offer(tightener_ ? tightener_->Expand(order) : order, "search");
-  }
-  // Hills up to the floor were all the same to the search, so it proves only what is above.
-  if (side.search->key_bytes() > floor_bytes) RaiseBound(side.search->key_bytes(), "search");
-  exhausted_ = found != DownSetSearch::Found::kOutOfBudget;
-  if (!exhausted_ && part.HasWork()) {
-    side.out_of_memory = true;
-    side.search.reset();
-  }
 }
 
 void BlockPlanner::ReleaseMemory() {
-  for (Side& side : sides_) side.search.reset();
+  for (auto& kinds : sides_) {
+    for (Side& side : kinds) side.search.reset();
+  }
 }
 
 void BlockPlanner::Approach(std::int64_t limit_bytes, Budget& budget) {

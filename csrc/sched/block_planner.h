@@ -54,7 +54,9 @@ class BlockPlanner {
   void Beam(std::int32_t width, std::int64_t floor_bytes, std::int64_t work);
   void Round(std::int64_t floor_bytes);
   void Tighten(std::int64_t floor_bytes, std::int64_t work);
-  void Exhaust(Direction direction, std::int64_t floor_bytes, std::int64_t work);
+  // Exact search. One that decides asks only whether some order is below the best peak so far: all
+  // hills below are the same to it, so it takes more safe steps, but it raises no bound on the way.
+  void Exhaust(Direction direction, bool decides, std::int64_t floor_bytes, std::int64_t work);
   // An order of the reduced graph; `method` names what found it.
   void Offer(const std::optional<Order>& order, const char* method);
   void OfferExpanded(Order order, std::int64_t peak_bytes, const char* method);
@@ -83,9 +85,10 @@ class BlockPlanner {
   struct Side {
     std::optional<DownSetSearch> search;
     std::int32_t num_precedences = 0;  // of the graph it searches
+    std::int64_t below_bytes = 0;      // the peak when it began
     bool out_of_memory = false;
   };
-  Side sides_[2];  // forward, backward
+  Side sides_[2][2];  // forward, backward; one that decides, one that bounds
 };
 
 }  // namespace torch_ext::sched

@@ -28,7 +28,7 @@ std::optional<std::vector<OpId>> Descend(const Graph& graph, Direction direction
                                          Budget& budget) {
   std::vector<OpId> steps;
   while (true) {
-    StateSpace space(graph, direction, has_run, goal, rules.safe_steps);
+    StateSpace space(graph, direction, has_run, goal, rules);
     if (space.start_bytes() == lowest_bytes) return steps;
     DownSetSearch search(std::move(space), /*floor_bytes=*/0, kNoLimit);
     if (search.FindLowerValley(budget) != DownSetSearch::Found::kLowerValley) return std::nullopt;
@@ -47,7 +47,7 @@ std::optional<std::vector<OpId>> Cross(const Graph& graph, const std::vector<cha
   const auto search = [&](Direction direction) {
     const bool forward = direction == Direction::kForward;
     return DownSetSearch(
-        StateSpace(graph, direction, forward ? from : to, forward ? to : from, rules.safe_steps),
+        StateSpace(graph, direction, forward ? from : to, forward ? to : from, rules),
         /*floor_bytes=*/0, kNoLimit);
   };
   DownSetSearch searches[] = {search(Direction::kForward), search(Direction::kBackward)};

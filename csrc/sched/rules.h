@@ -13,17 +13,19 @@ struct Rules {
   bool regions = true;          // isolated regions are replaced by dominant chains
   bool symmetry = true;         // equal parts keep one sequence
   bool safe_steps = true;       // searches take what cannot hurt without branching
+  bool safe_runs = true;        // ... and steps that such steps make good again
   bool closure_bound = true;    // a lower bound by each op
   bool neighbour_bound = true;  // ... and by an op with its last predecessor or first successor
   bool precedences = true;      // what every lower order must obey is found and obeyed
   bool improvement = true;      // two-chain merges around the peak
 };
 
-inline constexpr std::array<std::pair<const char*, bool Rules::*>, 8> kRuleNames = {{
+inline constexpr std::array<std::pair<const char*, bool Rules::*>, 9> kRuleNames = {{
     {"series_cuts", &Rules::series_cuts},
     {"regions", &Rules::regions},
     {"symmetry", &Rules::symmetry},
     {"safe_steps", &Rules::safe_steps},
+    {"safe_runs", &Rules::safe_runs},
     {"closure_bound", &Rules::closure_bound},
     {"neighbour_bound", &Rules::neighbour_bound},
     {"precedences", &Rules::precedences},

@@ -56,7 +56,7 @@ bool DownSetSearch::Expand(std::int32_t from, Budget& budget) {
   parent_bits_.assign(BitsOf(from), BitsOf(from) + space_.words_per_state());
   const Node node = nodes_[from];
   std::int64_t looks = 1;
-  space_.ForEach(space_.ready(parent_bits_.data()), [&](OpId v) {
+  const auto step = [&](OpId v) {
     ++looks;
     const State::Move move = space_.Look(parent_bits_.data(), node.live_bytes, v);
     const std::int64_t key = std::max(node.key_bytes, move.hill_bytes);
@@ -64,7 +64,14 @@ bool DownSetSearch::Expand(std::int32_t from, Budget& budget) {
     scratch_ = parent_bits_;
     space_.Step(scratch_.data(), v);
     looks += Push(move.live_bytes, key, from, v);
-  });
+  };
+  const OpId v = space_.FindSafeRun(parent_bits_.data(), node.live_bytes, node.key_bytes, scratch_,
+                                    looks);
+  if (v != kNoOp) {
+    step(v);
+  } else {
+    space_.ForEach(space_.ready(parent_bits_.data()), step);
+  }
   return budget.Spend(looks) && UsedBytes() < budget.memory_bytes();
 }
 

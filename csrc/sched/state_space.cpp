@@ -5,9 +5,9 @@
 namespace torch_ext::sched {
 
 StateSpace::StateSpace(const Graph& graph, Direction direction, std::span<const char> from,
-                       std::span<const char> to, bool safe_steps)
+                       std::span<const char> to, const Rules& rules)
     : direction_(direction),
-      safe_steps_(safe_steps),
+      rules_(rules),
       words_(static_cast<std::size_t>((graph.num_ops() + 63) / 64)) {
   const bool forward = direction == Direction::kForward;
   const auto has_run = [&](OpId v) { return from.empty() ? !forward : from[v] != 0; };
@@ -105,14 +105,16 @@ void StateSpace::Step(Word* state, OpId v) const {
 }
 
 std::int64_t StateSpace::TakeSafeSteps(Word* state, std::int64_t live_bytes,
-                                       std::int64_t limit_bytes, std::vector<OpId>* steps,
-                                       std::int64_t& num_looks) const {
-  if (!safe_steps_) return live_bytes;
+                                       std::int64_t limit_bytes, const Word* except,
+                                       std::vector<OpId>* steps, std::int64_t& num_looks) const {
   const Word* ready = state + words_;
+  const auto candidates = [&](std::size_t w) {
+    return except == nullptr ? ready[w] : ready[w] & ~except[w];
+  };
   // Round and round the words until one round has found nothing.
   for (std::size_t w = 0, quiet = 0; quiet < words_; w = w + 1 == words_ ? 0 : w + 1) {
     ++quiet;
-    for (Word left = ready[w]; left != 0;) {
+    for (Word left = candidates(w); left != 0;) {
       const OpId v = static_cast<OpId>(w * 64 + static_cast<std::size_t>(__builtin_ctzll(left)));
       ++num_looks;
       const State::Move move = Look(state, live_bytes, v);
@@ -121,13 +123,32 @@ std::int64_t StateSpace::TakeSafeSteps(Word* state, std::int64_t live_bytes,
         live_bytes = move.live_bytes;
         if (steps != nullptr) steps->push_back(v);
         quiet = 0;
-        left = ready[w];
+        left = candidates(w);
       } else {
         left &= left - 1;
       }
     }
   }
   return live_bytes;
+}
+
+OpId StateSpace::FindSafeRun(const Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
+                             std::vector<Word>& scratch, std::int64_t& num_looks) const {
+  if (!rules_.safe_steps || !rules_.safe_runs) return kNoOp;
+  OpId found = kNoOp;
+  ForEach(ready(state), [&](OpId v) {
+    if (found != kNoOp) return;
+    ++num_looks;
+    const State::Move move = Look(state, live_bytes, v);
+    if (move.hill_bytes > limit_bytes) return;
+    scratch.assign(state, state + words_per_state());
+    Step(scratch.data(), v);
+    if (TakeSafeSteps(scratch.data(), move.live_bytes, limit_bytes, ready(state), nullptr,
+                      num_looks) <= live_bytes) {
+      found = v;
+    }
+  });
+  return found;
 }
 
 }  // namespace torch_ext::sched

@@ -10,6 +10,7 @@
 
 #include "sched/down_set.h"
 #include "sched/graph.h"
+#include "sched/rules.h"
 
 namespace torch_ext::sched {
 
@@ -20,7 +21,7 @@ class StateSpace {
   // The way from the down-set `from` to the down-set `to` (one flag per op; empty: nothing has run
   // and everything has). Forward needs from <= to and runs ops, backward to <= from and un-runs.
   StateSpace(const Graph& graph, Direction direction, std::span<const char> from = {},
-             std::span<const char> to = {}, bool safe_steps = true);
+             std::span<const char> to = {}, const Rules& rules = {});
 
   // A state's bits: the ops that have stepped (run or un-run), then those that may step next.
   std::size_t words_per_set() const { return words_; }
@@ -35,10 +36,27 @@ class StateSpace {
   State::Move Look(const Word* state, std::int64_t live_bytes, OpId v) const;
   void Step(Word* state, OpId v) const;
 
-  // As State::TakeSafeSteps, none if the space is made without; appends to `steps` unless null and
-  // adds to `num_looks`. Returns the live bytes afterwards.
+  // As State::TakeSafeSteps, none if the rules are without; appends to `steps` unless null and adds
+  // to `num_looks`. Returns the live bytes afterwards.
   std::int64_t TakeSafeSteps(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
-                             std::vector<OpId>* steps, std::int64_t& num_looks) const;
+                             std::vector<OpId>* steps, std::int64_t& num_looks) const {
+    return rules_.safe_steps
+               ? TakeSafeSteps(state, live_bytes, limit_bytes, nullptr, steps, num_looks)
+               : live_bytes;
+  }
+
+  // A step that raises memory, but followed by safe steps that it alone makes ready, which bring
+  // memory back to where it was or below: a safe run. From a state without safe steps, whatever can
+  // be reached can be reached under the same limit after this step. Returns kNoOp if there is none
+  // or the rules are without.
+  //
+  // Proof: let S be the state, R the run. Between S and S + R no down-set is lower than S + R: one
+  // without the first step is S itself; to any other add what is missing of R, in its order, and no
+  // addition raises memory, because the net change of an op only falls when more has stepped. So
+  // live(U + R) <= live(U) + live(S + R) - live(U & (S + R)) <= live(U) for every state U of a way
+  // from S, and R can be moved to the front of that way.
+  OpId FindSafeRun(const Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
+                   std::vector<Word>& scratch, std::int64_t& num_looks) const;
 
   // Calls visit(v) for each op of a set, ascending.
   template <typename Visit>
@@ -64,9 +82,13 @@ class StateSpace {
     Range users;  // into parts_
   };
   Range AddParts(std::span<const OpId> ops);
+  // Only such as are not in `except`, unless null.
+  std::int64_t TakeSafeSteps(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
+                             const Word* except, std::vector<OpId>* steps,
+                             std::int64_t& num_looks) const;
 
   Direction direction_;
-  bool safe_steps_;
+  Rules rules_;
   std::size_t words_;
   std::vector<Part> parts_;
   std::vector<Read> reads_;               // what may die, per op
