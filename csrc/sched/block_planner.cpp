@@ -1,6 +1,7 @@
 #include "sched/block_planner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "sched/displacement.h"
@@ -10,13 +11,24 @@
 
 namespace torch_ext::sched {
 namespace {
-
 // Work, in looks. None depends on the budget, so that a larger one continues the same search.
 constexpr std::int64_t kFirstBoundWork = 2'000;  // and this per op: a few flows
 constexpr std::int64_t kFirstBoundWorkPerOp = 8;
 constexpr std::int64_t kRegionWork = 4'000'000;
 constexpr std::int64_t kSimpleRulesWork = 8'000'000;  // enough unless very many ops are ready
-constexpr std::int64_t kRoundWork = 50'000;           // doubles every round
+constexpr std::int64_t kRoundWork = 50'000;
+constexpr double kRoundGrowth = 1.5;  // each has so much more
+constexpr int kMostRounds = 60;       // no budget reaches it
+// Shares of a round.
+constexpr double kImprovement = 2;
+constexpr double kRestingImprovement = 0.5;  // where its last round changed nothing
+constexpr double kPrecedences = 3;
+constexpr double kBeam = 0.25;                  // each direction
+constexpr double kDeciding = 3;                 // both directions
+constexpr double kDecidingInstead = 0.5;  // ... and so much of what precedences left
+constexpr double kNarrowerDirection = 0.85;     // of it
+constexpr double kBounding = 0.1;               // each direction
+constexpr int kWorthwhileGrowth = 2;  // of the precedences, to start a search again
 constexpr int kFirstTighteningRound = 1;
 constexpr std::int32_t kMostOpsToTighten = 2'000;
 constexpr std::int32_t kMostOpsToSearch = 20'000;  // a state is too large to copy beyond
@@ -114,7 +126,9 @@ void BlockPlanner::Beam(std::int32_t width, std::int64_t floor_bytes, std::int64
     std::optional<Order> order = BeamOrder(searched_graph(), direction, width, floor_bytes, part);
     budget_.Spend(part.spent());
     if (!order) continue;
-    if (tightener_) order = tightener_->Expand(*order);
+    if (tightener_) {
+      for (OpId& v : *order) v = tightener_->ops()[v];
+    }
     Offer(order, "beam");
     if (!improver_) starts_.push_back(std::move(*order));
   }
@@ -123,16 +137,17 @@ void BlockPlanner::Beam(std::int32_t width, std::int64_t floor_bytes, std::int64
 void BlockPlanner::Round(std::int64_t floor_bytes) {
   const std::int64_t left_at_start = budget_.work_left();
   const int round = stage_ - 4;
-  const std::int64_t work = kRoundWork << std::min(round, 40);
+  const double round_work = kRoundWork * std::pow(kRoundGrowth, std::min(round, kMostRounds));
+  const auto share = [&](double part) { return static_cast<std::int64_t>(part * round_work); };
   if (rules_.closure_bound) {
     if (!reduced_bounds_) reduced_bounds_.emplace(reduced_.graph);
-    Budget part = budget_.Part(work);
+    Budget part = budget_.Part(share(1));
     reduced_bounds_->Raise(reduced_order_, part);
     budget_.Spend(part.spent());
     RaiseBound(reduced_bounds_->best().bytes, "closure");
   }
   if (rules_.neighbour_bound && round == 0 && peak_bytes_ > std::max(floor_bytes, bound_bytes_)) {
-    Budget part = budget_.Part(work);
+    Budget part = budget_.Part(share(1));
     RaiseBound(BestNeighbourBound(reduced_.graph, reduced_order_, bound_bytes_, part), "neighbour");
     budget_.Spend(part.spent());
   }
@@ -140,7 +155,7 @@ void BlockPlanner::Round(std::int64_t floor_bytes) {
   if (rules_.improvement && peak_bytes_ > floor_bytes) {
     if (!improver_) improver_.emplace(reduced_.graph, starts_);
     // Where it has come to rest, proofs need the work more.
-    Budget part = budget_.Part(improvement_rests_ ? work : 4 * work);
+    Budget part = budget_.Part(share(improvement_rests_ ? kRestingImprovement : kImprovement));
     const std::int64_t before = improver_->peak_bytes();
     improver_->Run(floor_bytes, part);
     budget_.Spend(part.spent());
@@ -148,13 +163,22 @@ void BlockPlanner::Round(std::int64_t floor_bytes) {
     Offer(improver_->best(), "improvement");
   }
   const std::int64_t left_before = budget_.work_left();
-  if (round >= kFirstTighteningRound) Tighten(floor_bytes, 4 * work);
-  // What the precedences did not need is for the searches.
-  const std::int64_t unneeded = 4 * work - (left_before - budget_.work_left());
-  Beam(8 << std::min(round, 16), floor_bytes, work);
-  for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
-    Exhaust(direction, /*decides=*/true, floor_bytes, work + unneeded / 4);
-    Exhaust(direction, /*decides=*/false, floor_bytes, work / 2);
+  if (round >= kFirstTighteningRound) Tighten(floor_bytes, share(kPrecedences));
+  const std::int64_t unneeded = share(kPrecedences) - (left_before - budget_.work_left());
+  Beam(8 << std::min(round / 2, 16), floor_bytes, share(kBeam));
+
+  const double deciding_work = share(kDeciding) + kDecidingInstead * unneeded;
+  const auto num_open = [](const ExactSearch& exact) {
+    return exact.search ? exact.search->num_open() : 0;
+  };
+  // The fewer states wait, the nearer is the end of a search.
+  const std::size_t open[] = {num_open(deciding_[0]), num_open(deciding_[1])};
+  for (const int i : {0, 1}) {
+    const double part = open[0] == open[1]      ? 0.5
+                        : open[i] < open[1 - i] ? kNarrowerDirection
+                                                : 1 - kNarrowerDirection;
+    Exhaust(deciding_[i], floor_bytes, static_cast<std::int64_t>(part * deciding_work));
+    Exhaust(bounding_[i], floor_bytes, share(kBounding));
   }
   at_its_end_ = budget_.work_left() == left_at_start;
 }
@@ -176,48 +200,50 @@ void BlockPlanner::Tighten(std::int64_t floor_bytes, std::int64_t work) {
   }
 }
 
-void BlockPlanner::Exhaust(Direction direction, bool decides, std::int64_t floor_bytes,
-                           std::int64_t work) {
-  Side& side = sides_[direction == Direction::kForward ? 0 : 1][decides ? 0 : 1];
+void BlockPlanner::Exhaust(ExactSearch& exact, std::int64_t floor_bytes, std::int64_t work) {
   Budget part = budget_.Part(work, /*memory_share=*/4);  // all four are kept
-  const auto can_go_on = [&] {
-    return peak_bytes_ > floor_bytes && !exhausted_ && !side.out_of_memory && part.HasWork() &&
-           reduced_.graph.num_ops() <= kMostOpsToSearch;
-  };
-  while (can_go_on()) {
-    const bool is_stale = side.num_precedences != num_precedences() ||
-                          (decides && side.below_bytes != peak_bytes_);
-    if (!side.search || is_stale) {
-      side.search.emplace(StateSpace(searched_graph(), direction, {}, {}, rules_),
-                          decides ? peak_bytes_ - 1 : floor_bytes, peak_bytes_);
-      side.num_precedences = num_precedences();
-      side.below_bytes = peak_bytes_;
+  while (peak_bytes_ > floor_bytes && !exhausted_ && !exact.out_of_memory && part.HasWork() &&
+         reduced_.graph.num_ops() <= kMostOpsToSearch) {
+    if (IsStale(exact)) {
+      exact.search.emplace(StateSpace(searched_graph(), exact.direction, {}, {}, rules_),
+                           exact.decides ? peak_bytes_ - 1 : floor_bytes, peak_bytes_);
+      exact.ops = tightener_ ? tightener_->ops() : reduced_.graph.OriginalOrder();
+      exact.num_precedences = num_precedences();
+      exact.below_bytes = peak_bytes_;
     }
-    side.search->LowerLimit(peak_bytes_);
-    const DownSetSearch::Found found = side.search->FindGoal(part);
+    exact.search->LowerLimit(peak_bytes_);
+    const DownSetSearch::Found found = exact.search->FindGoal(part);
     if (found == DownSetSearch::Found::kGoal) {
-      Order order = side.search->StepsToFound();
-      if (direction == Direction::kBackward) std::ranges::reverse(order);
-      Offer(tightener_ ? tightener_->Expand(order) : order, "search");
+      Order order = exact.search->StepsToFound();
+      if (exact.direction == Direction::kBackward) std::ranges::reverse(order);
+      for (OpId& v : order) v = exact.ops[v];
+      Offer(order, "search");
     }
     exhausted_ = found == DownSetSearch::Found::kNothing ||
-                 (found == DownSetSearch::Found::kGoal && !decides);
-    if (exhausted_ || !decides) {
-      // Hills up to the floor were all the same to the search: it proves only what is above.
-      if (side.search->key_bytes() > floor_bytes) RaiseBound(side.search->key_bytes(), "search");
+                 (found == DownSetSearch::Found::kGoal && !exact.decides);
+    // Hills up to the floor were all the same to the search, so it proves only what is above.
+    const std::int64_t proven_bytes = exact.search->key_bytes();
+    if ((exhausted_ || !exact.decides) && proven_bytes > floor_bytes) {
+      RaiseBound(proven_bytes, "search");
     }
     if (found == DownSetSearch::Found::kOutOfBudget && part.HasWork()) {
-      side.out_of_memory = true;
-      side.search.reset();
+      exact.out_of_memory = true;
+      exact.search.reset();
     }
   }
   budget_.Spend(part.spent());
 }
 
+bool BlockPlanner::IsStale(const ExactSearch& exact) const {
+  if (!exact.search || (exact.decides && exact.below_bytes != peak_bytes_)) return true;
+  // A few precedences more are not worth a new start, unless they are the last.
+  return num_precedences() > kWorthwhileGrowth * exact.num_precedences ||
+         (num_precedences() > exact.num_precedences && tightened_below_ == peak_bytes_);
+}
+
 void BlockPlanner::ReleaseMemory() {
-  for (auto& kinds : sides_) {
-    for (Side& side : kinds) side.search.reset();
-  }
+  for (ExactSearch& exact : deciding_) exact.search.reset();
+  for (ExactSearch& exact : bounding_) exact.search.reset();
 }
 
 void BlockPlanner::Approach(std::int64_t limit_bytes, Budget& budget) {

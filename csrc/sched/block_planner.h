@@ -46,6 +46,18 @@ class BlockPlanner {
   void Approach(std::int64_t limit_bytes, Budget& budget);
 
  private:
+  // One that decides asks only whether an order is below the best peak so far: all lower hills are
+  // the same to it, so it takes more safe steps, but raises no bound on the way.
+  struct ExactSearch {
+    Direction direction;
+    bool decides;
+    std::optional<DownSetSearch> search = {};
+    Order ops = {};                    // of the graph it searches, in ids of the reduced graph
+    std::int32_t num_precedences = 0;  // of that graph
+    std::int64_t below_bytes = 0;      // the peak when it began
+    bool out_of_memory = false;
+  };
+
   // What the searches see: the reduced graph, with the precedences found.
   const Graph& searched_graph() const { return tightener_ ? tightener_->graph() : reduced_.graph; }
   std::int32_t num_precedences() const { return tightener_ ? tightener_->num_precedences() : 0; }
@@ -54,9 +66,8 @@ class BlockPlanner {
   void Beam(std::int32_t width, std::int64_t floor_bytes, std::int64_t work);
   void Round(std::int64_t floor_bytes);
   void Tighten(std::int64_t floor_bytes, std::int64_t work);
-  // Exact search. One that decides asks only whether some order is below the best peak so far: all
-  // hills below are the same to it, so it takes more safe steps, but it raises no bound on the way.
-  void Exhaust(Direction direction, bool decides, std::int64_t floor_bytes, std::int64_t work);
+  void Exhaust(ExactSearch& exact, std::int64_t floor_bytes, std::int64_t work);
+  bool IsStale(const ExactSearch& exact) const;
   // An order of the reduced graph; `method` names what found it.
   void Offer(const std::optional<Order>& order, const char* method);
   void OfferExpanded(Order order, std::int64_t peak_bytes, const char* method);
@@ -82,13 +93,8 @@ class BlockPlanner {
   bool improvement_rests_ = false;  // its last round changed nothing
   std::optional<Tightener> tightener_;
   std::int64_t tightened_below_ = 0;  // nothing more follows from this peak
-  struct Side {
-    std::optional<DownSetSearch> search;
-    std::int32_t num_precedences = 0;  // of the graph it searches
-    std::int64_t below_bytes = 0;      // the peak when it began
-    bool out_of_memory = false;
-  };
-  Side sides_[2][2];  // forward, backward; one that decides, one that bounds
+  ExactSearch deciding_[2] = {{Direction::kForward, true}, {Direction::kBackward, true}};
+  ExactSearch bounding_[2] = {{Direction::kForward, false}, {Direction::kBackward, false}};
 };
 
 }  // namespace torch_ext::sched

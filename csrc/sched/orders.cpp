@@ -132,7 +132,7 @@ Order WithSafeSteps(const Graph& graph, Direction direction, Order order, Budget
 
 std::optional<Order> BeamOrder(const Graph& graph, Direction direction, std::int32_t width,
                                std::int64_t floor_bytes, Budget& budget) {
-  const StateSpace space(graph, direction);
+  StateSpace space(graph, direction);
   std::vector<Trace> traces;
   // Safe steps make states jump ahead, so the levels wait in a map from steps taken to states.
   std::map<std::int32_t, std::vector<BeamState>> levels;
@@ -170,13 +170,20 @@ std::optional<Order> BeamOrder(const Graph& graph, Direction direction, std::int
 
     std::vector<Successor> successors;
     for (std::int32_t i = 0; i < static_cast<std::int32_t>(kept.size()); ++i) {
-      const BeamState& from = kept[i];
+      BeamState& from = kept[i];
       std::int64_t looks = 1;
-      space.ForEach(space.ready(from.bits.data()), [&](OpId v) {
+      const auto add = [&](OpId v) {
         const State::Move move = space.Look(from.bits.data(), from.live_bytes, v);
         successors.push_back({std::max(from.peak_bytes, move.hill_bytes), move.live_bytes, i, v});
         ++looks;
-      });
+      };
+      const OpId v = space.FindSafeRun(from.bits.data(), from.live_bytes,
+                                       std::max(from.peak_bytes, floor_bytes), looks);
+      if (v != kNoOp) {
+        add(v);
+      } else {
+        space.ForEach(space.ready(from.bits.data()), add);
+      }
       if (!budget.Spend(looks)) return std::nullopt;
     }
     // More than 2 * width successors of one level can not all be kept; drop the worst unbuilt.

@@ -17,8 +17,8 @@
 namespace torch_ext::sched {
 namespace {
 
-// Of the planning budget, clock included, for the way back to the original order: a search that
-// spends its share must not leave ops moved without need. Where planning was quick, so is that.
+// For the way back to the original order, at most a share of the planning budget: a search that
+// spends what it is given must not leave ops moved without need.
 constexpr double kWayBackShare = 1.0 / 8;
 constexpr std::int64_t kWayBackWork = 50'000;
 constexpr std::int64_t kWayBackWorkPerOp = 50;
@@ -44,6 +44,11 @@ struct Draft {
 Budget WayBackBudget(const PlanOptions& options, const Graph& graph) {
   return Budget(options.time_budget_seconds * kWayBackShare, options.search_memory_bytes)
       .Part(kWayBackWork + kWayBackWorkPerOp * graph.num_ops());
+}
+
+Budget SearchBudget(const PlanOptions& options, const Graph& graph) {
+  const Budget whole(options.time_budget_seconds, options.search_memory_bytes);
+  return whole.Part(whole.work_left() - WayBackBudget(options, graph).work_left());
 }
 
 bool MeetsBudget(const PlanOptions& options, std::int64_t peak_bytes) {
@@ -249,7 +254,7 @@ Plan MakePlan(const Graph& graph, const PlanOptions& options) {
   if (graph.num_ops() == 0) {
     plan.lower_bound_bytes = plan.peak_bytes;
   } else {
-    Budget budget(options.time_budget_seconds * (1 - kWayBackShare), options.search_memory_bytes);
+    Budget budget = SearchBudget(options, graph);
     Draft draft = options.scope == Scope::kAll ? PlanAll(graph, options, budget)
                                                : PlanBottleneck(graph, options, budget);
     plan.clock_stopped = draft.clock_stopped;

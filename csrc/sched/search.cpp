@@ -6,10 +6,19 @@
 
 namespace torch_ext::sched {
 
+namespace {
+
+constexpr std::int64_t kLooksToPush = 8;  // a queue, a table, memory that is not in a cache
+
+}  // namespace
+
 DownSetSearch::DownSetSearch(StateSpace space, std::int64_t floor_bytes, std::int64_t below_bytes)
-    : space_(std::move(space)), below_bytes_(below_bytes), table_(64, -1), key_bytes_(floor_bytes) {
+    : space_(std::move(space)), below_bytes_(below_bytes), table_(64), key_bytes_(floor_bytes) {
   scratch_ = space_.start();
-  Push(space_.start_bytes(), floor_bytes, -1, kNoOp);
+  std::int64_t looks = 0;
+  const std::int64_t live_bytes = space_.TakeSafeSteps(scratch_.data(), space_.start_bytes(),
+                                                       floor_bytes, /*steps=*/nullptr, looks);
+  Push(live_bytes, floor_bytes, -1, kNoOp);
 }
 
 DownSetSearch::Found DownSetSearch::FindGoal(Budget& budget) {
@@ -62,11 +71,19 @@ bool DownSetSearch::Expand(std::int32_t from, Budget& budget) {
     const std::int64_t key = std::max(node.key_bytes, move.hill_bytes);
     if (key >= below_bytes_) return;
     scratch_ = parent_bits_;
-    space_.Step(scratch_.data(), v);
-    looks += Push(move.live_bytes, key, from, v);
+    std::int64_t live_bytes = move.live_bytes;
+    if (key == node.key_bytes) {
+      live_bytes = space_.StepSafely(scratch_.data(), node.live_bytes, key, v, looks);
+    } else {
+      space_.Step(scratch_.data(), v);
+      live_bytes =
+          space_.TakeSafeSteps(scratch_.data(), live_bytes, key, /*steps=*/nullptr, looks);
+    }
+    looks += kLooksToPush + static_cast<std::int64_t>(space_.words_per_state() / 4);
+    Push(live_bytes, key, from, v);
   };
-  const OpId v = space_.FindSafeRun(parent_bits_.data(), node.live_bytes, node.key_bytes, scratch_,
-                                    looks);
+  const OpId v =
+      space_.FindSafeRun(parent_bits_.data(), node.live_bytes, node.key_bytes, looks);
   if (v != kNoOp) {
     step(v);
   } else {
@@ -75,15 +92,12 @@ bool DownSetSearch::Expand(std::int32_t from, Budget& budget) {
   return budget.Spend(looks) && UsedBytes() < budget.memory_bytes();
 }
 
-std::int64_t DownSetSearch::Push(std::int64_t live_bytes, std::int64_t key_bytes,
-                                 std::int32_t parent, OpId op) {
-  std::int64_t looks = 2 + static_cast<std::int64_t>(space_.words_per_state() / 4);
-  live_bytes =
-      space_.TakeSafeSteps(scratch_.data(), live_bytes, key_bytes, /*steps=*/nullptr, looks);
-  std::int32_t* slot = FindSlot();
-  const bool is_new = *slot < 0;
+void DownSetSearch::Push(std::int64_t live_bytes, std::int64_t key_bytes, std::int32_t parent,
+                         OpId op) {
+  const std::int32_t known = FindOrReserve();
+  const bool is_new = known < 0;
+  const std::int32_t at = is_new ? static_cast<std::int32_t>(nodes_.size()) : known;
   if (is_new) {
-    *slot = static_cast<std::int32_t>(nodes_.size());
     std::int32_t num_steps = 0;
     for (std::size_t w = 0; w < space_.words_per_set(); ++w) {
       num_steps += __builtin_popcountll(scratch_[w] & ~space_.start()[w]);
@@ -91,42 +105,49 @@ std::int64_t DownSetSearch::Push(std::int64_t live_bytes, std::int64_t key_bytes
     nodes_.push_back({key_bytes, live_bytes, parent, op, num_steps, false});
     bits_.insert(bits_.end(), scratch_.begin(), scratch_.end());
   } else {
-    Node& node = nodes_[*slot];
-    if (node.key_bytes <= key_bytes) return looks;
+    Node& node = nodes_[at];
+    if (node.key_bytes <= key_bytes) return;
     node.key_bytes = key_bytes;
     node.parent = parent;
     node.op = op;
   }
-  const Node& node = nodes_[*slot];
-  queue_.push({key_bytes, space_.num_steps() - node.num_steps, live_bytes, *slot});
+  const Node& node = nodes_[at];
+  queue_.push({key_bytes, space_.num_steps() - node.num_steps, live_bytes, at});
   if (is_new && nodes_.size() * 2 > table_.size()) GrowTable();
-  return looks;
 }
 
-std::int32_t* DownSetSearch::FindSlot() {
+std::int32_t DownSetSearch::FindOrReserve() {
+  const std::uint32_t hash = Hash(scratch_.data());
   const std::size_t mask = table_.size() - 1;
-  for (std::size_t i = Hash(scratch_.data()) & mask;; i = (i + 1) & mask) {
-    if (table_[i] < 0 ||
+  for (std::size_t i = hash & mask;; i = (i + 1) & mask) {
+    Slot& slot = table_[i];
+    if (slot.node < 0) {
+      slot = {static_cast<std::int32_t>(nodes_.size()), hash};
+      return -1;
+    }
+    if (slot.hash == hash &&
         std::equal(scratch_.begin(),
                    scratch_.begin() + static_cast<std::ptrdiff_t>(space_.words_per_set()),
-                   BitsOf(table_[i]))) {
-      return &table_[i];
+                   BitsOf(slot.node))) {
+      return slot.node;
     }
   }
 }
 
 void DownSetSearch::GrowTable() {
-  table_.assign(table_.size() * 4, -1);
+  std::vector<Slot> old(table_.size() * 4);
+  old.swap(table_);
   const std::size_t mask = table_.size() - 1;
-  for (std::size_t node = 0; node < nodes_.size(); ++node) {
-    std::size_t i = Hash(BitsOf(static_cast<std::int32_t>(node))) & mask;
-    while (table_[i] >= 0) i = (i + 1) & mask;
-    table_[i] = static_cast<std::int32_t>(node);
+  for (const Slot& slot : old) {
+    if (slot.node < 0) continue;
+    std::size_t i = slot.hash & mask;
+    while (table_[i].node >= 0) i = (i + 1) & mask;
+    table_[i] = slot;
   }
 }
 
 // After Appleby's MurmurHash3: every bit of the set reaches the low bits, which choose the slot.
-std::uint64_t DownSetSearch::Hash(const StateSpace::Word* set) const {
+std::uint32_t DownSetSearch::Hash(const StateSpace::Word* set) const {
   std::uint64_t hash = 0x9e3779b97f4a7c15u;
   for (std::size_t w = 0; w < space_.words_per_set(); ++w) {
     hash ^= std::rotl(set[w] * 0x87c37b91114253d5u, 31) * 0x4cf5ad432745937fu;
@@ -134,7 +155,7 @@ std::uint64_t DownSetSearch::Hash(const StateSpace::Word* set) const {
   }
   hash = (hash ^ (hash >> 33)) * 0xff51afd7ed558ccdu;
   hash = (hash ^ (hash >> 33)) * 0xc4ceb9fe1a85ec53u;
-  return hash ^ (hash >> 33);
+  return static_cast<std::uint32_t>(hash ^ (hash >> 33));
 }
 
 std::int64_t DownSetSearch::UsedBytes() const {
@@ -143,7 +164,7 @@ std::int64_t DownSetSearch::UsedBytes() const {
                                    queue_.size() * sizeof(Entry));
 }
 
-std::vector<OpId> DownSetSearch::StepsToFound() const {
+std::vector<OpId> DownSetSearch::StepsToFound() {
   std::vector<std::int32_t> way;
   for (std::int32_t node = found_; node >= 0; node = nodes_[node].parent) way.push_back(node);
   std::reverse(way.begin(), way.end());

@@ -39,8 +39,9 @@ class DownSetSearch {
   // No way whose key reaches `below_bytes` counts any more.
   void LowerLimit(std::int64_t below_bytes) { below_bytes_ = std::min(below_bytes_, below_bytes); }
   std::int64_t UsedBytes() const;
+  std::size_t num_open() const { return queue_.size(); }  // states that wait
 
-  std::vector<OpId> StepsToFound() const;                // after kGoal or kLowerValley
+  std::vector<OpId> StepsToFound();                      // after kGoal or kLowerValley
   std::int64_t key_bytes() const { return key_bytes_; }  // no goal has a lower key
 
  private:
@@ -51,6 +52,10 @@ class DownSetSearch {
     OpId op;  // the step from the parent; safe steps follow
     std::int32_t num_steps;
     bool settled;
+  };
+  struct Slot {
+    std::int32_t node = -1;  // none
+    std::uint32_t hash = 0;
   };
   struct Entry {
     std::int64_t key_bytes;
@@ -65,20 +70,21 @@ class DownSetSearch {
   // The next state to settle, -1 if none is left.
   std::int32_t Settle();
   bool Expand(std::int32_t from, Budget& budget);
-  // `scratch_` holds the state; its bits are copied if it is new. Returns the looks it took.
-  std::int64_t Push(std::int64_t live_bytes, std::int64_t key_bytes, std::int32_t parent, OpId op);
-  std::int32_t* FindSlot();
+  // `scratch_` holds the state; its bits are copied if it is new.
+  void Push(std::int64_t live_bytes, std::int64_t key_bytes, std::int32_t parent, OpId op);
+  // The node with the state in `scratch_`; -1, and a slot for the next node, if there is none.
+  std::int32_t FindOrReserve();
   void GrowTable();
   const StateSpace::Word* BitsOf(std::int32_t node) const {
     return bits_.data() + static_cast<std::size_t>(node) * space_.words_per_state();
   }
-  std::uint64_t Hash(const StateSpace::Word* set) const;
+  std::uint32_t Hash(const StateSpace::Word* set) const;
 
-  const StateSpace space_;
+  StateSpace space_;
   std::int64_t below_bytes_;
   std::vector<Node> nodes_;
   std::vector<StateSpace::Word> bits_;  // of all nodes
-  std::vector<std::int32_t> table_;     // open addressing; -1: free
+  std::vector<Slot> table_;             // open addressing
   std::vector<StateSpace::Word> scratch_, parent_bits_;
   std::priority_queue<Entry> queue_;
   std::int64_t key_bytes_ = 0;

@@ -1,6 +1,8 @@
 #include "sched/state_space.h"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 namespace torch_ext::sched {
 
@@ -24,6 +26,8 @@ StateSpace::StateSpace(const Graph& graph, Direction direction, std::span<const 
     if (born && needed) start_bytes_ += buffer.size_bytes;
   }
   start_.assign(words_per_state(), 0);
+  touched_.assign(words_, 0);
+  held_.assign(words_, 0);
   for (OpId v = 0; v < graph.num_ops(); ++v) {
     const Op& op = graph.op(v);
     std::int64_t grow = 0;
@@ -40,6 +44,14 @@ StateSpace::StateSpace(const Graph& graph, Direction direction, std::span<const 
       }
     }
     reads_of_.push_back({first_read, static_cast<std::uint32_t>(reads_.size())});
+    std::vector<OpId> readers;
+    for (BufferId b : op.reads) {
+      if (users_of[b].begin == users_of[b].end) continue;
+      const auto& users = graph.buffer(b).users;
+      readers.insert(readers.end(), users.begin(), users.end());
+    }
+    std::ranges::sort(readers);
+    reads_with_.push_back(AddParts(readers));
     waits_for_.push_back(AddParts(forward ? op.predecessors : op.successors));
 
     const auto first_next = static_cast<std::uint32_t>(next_.size());
@@ -89,62 +101,110 @@ State::Move StateSpace::Look(const Word* state, std::int64_t live_bytes, OpId v)
   return {live_bytes - net + hill_bytes_[v], live_bytes - net};
 }
 
-void StateSpace::Step(Word* state, OpId v) const {
+bool StateSpace::Waits(const Word* state, OpId v) const {
+  for (std::uint32_t p = waits_for_[v].begin; p < waits_for_[v].end; ++p) {
+    if ((parts_[p].bits & ~state[parts_[p].word]) != 0) return true;
+  }
+  return false;
+}
+
+bool StateSpace::MakesReady(Word* state, OpId v) const {
   const Word bit = Word{1} << (v & 63);
   state[v >> 6] |= bit;
+  bool makes_ready = false;
+  for (std::uint32_t i = next_of_[v].begin; i < next_of_[v].end && !makes_ready; ++i) {
+    makes_ready = !Waits(state, next_[i]);
+  }
+  state[v >> 6] &= ~bit;
+  return makes_ready;
+}
+
+void StateSpace::Step(Word* state, OpId v, Word* touched) const {
+  const auto bit_of = [](OpId u) { return Word{1} << (u & 63); };
+  state[v >> 6] |= bit_of(v);
   Word* ready = state + words_;
-  ready[v >> 6] &= ~bit;
+  ready[v >> 6] &= ~bit_of(v);
   for (std::uint32_t i = next_of_[v].begin; i < next_of_[v].end; ++i) {
     const OpId u = next_[i];
-    bool waits = false;
-    for (std::uint32_t p = waits_for_[u].begin; p < waits_for_[u].end && !waits; ++p) {
-      waits = (parts_[p].bits & ~state[parts_[p].word]) != 0;
-    }
-    if (!waits) ready[u >> 6] |= Word{1} << (u & 63);
+    if (Waits(state, u)) continue;
+    ready[u >> 6] |= bit_of(u);
+    if (touched != nullptr) touched[u >> 6] |= bit_of(u);
+  }
+  if (touched == nullptr) return;
+  for (std::uint32_t p = reads_with_[v].begin; p < reads_with_[v].end; ++p) {
+    touched[parts_[p].word] |= parts_[p].bits;
   }
 }
 
 std::int64_t StateSpace::TakeSafeSteps(Word* state, std::int64_t live_bytes,
-                                       std::int64_t limit_bytes, const Word* except,
-                                       std::vector<OpId>* steps, std::int64_t& num_looks) const {
+                                       std::int64_t limit_bytes, std::vector<OpId>* steps,
+                                       std::int64_t& num_looks) {
+  if (!rules_.safe_steps) return live_bytes;
+  std::copy_n(state + words_, words_, touched_.begin());
+  return TakeTouched(state, live_bytes, limit_bytes, live_bytes, nullptr, steps, num_looks);
+}
+
+std::int64_t StateSpace::StepSafely(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
+                                    OpId v, std::int64_t& num_looks) {
+  const std::int64_t next_bytes = Look(state, live_bytes, v).live_bytes;
+  if (!rules_.safe_steps) {
+    Step(state, v);
+    return next_bytes;
+  }
+  Step(state, v, touched_.data());
+  return TakeTouched(state, next_bytes, limit_bytes, live_bytes, nullptr, nullptr, num_looks);
+}
+
+std::int64_t StateSpace::TakeTouched(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
+                                     std::int64_t low_bytes, const Word* except,
+                                     std::vector<OpId>* steps, std::int64_t& num_looks) {
   const Word* ready = state + words_;
-  const auto candidates = [&](std::size_t w) {
-    return except == nullptr ? ready[w] : ready[w] & ~except[w];
-  };
   // Round and round the words until one round has found nothing.
   for (std::size_t w = 0, quiet = 0; quiet < words_; w = w + 1 == words_ ? 0 : w + 1) {
     ++quiet;
-    for (Word left = candidates(w); left != 0;) {
+    while (const Word left = touched_[w] & ready[w] & (except != nullptr ? ~except[w] : ~Word{0})) {
       const OpId v = static_cast<OpId>(w * 64 + static_cast<std::size_t>(__builtin_ctzll(left)));
+      touched_[w] &= ~(left & -left);
       ++num_looks;
       const State::Move move = Look(state, live_bytes, v);
-      if (move.hill_bytes <= limit_bytes && move.live_bytes <= live_bytes) {
-        Step(state, v);
-        live_bytes = move.live_bytes;
-        if (steps != nullptr) steps->push_back(v);
-        quiet = 0;
-        left = candidates(w);
-      } else {
-        left &= left - 1;
+      if (move.live_bytes > live_bytes) continue;
+      if (move.hill_bytes > limit_bytes) {
+        held_[w] |= left & -left;
+        continue;
+      }
+      Step(state, v, touched_.data());
+      const bool falls = move.live_bytes < live_bytes;
+      live_bytes = move.live_bytes;
+      if (steps != nullptr) steps->push_back(v);
+      quiet = 0;
+      if (live_bytes < low_bytes) {
+        low_bytes = live_bytes;
+        std::copy_n(ready, words_, touched_.begin());
+      } else if (falls) {
+        for (std::size_t h = 0; h < words_; ++h) touched_[h] |= std::exchange(held_[h], 0);
       }
     }
   }
+  std::ranges::fill(touched_, 0);
+  std::ranges::fill(held_, 0);
   return live_bytes;
 }
 
-OpId StateSpace::FindSafeRun(const Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
-                             std::vector<Word>& scratch, std::int64_t& num_looks) const {
+OpId StateSpace::FindSafeRun(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
+                             std::int64_t& num_looks) {
   if (!rules_.safe_steps || !rules_.safe_runs) return kNoOp;
+  constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::min();
   OpId found = kNoOp;
   ForEach(ready(state), [&](OpId v) {
     if (found != kNoOp) return;
     ++num_looks;
     const State::Move move = Look(state, live_bytes, v);
-    if (move.hill_bytes > limit_bytes) return;
-    scratch.assign(state, state + words_per_state());
-    Step(scratch.data(), v);
-    if (TakeSafeSteps(scratch.data(), move.live_bytes, limit_bytes, ready(state), nullptr,
-                      num_looks) <= live_bytes) {
+    if (move.hill_bytes > limit_bytes || !MakesReady(state, v)) return;
+    num_looks += 1 + static_cast<std::int64_t>(words_per_state() / 8);
+    run_.assign(state, state + words_per_state());
+    Step(run_.data(), v, touched_.data());
+    if (TakeTouched(run_.data(), move.live_bytes, limit_bytes, kNever, ready(state), nullptr,
+                    num_looks) <= live_bytes) {
       found = v;
     }
   });

@@ -34,16 +34,16 @@ class StateSpace {
   const Word* ready(const Word* state) const { return state + words_; }
 
   State::Move Look(const Word* state, std::int64_t live_bytes, OpId v) const;
-  void Step(Word* state, OpId v) const;
+  void Step(Word* state, OpId v) const { Step(state, v, nullptr); }
 
   // As State::TakeSafeSteps, none if the rules are without; appends to `steps` unless null and adds
   // to `num_looks`. Returns the live bytes afterwards.
   std::int64_t TakeSafeSteps(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
-                             std::vector<OpId>* steps, std::int64_t& num_looks) const {
-    return rules_.safe_steps
-               ? TakeSafeSteps(state, live_bytes, limit_bytes, nullptr, steps, num_looks)
-               : live_bytes;
-  }
+                             std::vector<OpId>* steps, std::int64_t& num_looks);
+  // Step v from a state without safe steps under the same limit, then the safe steps that follow.
+  // What v does not touch cannot become safe unless memory falls below where it was.
+  std::int64_t StepSafely(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes, OpId v,
+                          std::int64_t& num_looks);
 
   // A step that raises memory, but followed by safe steps that it alone makes ready, which bring
   // memory back to where it was or below: a safe run. From a state without safe steps, whatever can
@@ -55,8 +55,8 @@ class StateSpace {
   // addition raises memory, because the net change of an op only falls when more has stepped. So
   // live(U + R) <= live(U) + live(S + R) - live(U & (S + R)) <= live(U) for every state U of a way
   // from S, and R can be moved to the front of that way.
-  OpId FindSafeRun(const Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
-                   std::vector<Word>& scratch, std::int64_t& num_looks) const;
+  OpId FindSafeRun(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
+                   std::int64_t& num_looks);
 
   // Calls visit(v) for each op of a set, ascending.
   template <typename Visit>
@@ -82,10 +82,16 @@ class StateSpace {
     Range users;  // into parts_
   };
   Range AddParts(std::span<const OpId> ops);
-  // Only such as are not in `except`, unless null.
-  std::int64_t TakeSafeSteps(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
-                             const Word* except, std::vector<OpId>* steps,
-                             std::int64_t& num_looks) const;
+  bool Waits(const Word* state, OpId v) const;
+  bool MakesReady(Word* state, OpId v) const;  // `state` is as before afterwards
+  // Marks in `touched`, unless null, the ops that may have become safe: those made ready, and the
+  // readers of what v reads.
+  void Step(Word* state, OpId v, Word* touched) const;
+  // Takes safe steps among the ops in touched_, which it empties, but none that is in `except`,
+  // unless null. Whenever memory falls below `low_bytes` all ops that are ready are touched.
+  std::int64_t TakeTouched(Word* state, std::int64_t live_bytes, std::int64_t limit_bytes,
+                           std::int64_t low_bytes, const Word* except, std::vector<OpId>* steps,
+                           std::int64_t& num_looks);
 
   Direction direction_;
   Rules rules_;
@@ -96,11 +102,15 @@ class StateSpace {
   std::vector<OpId> next_;                // whom a step may make ready
   std::vector<Range> next_of_;            // into next_
   std::vector<Range> waits_for_;          // into parts_: who must have stepped before
+  std::vector<Range> reads_with_;         // into parts_: the readers of what may die
   std::vector<std::int64_t> grow_bytes_;  // of the outputs that outlive the op itself
   std::vector<std::int64_t> hill_bytes_;
   std::vector<Word> start_;
   std::int64_t start_bytes_ = 0;
   std::int32_t num_steps_ = 0;
+  std::vector<Word> touched_;  // empty between calls
+  std::vector<Word> held_;     // so too: what would be safe if memory were lower
+  std::vector<Word> run_;      // a state
 };
 
 }  // namespace torch_ext::sched

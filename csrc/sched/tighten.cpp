@@ -18,9 +18,10 @@ Tightener::Result Tightener::Tighten(std::int64_t below_bytes, Budget& budget) {
   }
   while (true) {
     if (pending_.empty()) {
-      if (!std::exchange(found_, false)) return Result::kExhausted;
+      if (!found_) return Result::kExhausted;
       const Result result = StartPass(budget);
       if (result != Result::kExhausted) return result;
+      found_ = false;
     }
     while (!pending_.empty()) {
       const Result result = TightenAround(pending_.back(), budget);
@@ -32,17 +33,18 @@ Tightener::Result Tightener::Tighten(std::int64_t below_bytes, Budget& budget) {
 
 // All ops wait for their turn; those that need most at least come first, for they leave least room.
 Tightener::Result Tightener::StartPass(Budget& budget) {
-  std::vector<std::int64_t> lowest;
-  for (OpId v = 0; v < graph_.num_ops(); ++v) {
-    lowest.push_back(FindLowestHill(graph_, v, {}, {}, budget).bytes);
-    if (lowest.back() >= below_bytes_) return Result::kImpossible;
-    if (!budget.HasWork()) {
-      found_ = true;
-      return Result::kOutOfBudget;
-    }
+  while (static_cast<OpId>(lowest_bytes_.size()) < graph_.num_ops()) {
+    const auto v = static_cast<OpId>(lowest_bytes_.size());
+    const LowestHill lowest = FindLowestHill(graph_, v, {}, {}, budget);
+    if (lowest.bytes >= below_bytes_) return Result::kImpossible;
+    if (!lowest.is_exact) return Result::kOutOfBudget;
+    lowest_bytes_.push_back(lowest.bytes);
   }
   pending_ = graph_.OriginalOrder();
-  std::ranges::stable_sort(pending_, {}, [&](OpId v) { return lowest[v]; });
+  std::ranges::stable_sort(pending_, {}, [&](OpId v) { return lowest_bytes_[v]; });
+  if (!pending_.empty() && lowest_bytes_[pending_.back()] >= below_bytes_) {
+    return Result::kImpossible;
+  }
   for (OpId& v : pending_) v = ops_[v];  // ids change with what is added
   return Result::kExhausted;
 }
@@ -122,14 +124,9 @@ bool Tightener::AddPrecedences(const std::vector<std::pair<OpId, OpId>>& pairs) 
   if (ops.size() < n) return false;
   num_precedences_ += static_cast<std::int32_t>(pairs.size());
   graph_ = std::move(tighter);
+  lowest_bytes_.clear();
   ops_ = std::move(ops);
   return true;
-}
-
-Order Tightener::Expand(const Order& order) const {
-  Order expanded;
-  for (OpId v : order) expanded.push_back(ops_[v]);
-  return expanded;
 }
 
 }  // namespace torch_ext::sched

@@ -37,7 +37,7 @@ class Tightener {
 
   // With the precedences found so far, in an order that obeys them.
   const Graph& graph() const { return graph_; }
-  Order Expand(const Order& order) const;  // in ids of the graph given
+  const Order& ops() const { return ops_; }  // op i of it is op ops()[i] of the graph given
   std::int32_t num_precedences() const { return num_precedences_; }
 
  private:
@@ -46,8 +46,9 @@ class Tightener {
   bool AddPrecedences(const std::vector<std::pair<OpId, OpId>>& pairs);
 
   Graph graph_;
-  Order ops_;  // op i of graph_ is op ops_[i] of the graph given
+  Order ops_;
   std::int64_t below_bytes_ = std::numeric_limits<std::int64_t>::max();
+  std::vector<std::int64_t> lowest_bytes_;  // of the first ops of graph_: the lowest hill
   std::vector<OpId> pending_;  // of this pass, in ids of the graph given; the last is next
   bool found_ = false;         // something was added since this pass began
   std::int32_t num_precedences_ = 0;

@@ -34,7 +34,7 @@ TEST(TightenRandomTest, KeepsAnOrderOfTheLowestPeakUnlessThatIsImpossible) {
       if (lowest < below) {
         ASSERT_EQ(lowest_tight, lowest);
       }
-      const Order order = tightener.Expand(tight.OriginalOrder());
+      const Order& order = tightener.ops();
       ASSERT_TRUE(IsValidOrder(g, order));
       ASSERT_EQ(PeakBytes(g, order), PeakBytes(tight, tight.OriginalOrder()));
       std::size_t edges = 0, edges_before = 0;
