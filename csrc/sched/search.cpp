@@ -76,14 +76,12 @@ bool DownSetSearch::Expand(std::int32_t from, Budget& budget) {
       live_bytes = space_.StepSafely(scratch_.data(), node.live_bytes, key, v, looks);
     } else {
       space_.Step(scratch_.data(), v);
-      live_bytes =
-          space_.TakeSafeSteps(scratch_.data(), live_bytes, key, /*steps=*/nullptr, looks);
+      live_bytes = space_.TakeSafeSteps(scratch_.data(), live_bytes, key, /*steps=*/nullptr, looks);
     }
     looks += kLooksToPush + static_cast<std::int64_t>(space_.words_per_state() / 4);
     Push(live_bytes, key, from, v);
   };
-  const OpId v =
-      space_.FindSafeRun(parent_bits_.data(), node.live_bytes, node.key_bytes, looks);
+  const OpId v = space_.FindSafeRun(parent_bits_.data(), node.live_bytes, node.key_bytes, looks);
   if (v != kNoOp) {
     step(v);
   } else {

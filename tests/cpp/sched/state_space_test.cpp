@@ -31,7 +31,8 @@ TEST(StateSpaceTest, AnEmptyGraphHasNoSteps) {
 }
 
 // first raises memory by 3; then left changes nothing, for it reads a last, and right frees b. But
-// left and right could do without first, and what they leave behind is lower by 1, which peak needs.
+// left and right could do without first, and what they leave behind is lower by 1, which peak
+// needs.
 TEST(StateSpaceTest, AStepIsNotRepaidByWhatWasReadyBefore) {
   const Graph g = ParseInstance(R"(graph 1
 buffer a 2 input
