@@ -24,6 +24,7 @@ RULES = (
     "regions",
     "symmetry",
     "safe_steps",
+    "safe_runs",
     "closure_bound",
     "neighbour_bound",
     "precedences",

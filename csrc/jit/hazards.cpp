@@ -108,7 +108,7 @@ bool HasAliasAnnotation(const c10::FunctionSchema& schema) {
 }
 
 // Why this node, or one inside it, must not be passed by anything; empty if it may.
-std::string WhyBarrier(Node* node) {
+std::string WhyBarrier(Node* node, const HazardRules& rules) {
   std::string why;
   ForEachInnerNode(node, [&](Node* inner) {
     if (!why.empty()) return;
@@ -117,7 +117,9 @@ std::string WhyBarrier(Node* node) {
         "prim::fork",       "aten::wait", "prim::Enter", "prim::Exit", "aten::set_grad_enabled",
         "aten::manual_seed"};
     if (std::find(kStateful.begin(), kStateful.end(), kind) != kStateful.end()) {
-      why = kind + ": changes what other ops do";
+      if (rules.stateful) why = kind + ": changes what other ops do";
+    } else if (!rules.unknown) {
+      return;
     } else if (IsKnownWithoutSchema(inner)) {
       return;
     } else if (inner->maybeSchema() == nullptr) {
@@ -136,19 +138,19 @@ std::string WhyBarrier(Node* node) {
 // --- rule "mutation" -------------------------------------------------------------------------
 
 // The values this node itself (not its inner blocks) may write to.
-std::vector<Value*> WrittenValues(Node* node) {
+std::vector<Value*> WrittenValues(Node* node, const HazardRules& rules) {
   std::vector<Value*> written;
-  if (node->kind() == c10::prim::SetAttr) written.push_back(node->input(0));
+  if (rules.mutation && node->kind() == c10::prim::SetAttr) written.push_back(node->input(0));
   const c10::FunctionSchema* schema = node->maybeSchema();
   if (schema == nullptr) return written;
   for (std::size_t i = 0; i < schema->arguments().size() && i < node->inputs().size(); ++i) {
     const c10::Argument& argument = schema->arguments()[i];
-    if (argument.alias_info() != nullptr && argument.alias_info()->isWrite()) {
+    if (rules.mutation && argument.alias_info() != nullptr && argument.alias_info()->isWrite()) {
       written.push_back(node->input(i));
     }
     // Batch and instance norm update their running statistics in training; no schema says so.
     const bool is_statistic = argument.name() == "running_mean" || argument.name() == "running_var";
-    if (is_statistic && !IsConstantFalse(node, "training") && !IsConstantFalse(node, "train") &&
+    if (rules.statistics && is_statistic && !IsConstantFalse(node, "training") && !IsConstantFalse(node, "train") &&
         !IsConstantFalse(node, "use_input_stats")) {
       written.push_back(node->input(i));
     }
@@ -181,8 +183,8 @@ std::vector<Value*> MutableValues(Node* node) {
 class Finder {
  public:
   Finder(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
-         const std::vector<Probe>& probes)
-      : graph_(graph), nodes_(nodes), probes_(probes), alias_db_(graph) {}
+         const std::vector<Probe>& probes, const HazardRules& rules)
+      : graph_(graph), nodes_(nodes), probes_(probes), rules_(rules), alias_db_(graph) {}
 
   Hazards Find() {
     const auto n = static_cast<std::int32_t>(nodes_.size());
@@ -203,9 +205,9 @@ class Finder {
     if (!hazards_.refusal.empty()) return std::move(hazards_);
     OrderMutations();
     OrderBarriers();
-    Chain(random_);
-    Chain(side_effect_);
-    OrderSideEffectsAgainstWhatOutlives();
+    if (rules_.random) Chain(random_);
+    if (rules_.side_effect) Chain(side_effect_);
+    if (rules_.outlives) OrderSideEffectsAgainstWhatOutlives();
     return std::move(hazards_);
   }
 
@@ -213,10 +215,11 @@ class Finder {
   void Classify(std::int32_t i) {
     Node* node = nodes_[i];
     ForEachInnerNode(node, [&](Node* inner) {
-      for (Value* v : WrittenValues(inner)) written_[i].push_back(v);
+      for (Value* v : WrittenValues(inner, rules_)) written_[i].push_back(v);
     });
-    std::string why = WhyBarrier(node);
-    if (why.empty() && alias_db_.isMutable(node) && written_[i].empty()) {
+    std::string why = WhyBarrier(node, rules_);
+    if (rules_.unknown && rules_.mutation && why.empty() && alias_db_.isMutable(node) &&
+        written_[i].empty()) {
       why = std::string(node->kind().toQualString()) + ": may write to what it does not declare";
     }
     if (!why.empty()) {
@@ -295,6 +298,7 @@ class Finder {
   const std::shared_ptr<Graph>& graph_;
   const std::vector<Node*>& nodes_;
   const std::vector<Probe>& probes_;
+  const HazardRules& rules_;
   AliasDb alias_db_;
   Hazards hazards_;
   std::vector<Value*> outside_;  // inputs and attributes: what they hold outlives the call
@@ -305,10 +309,10 @@ class Finder {
 }  // namespace
 
 Hazards FindHazards(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
-                    const std::vector<Probe>& probes) {
+                    const std::vector<Probe>& probes, const HazardRules& rules) {
   std::optional<Finder> finder;
   try {
-    finder.emplace(graph, nodes, probes);
+    finder.emplace(graph, nodes, probes, rules);
   } catch (const std::exception& error) {
     Hazards hazards;
     hazards.refusal = std::string("torch's alias analysis does not understand the graph: ") +

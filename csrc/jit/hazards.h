@@ -4,19 +4,21 @@
 // Rules give order edges between nodes, on top of the data flow. When in doubt a node is a barrier:
 // everything before it stays before, everything after stays after.
 //   mutation       a write against every read and write of what may alias it: through views, list
-//                  elements, inner blocks (torch's AliasDb), and running statistics of batch norm
-//                  in training, which the schema does not tell
+//                  elements, inner blocks (torch's AliasDb)
+//   statistics     running statistics of batch norm in training are written, the schema does not
+//                  tell
 //   random         ops that draw random numbers, among themselves, inner blocks included
-//   side effect    prints, raises, warnings, attribute writes among themselves, and against random
-//   ops and
-//                  writes to memory that outlives the call (an exception must find them as they
-//                  were)
-//   unknown        calls that are not inlined, forks and waits, contexts, custom ops without alias
-//                  annotation, nodes AliasDb knows more about than we do: barriers
+//   side_effect    prints, raises, warnings, attribute writes among themselves
+//   outlives       these against random ops and writes to memory that outlives the call: an
+//                  exception must find them as they were
+//   unknown        calls that are not inlined, custom ops without alias annotation, nodes AliasDb
+//                  knows more about than we do: barriers
+//   stateful       forks and waits, contexts, what changes the state other ops run in: barriers
 #pragma once
 
 #include <torch/csrc/jit/ir/ir.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -26,6 +28,27 @@
 #include "jit/probe.h"
 
 namespace torch_ext::jit {
+
+// Switched off only to show that a test finds what a rule prevents.
+struct HazardRules {
+  bool mutation = true;
+  bool statistics = true;
+  bool random = true;
+  bool side_effect = true;
+  bool outlives = true;
+  bool unknown = true;
+  bool stateful = true;
+};
+
+inline constexpr std::array<std::pair<const char*, bool HazardRules::*>, 7> kHazardRuleNames = {{
+    {"mutation", &HazardRules::mutation},
+    {"statistics", &HazardRules::statistics},
+    {"random", &HazardRules::random},
+    {"side_effect", &HazardRules::side_effect},
+    {"outlives", &HazardRules::outlives},
+    {"unknown", &HazardRules::unknown},
+    {"stateful", &HazardRules::stateful},
+}};
 
 struct Hazards {
   // (earlier, later): indices of op nodes that keep this order.
@@ -37,6 +60,7 @@ struct Hazards {
 
 // `nodes` are OpNodes of the graph's block; `probes` (one for each example) add what was seen.
 Hazards FindHazards(const std::shared_ptr<torch::jit::Graph>& graph,
-                    const std::vector<torch::jit::Node*>& nodes, const std::vector<Probe>& probes);
+                    const std::vector<torch::jit::Node*>& nodes, const std::vector<Probe>& probes,
+                    const HazardRules& rules = {});
 
 }  // namespace torch_ext::jit

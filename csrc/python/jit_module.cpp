@@ -5,6 +5,7 @@
 
 #include "jit/memory_meter.h"
 #include "jit/optimize.h"
+#include "jit/shuffle.h"
 #include "python/sched_types.h"
 #include "sched/instance.h"
 #include "sched/simulate.h"
@@ -142,6 +143,16 @@ PYBIND11_MODULE(_jit, m) {
                               sched::PrintInstance(sched::ExtractBottleneck(report->graph)));
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("scope"));
+
+  m.def(
+      "shuffle",
+      [](const torch::jit::Module& module, std::uint64_t seed,
+         const std::vector<std::string>& without) {
+        return jit::Shuffle(module, seed,
+                            torch_ext::python::RulesWithout<jit::HazardRules>(
+                                without, jit::kHazardRuleNames));
+      },
+      py::arg("module"), py::arg("seed"), py::arg("without"));
 
   m.def(
       "compare",

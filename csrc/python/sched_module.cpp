@@ -35,7 +35,7 @@ PYBIND11_MODULE(_sched, m) {
         const sched::Graph& graph = builder.Build();
         sched::PlanOptions options =
             torch_ext::python::MakeOptions(time_budget, memory_budget, scope);
-        options.rules = torch_ext::python::MakeRules(without);
+        options.rules = torch_ext::python::RulesWithout<sched::Rules>(without, sched::kRuleNames);
         sched::Plan plan;
         {
           const py::gil_scoped_release release;

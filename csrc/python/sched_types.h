@@ -33,15 +33,16 @@ inline sched::PlanOptions MakeOptions(double time_budget, std::optional<std::int
   return options;
 }
 
-// All rules but those named.
-inline sched::Rules MakeRules(const std::vector<std::string>& without) {
-  sched::Rules rules;
+// All rules but those named; `names` are pairs of a name and a member of Rules.
+template <typename Rules, typename Names>
+Rules RulesWithout(const std::vector<std::string>& without, const Names& names) {
+  Rules rules;
   for (const std::string& name : without) {
-    const auto found = std::ranges::find(sched::kRuleNames, name,
-                                         [](const auto& rule) { return std::string(rule.first); });
-    if (found == sched::kRuleNames.end()) {
+    const auto found = std::ranges::find(
+        names, name, [](const auto& rule) { return std::string(rule.first); });
+    if (found == names.end()) {
       std::string known;
-      for (const auto& rule : sched::kRuleNames) known += std::string(" ") + rule.first;
+      for (const auto& rule : names) known += std::string(" ") + rule.first;
       throw std::invalid_argument("there is no rule '" + name + "'; there are" + known);
     }
     rules.*(found->second) = false;

@@ -1,0 +1,51 @@
+#include "jit/shuffle.h"
+
+#include <torch/csrc/jit/api/function_impl.h>
+
+#include <random>
+#include <utility>
+
+#include "jit/extract.h"
+#include "jit/nodes.h"
+
+namespace torch_ext::jit {
+namespace {
+
+sched::Order RandomOrder(const sched::Graph& graph, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<std::size_t> missing;
+  std::vector<sched::OpId> ready;
+  for (sched::OpId v = 0; v < graph.num_ops(); ++v) {
+    missing.push_back(graph.op(v).predecessors.size());
+    if (missing.back() == 0) ready.push_back(v);
+  }
+  sched::Order order;
+  while (!ready.empty()) {
+    std::swap(ready[random() % ready.size()], ready.back());
+    const sched::OpId v = ready.back();
+    ready.pop_back();
+    order.push_back(v);
+    for (sched::OpId s : graph.op(v).successors) {
+      if (--missing[s] == 0) ready.push_back(s);
+    }
+  }
+  return order;
+}
+
+}  // namespace
+
+torch::jit::Module Shuffle(const torch::jit::Module& module, std::uint64_t seed,
+                           const HazardRules& rules) {
+  torch::jit::Module shuffled = module.clone(/*inplace=*/true);
+  auto graph = torch::jit::toGraphFunction(shuffled.get_method("forward").function()).graph();
+  PrepareGraph(graph);
+  const std::vector<torch::jit::Node*> nodes = OpNodes(graph->block());
+  const Hazards hazards = FindHazards(graph, nodes, {}, rules);
+  TORCH_CHECK(hazards.refusal.empty(), hazards.refusal);
+  Probe no_memory;
+  no_memory.nodes.resize(nodes.size());
+  ApplyOrder(*graph, nodes, RandomOrder(ExtractGraph(nodes, no_memory, hazards), seed));
+  return shuffled;
+}
+
+}  // namespace torch_ext::jit

@@ -1,0 +1,18 @@
+// For tests only: a module in an order drawn at random from all that data flow and hazards allow.
+// Planned orders move few ops; what is wrong with a rule shows under many orders sooner.
+#pragma once
+
+#include <torch/csrc/jit/api/module.h>
+
+#include <cstdint>
+
+#include "jit/hazards.h"
+
+namespace torch_ext::jit {
+
+// The same seed and module give the same order. Throws c10::Error if torch's alias analysis refuses
+// the graph, as Optimize would.
+torch::jit::Module Shuffle(const torch::jit::Module& module, std::uint64_t seed,
+                           const HazardRules& rules = {});
+
+}  // namespace torch_ext::jit
