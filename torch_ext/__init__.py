@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch_ext.measuring import PeakMemory, measure_peak
     from torch_ext.optimizing import Report, analyze, optimize
+    from torch_ext.passing import disable, enable, enabled, is_enabled, pass_stats
     from torch_ext.planning import Graph, Plan, plan
 
 __version__ = "0.1.0"
@@ -20,8 +21,13 @@ __all__ = [
     "Plan",
     "Report",
     "analyze",
+    "disable",
+    "enable",
+    "enabled",
+    "is_enabled",
     "measure_peak",
     "optimize",
+    "pass_stats",
     "plan",
 ]
 
@@ -31,8 +37,13 @@ _HOME = {
     "Plan": "planning",
     "Report": "optimizing",
     "analyze": "optimizing",
+    "disable": "passing",
+    "enable": "passing",
+    "enabled": "passing",
+    "is_enabled": "passing",
     "measure_peak": "measuring",
     "optimize": "optimizing",
+    "pass_stats": "passing",
     "plan": "planning",
 }
 

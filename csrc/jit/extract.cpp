@@ -57,9 +57,8 @@ sched::Graph ExtractGraph(const std::vector<Node*>& nodes, const Probe& probe,
   return graph;
 }
 
-void ApplyOrder(torch::jit::Graph& graph, const std::vector<Node*>& nodes,
+void ApplyOrder(torch::jit::Block* block, const std::vector<Node*>& nodes,
                 const sched::Order& order) {
-  torch::jit::Block* block = graph.block();
   for (sched::OpId v : order) nodes[v]->moveBefore(block->return_node());
   std::unordered_set<const Node*> done;
   for (Node* node : block->nodes()) {
@@ -71,7 +70,7 @@ void ApplyOrder(torch::jit::Graph& graph, const std::vector<Node*>& nodes,
     }
     done.insert(node);
   }
-  graph.lint();
+  block->owningGraph()->lint();
 }
 
 }  // namespace torch_ext::jit

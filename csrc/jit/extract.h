@@ -17,10 +17,10 @@ namespace torch_ext::jit {
 sched::Graph ExtractGraph(const std::vector<torch::jit::Node*>& nodes, const Probe& probe,
                           const Hazards& hazards);
 
-// Moves nodes[order[0]], nodes[order[1]], ... to the end of their block in this sequence, behind
-// the constants. Checks afterwards that every value is made before it is used (throws c10::Error, a
-// bug of ours) and runs the graph's own lint.
-void ApplyOrder(torch::jit::Graph& graph, const std::vector<torch::jit::Node*>& nodes,
+// Moves nodes[order[0]], nodes[order[1]], ... to the end of `block`, their own, in this sequence,
+// behind the constants. Checks afterwards that every value is made before it is used (throws
+// c10::Error, a bug of ours) and runs the graph's own lint.
+void ApplyOrder(torch::jit::Block* block, const std::vector<torch::jit::Node*>& nodes,
                 const sched::Order& order);
 
 }  // namespace torch_ext::jit

@@ -56,25 +56,6 @@ bool IsConstantZero(Node* node, const char* argument) {
   return value && value->isDouble() && value->toDouble() == 0.0;
 }
 
-// --- rule "random" ---------------------------------------------------------------------------
-
-bool DrawsRandomNumbers(Node* node) {
-  // Out of training, or with probability 0, dropout and its kin draw nothing.
-  if (IsConstantFalse(node, "train") || IsConstantFalse(node, "training") ||
-      IsConstantZero(node, "dropout_p")) {
-    return false;
-  }
-  if (node->isNondeterministic()) return true;
-  const c10::FunctionSchema* schema = node->maybeSchema();
-  if (schema == nullptr) return false;
-  for (const c10::Argument& argument : schema->arguments()) {
-    const c10::TypePtr& type = argument.type();
-    if (type->isSubtypeOf(*c10::OptionalType::create(c10::GeneratorType::get()))) return true;
-  }
-  const auto op = c10::Dispatcher::singleton().findSchema(schema->operator_name());
-  return op && op->hasTag(at::Tag::nondeterministic_seeded);
-}
-
 // --- rule "unknown" --------------------------------------------------------------------------
 
 // Nodes without a schema whose meaning is known: they read their inputs and nothing else.
@@ -182,9 +163,9 @@ std::vector<Value*> MutableValues(Node* node) {
 
 class Finder {
  public:
-  Finder(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
+  Finder(const AliasDb& alias_db, const std::vector<Node*>& nodes,
          const std::vector<Probe>& probes, const HazardRules& rules)
-      : graph_(graph), nodes_(nodes), probes_(probes), rules_(rules), alias_db_(graph) {}
+      : alias_db_(alias_db), nodes_(nodes), probes_(probes), rules_(rules) {}
 
   Hazards Find() {
     const auto n = static_cast<std::int32_t>(nodes_.size());
@@ -193,14 +174,7 @@ class Finder {
     random_.assign(n, 0);
     writes_outside_.assign(n, 0);
     written_.resize(n);
-    outside_.assign(graph_->inputs().begin(), graph_->inputs().end());
-    for (Node* node : nodes_) {
-      ForEachInnerNode(node, [&](Node* inner) {
-        if (inner->kind() == c10::prim::GetAttr && IsMutable(inner->output())) {
-          outside_.push_back(inner->output());
-        }
-      });
-    }
+    FindOutside();
     for (std::int32_t i = 0; i < n; ++i) Classify(i);
     if (!hazards_.refusal.empty()) return std::move(hazards_);
     OrderMutations();
@@ -212,6 +186,31 @@ class Finder {
   }
 
  private:
+  // Values that come from outside the block or from an attribute, and constants.
+  void FindOutside() {
+    if (nodes_.empty()) return;
+    const torch::jit::Block* block = nodes_[0]->owningBlock();
+    for (Node* node : nodes_) {
+      for (Value* v : ReadValues(node)) {
+        const bool made_here =
+            v->node()->owningBlock() == block && v->node() != block->param_node();
+        if (v->node()->kind() == c10::prim::Constant) {
+          if (IsMutable(v)) constants_.push_back(v);
+        } else if (!made_here && IsMutable(v)) {
+          outside_.push_back(v);
+        }
+      }
+      ForEachInnerNode(node, [&](Node* inner) {
+        if (inner->kind() == c10::prim::GetAttr && IsMutable(inner->output())) {
+          outside_.push_back(inner->output());
+        }
+        if (inner->kind() == c10::prim::Constant && IsMutable(inner->output())) {
+          constants_.push_back(inner->output());
+        }
+      });
+    }
+  }
+
   void Classify(std::int32_t i) {
     Node* node = nodes_[i];
     ForEachInnerNode(node, [&](Node* inner) {
@@ -231,12 +230,9 @@ class Finder {
     for (const Probe& probe : probes_) random_[i] |= probe.nodes[i].uses_random_state;
     for (Value* v : written_[i]) {
       if (!IsMutable(v)) continue;
-      for (Node* constant : graph_->block()->nodes()) {
-        if (constant->kind() == c10::prim::Constant && IsMutable(constant->output()) &&
-            alias_db_.mayContainAlias(v, constant->output())) {
-          hazards_.refusal = "'" + std::string(node->kind().toQualString()) +
-                             "' may write to a constant of the graph";
-        }
+      if (alias_db_.mayContainAlias(v, constants_)) {
+        hazards_.refusal = "'" + std::string(node->kind().toQualString()) +
+                           "' may write to a constant of the graph";
       }
       writes_outside_[i] |= alias_db_.mayContainAlias(v, outside_);
     }
@@ -295,31 +291,53 @@ class Finder {
     }
   }
 
-  const std::shared_ptr<Graph>& graph_;
+  const AliasDb& alias_db_;
   const std::vector<Node*>& nodes_;
   const std::vector<Probe>& probes_;
   const HazardRules& rules_;
-  AliasDb alias_db_;
   Hazards hazards_;
-  std::vector<Value*> outside_;  // inputs and attributes: what they hold outlives the call
+  std::vector<Value*> outside_;    // what they hold outlives the block
+  std::vector<Value*> constants_;  // mutable ones
   std::vector<std::vector<Value*>> written_;
   std::vector<char> barrier_, side_effect_, random_, writes_outside_;
 };
 
 }  // namespace
 
+bool DrawsRandomNumbers(Node* node) {
+  // Out of training, or with probability 0, dropout and its kin draw nothing.
+  if (IsConstantFalse(node, "train") || IsConstantFalse(node, "training") ||
+      IsConstantZero(node, "dropout_p")) {
+    return false;
+  }
+  if (node->isNondeterministic()) return true;
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  if (schema == nullptr) return false;
+  for (const c10::Argument& argument : schema->arguments()) {
+    const c10::TypePtr& type = argument.type();
+    if (type->isSubtypeOf(*c10::OptionalType::create(c10::GeneratorType::get()))) return true;
+  }
+  const auto op = c10::Dispatcher::singleton().findSchema(schema->operator_name());
+  return op && op->hasTag(at::Tag::nondeterministic_seeded);
+}
+
+Hazards FindHazards(const AliasDb& alias_db, const std::vector<Node*>& nodes,
+                    const std::vector<Probe>& probes, const HazardRules& rules) {
+  return Finder(alias_db, nodes, probes, rules).Find();
+}
+
 Hazards FindHazards(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
                     const std::vector<Probe>& probes, const HazardRules& rules) {
-  std::optional<Finder> finder;
+  std::optional<AliasDb> alias_db;
   try {
-    finder.emplace(graph, nodes, probes, rules);
+    alias_db.emplace(graph);
   } catch (const std::exception& error) {
     Hazards hazards;
     hazards.refusal = std::string("torch's alias analysis does not understand the graph: ") +
                       std::string(error.what()).substr(0, 200);
     return hazards;
   }
-  return finder->Find();
+  return FindHazards(*alias_db, nodes, probes, rules);
 }
 
 }  // namespace torch_ext::jit

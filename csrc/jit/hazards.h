@@ -16,6 +16,7 @@
 //   stateful       forks and waits, contexts, what changes the state other ops run in: barriers
 #pragma once
 
+#include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <array>
@@ -57,6 +58,14 @@ struct Hazards {
   bool writes_outside = false;        // may write to inputs, parameters, buffers or attributes
   std::string refusal;                // not empty: nothing can be said about this graph, and why
 };
+
+// Does the node itself (not its inner blocks) draw random numbers?
+bool DrawsRandomNumbers(torch::jit::Node* node);
+
+// `nodes` are OpNodes of one block; `alias_db` is of the whole graph.
+Hazards FindHazards(const torch::jit::AliasDb& alias_db,
+                    const std::vector<torch::jit::Node*>& nodes, const std::vector<Probe>& probes,
+                    const HazardRules& rules = {});
 
 // `nodes` are OpNodes of the graph's block; `probes` (one for each example) add what was seen.
 Hazards FindHazards(const std::shared_ptr<torch::jit::Graph>& graph,

@@ -121,7 +121,7 @@ class Subject {
     return true;
   }
 
-  void Apply() { ApplyOrder(*graph_, nodes_, report_.plan.order); }
+  void Apply() { ApplyOrder(graph_->block(), nodes_, report_.plan.order); }
 
   // The report tells of the original order from here on.
   void KeepOriginal() {

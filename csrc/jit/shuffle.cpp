@@ -44,7 +44,7 @@ torch::jit::Module Shuffle(const torch::jit::Module& module, std::uint64_t seed,
   TORCH_CHECK(hazards.refusal.empty(), hazards.refusal);
   Probe no_memory;
   no_memory.nodes.resize(nodes.size());
-  ApplyOrder(*graph, nodes, RandomOrder(ExtractGraph(nodes, no_memory, hazards), seed));
+  ApplyOrder(graph->block(), nodes, RandomOrder(ExtractGraph(nodes, no_memory, hazards), seed));
   return shuffled;
 }
 

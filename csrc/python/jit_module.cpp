@@ -5,6 +5,7 @@
 
 #include "jit/memory_meter.h"
 #include "jit/optimize.h"
+#include "jit/pass.h"
 #include "jit/shuffle.h"
 #include "python/sched_types.h"
 #include "sched/instance.h"
@@ -143,6 +144,44 @@ PYBIND11_MODULE(_jit, m) {
                               sched::PrintInstance(sched::ExtractBottleneck(report->graph)));
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("scope"));
+
+  m.def(
+      "enable_pass",
+      [](bool observe, double time_budget, double learning_budget) {
+        jit::EnablePass({observe, time_budget, learning_budget});
+      },
+      py::arg("observe"), py::arg("time_budget"), py::arg("learning_budget"));
+  m.def("disable_pass", &jit::DisablePass);
+  m.def("is_pass_enabled", &jit::IsPassEnabled);
+  py::class_<jit::ScopedPass>(m, "ScopedPass")
+      .def(py::init([](bool observe, double time_budget, double learning_budget) {
+             return std::make_unique<jit::ScopedPass>(
+                 jit::PassOptions{observe, time_budget, learning_budget});
+           }),
+           py::arg("observe"), py::arg("time_budget"), py::arg("learning_budget"));
+  m.def("pass_stats", [] {
+    const jit::PassStats stats = jit::GetPassStats();
+    py::dict fields;
+    fields["graphs_seen"] = stats.graphs_seen;
+    fields["reordered"] = stats.reordered;
+    fields["proven"] = stats.proven;
+    fields["left_alone"] = stats.left_alone;
+    fields["saved_bytes"] = stats.saved_bytes;
+    fields["guessed_sizes"] = stats.guessed_sizes;
+    fields["ops_not_run"] = stats.ops_not_run;
+    fields["seconds"] = stats.seconds;
+    return fields;
+  });
+  // Called by whatever thread compiles a graph, and waits for the GIL; the pass holds no lock then.
+  m.def("set_pass_logger", [](py::function log) {
+    auto kept = std::make_shared<py::function>(std::move(log));
+    jit::SetPassLogger([kept](bool is_detail, const std::string& message) {
+      if (Py_IsInitialized() == 0) return;
+      const py::gil_scoped_acquire acquire;
+      (*kept)(is_detail, message);
+    });
+  });
+  m.def("is_disabled_by_environment", &jit::IsDisabledByEnvironment);
 
   m.def(
       "shuffle",

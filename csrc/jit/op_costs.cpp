@@ -1,0 +1,256 @@
+#include "jit/op_costs.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/Allocator.h>
+#include <torch/csrc/jit/runtime/operator.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <sstream>
+#include <string_view>
+#include <unordered_map>
+
+#include "jit/hazards.h"
+#include "jit/values.h"
+
+namespace torch_ext::jit {
+namespace {
+
+using torch::jit::Node;
+
+// Allocations of this thread while it is installed, from torch's own reports. Others may run.
+class ThreadMeter : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void* address, std::int64_t bytes, std::size_t, std::size_t,
+                         c10::Device device) override {
+    if (!device.is_cpu()) return;
+    if (bytes > 0) {
+      live_[address] = bytes;
+      taken_ += bytes;
+      hill_bytes_ = std::max(hill_bytes_, taken_);
+    } else if (const auto found = live_.find(address); found != live_.end()) {
+      taken_ -= found->second;
+      live_.erase(found);
+    }
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+
+  std::int64_t hill_bytes() const { return hill_bytes_; }
+  std::int64_t LiveBytesAt(const void* address) const {
+    const auto found = live_.find(address);
+    return found == live_.end() ? 0 : found->second;
+  }
+
+ private:
+  std::unordered_map<const void*, std::int64_t> live_;
+  std::int64_t taken_ = 0;
+  std::int64_t hill_bytes_ = 0;
+};
+
+// Zeros of the system that become memory only when they are written to.
+at::Tensor StandIn(const TensorShape& shape) {
+  const auto bytes = static_cast<std::size_t>(std::max<std::int64_t>(shape.StorageBytes(), 1));
+  void* zeros = std::calloc(bytes, 1);
+  TORCH_CHECK(zeros != nullptr, "no memory for a stand-in");
+  return at::from_blob(zeros, shape.sizes, shape.strides, [](void* p) { std::free(p); },
+                       at::TensorOptions().dtype(shape.dtype));
+}
+
+// The values that the op is called with; every tensor is also noted in `tensors`.
+std::optional<c10::IValue> ToStandIns(const KnownValue& value, const c10::TypePtr& type,
+                                      std::vector<at::Tensor>& tensors) {
+  if (value.scalar) return value.scalar;
+  if (value.tensor) {
+    tensors.push_back(StandIn(*value.tensor));
+    return tensors.back();
+  }
+  if (!value.is_sequence) {
+    // An optional tensor without a type: a parameter that may be missing, as bias=None.
+    if (type->kind() == c10::TypeKind::OptionalType) return c10::IValue();
+    return std::nullopt;
+  }
+  const auto list = type->cast<c10::ListType>();
+  if (!list) return std::nullopt;
+  c10::impl::GenericList elements(list->getElementType());
+  for (const KnownValue& element : value.elements) {
+    const auto stand_in = ToStandIns(element, list->getElementType(), tensors);
+    if (!stand_in) return std::nullopt;
+    elements.push_back(*stand_in);
+  }
+  return c10::IValue(elements);
+}
+
+void Describe(const KnownValue& value, std::ostream& key) {
+  if (value.scalar) {
+    key << value.scalar->tagKind() << ':' << *value.scalar;
+  } else if (value.tensor) {
+    key << value.tensor->dtype << value.tensor->sizes << value.tensor->strides;
+  } else if (value.is_sequence) {
+    key << '[';
+    for (const KnownValue& element : value.elements) {
+      Describe(element, key);
+      key << ',';
+    }
+    key << ']';
+  } else {
+    key << '?';
+  }
+  key << ';';
+}
+
+TensorShape ShapeOfTensor(const at::Tensor& tensor) {
+  return {tensor.scalar_type(), tensor.sizes().vec(), tensor.strides().vec()};
+}
+
+// Results that tell of a tensor's shape and not of its content, which a stand-in does not have.
+bool ReadsShapesOnly(Node* node) {
+  static constexpr std::array<std::string_view, 13> kKinds = {
+      "aten::size",      "aten::dim",    "aten::len",         "aten::numel",
+      "aten::stride",    "prim::dtype",  "prim::device",      "prim::layout",
+      "aten::is_complex", "aten::is_floating_point", "aten::storage_offset", "prim::is_cuda",
+      "aten::__contains__"};
+  return std::ranges::find(kKinds, node->kind().toQualString()) != kKinds.end();
+}
+
+// Takes what an op gave back apart.
+class ResultReader {
+ public:
+  ResultReader(bool trust_scalars, const std::vector<at::Tensor>& inputs, const ThreadMeter& meter,
+               OpCost& cost)
+      : trust_scalars_(trust_scalars), inputs_(inputs), meter_(meter), cost_(cost) {}
+
+  // Nothing if the value holds what cannot be looked into.
+  std::optional<OpCost::Result> Read(const c10::IValue& value) {
+    OpCost::Result result;
+    if (value.isTensor()) {
+      const at::Tensor& tensor = value.toTensor();
+      if (!tensor.defined() || !tensor.has_storage() || !tensor.device().is_cpu()) {
+        return std::nullopt;
+      }
+      result.tensor = ShapeOfTensor(tensor);
+      const void* address = tensor.storage().data();
+      for (std::size_t i = 0; i < inputs_.size(); ++i) {
+        if (inputs_[i].storage().data() == address) result.shares_input = static_cast<int>(i);
+      }
+      if (const std::int64_t bytes = meter_.LiveBytesAt(address); bytes > 0) {
+        const auto next = static_cast<int>(cost_.new_bytes.size());
+        const auto [number, is_new] = numbers_.emplace(address, next);
+        if (is_new) cost_.new_bytes.push_back(bytes);
+        result.new_storage = number->second;
+      }
+    } else if (value.isTensorList()) {
+      result.is_sequence = true;
+      for (const at::Tensor& element : value.toTensorVector()) {
+        auto inner = Read(element);
+        if (!inner) return std::nullopt;
+        result.elements.push_back(std::move(*inner));
+      }
+    } else if (value.isNone() || value.isScalar() || value.isString() || value.isDevice() ||
+               value.isIntList() || value.isBoolList() || value.isDoubleList()) {
+      if (trust_scalars_) result.scalar = value;
+    } else {
+      return std::nullopt;
+    }
+    return result;
+  }
+
+ private:
+  const bool trust_scalars_;
+  const std::vector<at::Tensor>& inputs_;
+  const ThreadMeter& meter_;
+  OpCost& cost_;
+  std::unordered_map<const void*, int> numbers_;  // of new storages
+};
+
+}  // namespace
+
+std::int64_t TensorShape::StorageBytes() const {
+  std::int64_t last = 0;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] == 0) return 0;
+    last += (sizes[i] - 1) * strides[i];
+  }
+  return (last + 1) * static_cast<std::int64_t>(c10::elementSize(dtype));
+}
+
+std::optional<TensorShape> ShapeOf(const c10::TypePtr& type) {
+  const auto tensor = type->cast<c10::TensorType>();
+  if (!tensor || !tensor->scalarType() || !tensor->device() || !tensor->device()->is_cpu()) {
+    return std::nullopt;
+  }
+  const auto sizes = tensor->sizes().concrete_sizes();
+  if (!sizes) return std::nullopt;
+  TensorShape shape{*tensor->scalarType(), *sizes, {}};
+  if (const auto strides = tensor->strides().concrete_sizes()) {
+    shape.strides = *strides;
+  } else {
+    shape.strides.assign(sizes->size(), 1);
+    for (std::size_t i = sizes->size(); i-- > 1;) {
+      shape.strides[i - 1] = shape.strides[i] * std::max<std::int64_t>((*sizes)[i], 1);
+    }
+  }
+  return shape;
+}
+
+bool MayRunOnStandIns(Node* node) {
+  if (!node->blocks().empty() || node->hasSideEffects() || DrawsRandomNumbers(node)) return false;
+  if (!node->kind().is_aten() && !node->kind().is_prim()) return false;
+  if (node->maybeOperator() == nullptr) return false;
+  if (node->hasAttributes() && node->kind() != c10::prim::ConstantChunk) return false;
+  const std::string_view kind = node->kind().toQualString();
+  static constexpr std::array<std::string_view, 5> kStateful = {
+      "aten::wait", "aten::set_grad_enabled", "aten::manual_seed", "prim::GetAttr",
+      "prim::SetAttr"};
+  return std::ranges::find(kStateful, kind) == kStateful.end() &&
+         node->getOperator().aliasAnalysisKind() != c10::AliasAnalysisKind::CONSERVATIVE;
+}
+
+std::shared_ptr<const OpCost> OpCosts::Find(Node* node, const std::vector<KnownValue>& arguments,
+                                            bool may_run) {
+  std::ostringstream text;
+  text << node->kind().toQualString() << '.' << (node->maybeSchema() ? node->schema().overload_name() : "") << '/' << at::get_num_threads() << ':';
+  for (const KnownValue& argument : arguments) Describe(argument, text);
+  if (node->kind() == c10::prim::ConstantChunk) {
+    text << node->i(c10::attr::chunks) << ',' << node->i(c10::attr::dim);
+  }
+  const std::string key = text.str();
+  {
+    const std::scoped_lock lock(mutex_);
+    if (const auto found = known_.find(key); found != known_.end()) return found->second;
+  }
+  if (!may_run) return nullptr;
+
+  std::shared_ptr<OpCost> cost = std::make_shared<OpCost>();
+  try {
+    const at::NoGradGuard no_grad;
+    std::vector<at::Tensor> tensors;
+    Stack stack;
+    for (std::size_t i = 0; i < arguments.size(); ++i) {
+      auto stand_in = ToStandIns(arguments[i], node->input(i)->type(), tensors);
+      if (!stand_in) return nullptr;
+      stack.push_back(std::move(*stand_in));
+    }
+    const auto meter = std::make_shared<ThreadMeter>();
+    {
+      const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, meter);
+      torch::jit::Operation operation = node->getOperation();
+      operation(stack);
+    }
+    cost->hill_bytes = meter->hill_bytes();
+    ResultReader reader(tensors.empty() || ReadsShapesOnly(node), tensors, *meter, *cost);
+    for (const c10::IValue& value : stack) {
+      auto result = reader.Read(value);
+      if (!result) break;
+      cost->results.push_back(std::move(*result));
+    }
+    if (cost->results.size() != node->outputs().size()) cost = nullptr;
+  } catch (const std::exception&) {
+    cost = nullptr;  // zeros do not please it
+  }
+  const std::scoped_lock lock(mutex_);
+  return known_.emplace(key, std::move(cost)).first->second;
+}
+
+}  // namespace torch_ext::jit
