@@ -27,7 +27,7 @@ struct BlockPeaks {
 };
 
 struct BlockEstimate {
-  Probe probe;  // blocks inside nodes as planned
+  Probe probe;                                    // blocks inside nodes as planned
   std::vector<std::int64_t> original_hill_bytes;  // per node, blocks inside as they were
 };
 

@@ -131,8 +131,8 @@ std::vector<Value*> WrittenValues(Node* node, const HazardRules& rules) {
     }
     // Batch and instance norm update their running statistics in training; no schema says so.
     const bool is_statistic = argument.name() == "running_mean" || argument.name() == "running_var";
-    if (rules.statistics && is_statistic && !IsConstantFalse(node, "training") && !IsConstantFalse(node, "train") &&
-        !IsConstantFalse(node, "use_input_stats")) {
+    if (rules.statistics && is_statistic && !IsConstantFalse(node, "training") &&
+        !IsConstantFalse(node, "train") && !IsConstantFalse(node, "use_input_stats")) {
       written.push_back(node->input(i));
     }
   }
@@ -163,8 +163,8 @@ std::vector<Value*> MutableValues(Node* node) {
 
 class Finder {
  public:
-  Finder(const AliasDb& alias_db, const std::vector<Node*>& nodes,
-         const std::vector<Probe>& probes, const HazardRules& rules)
+  Finder(const AliasDb& alias_db, const std::vector<Node*>& nodes, const std::vector<Probe>& probes,
+         const HazardRules& rules)
       : alias_db_(alias_db), nodes_(nodes), probes_(probes), rules_(rules) {}
 
   Hazards Find() {

@@ -54,8 +54,9 @@ at::Tensor StandIn(const TensorShape& shape) {
   const auto bytes = static_cast<std::size_t>(std::max<std::int64_t>(shape.StorageBytes(), 1));
   void* zeros = std::calloc(bytes, 1);
   TORCH_CHECK(zeros != nullptr, "no memory for a stand-in");
-  return at::from_blob(zeros, shape.sizes, shape.strides, [](void* p) { std::free(p); },
-                       at::TensorOptions().dtype(shape.dtype));
+  return at::from_blob(
+      zeros, shape.sizes, shape.strides, [](void* p) { std::free(p); },
+      at::TensorOptions().dtype(shape.dtype));
 }
 
 // The values that the op is called with; every tensor is also noted in `tensors`.
@@ -106,11 +107,19 @@ TensorShape ShapeOfTensor(const at::Tensor& tensor) {
 
 // Results that tell of a tensor's shape and not of its content, which a stand-in does not have.
 bool ReadsShapesOnly(Node* node) {
-  static constexpr std::array<std::string_view, 13> kKinds = {
-      "aten::size",      "aten::dim",    "aten::len",         "aten::numel",
-      "aten::stride",    "prim::dtype",  "prim::device",      "prim::layout",
-      "aten::is_complex", "aten::is_floating_point", "aten::storage_offset", "prim::is_cuda",
-      "aten::__contains__"};
+  static constexpr std::array<std::string_view, 13> kKinds = {"aten::size",
+                                                              "aten::dim",
+                                                              "aten::len",
+                                                              "aten::numel",
+                                                              "aten::stride",
+                                                              "prim::dtype",
+                                                              "prim::device",
+                                                              "prim::layout",
+                                                              "aten::is_complex",
+                                                              "aten::is_floating_point",
+                                                              "aten::storage_offset",
+                                                              "prim::is_cuda",
+                                                              "aten::__contains__"};
   return std::ranges::find(kKinds, node->kind().toQualString()) != kKinds.end();
 }
 
@@ -210,7 +219,9 @@ bool MayRunOnStandIns(Node* node) {
 std::shared_ptr<const OpCost> OpCosts::Find(Node* node, const std::vector<KnownValue>& arguments,
                                             bool may_run) {
   std::ostringstream text;
-  text << node->kind().toQualString() << '.' << (node->maybeSchema() ? node->schema().overload_name() : "") << '/' << at::get_num_threads() << ':';
+  text << node->kind().toQualString() << '.'
+       << (node->maybeSchema() ? node->schema().overload_name() : "") << '/'
+       << at::get_num_threads() << ':';
   for (const KnownValue& argument : arguments) Describe(argument, text);
   if (node->kind() == c10::prim::ConstantChunk) {
     text << node->i(c10::attr::chunks) << ',' << node->i(c10::attr::dim);

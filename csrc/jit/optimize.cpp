@@ -11,6 +11,7 @@
 #include "jit/extract.h"
 #include "jit/hazards.h"
 #include "jit/nodes.h"
+#include "jit/pass.h"
 #include "jit/probe.h"
 #include "sched/simulate.h"
 
@@ -157,6 +158,7 @@ class Subject {
  private:
   // Prepares the graph; what cannot be prepared is left alone.
   std::string WhyRefused() {
+    if (IsDisabledByEnvironment()) return "TORCH_EXT_DISABLE is set in the environment";
     if (!module_.type()->getForwardHooks().empty() ||
         !module_.type()->getForwardPreHooks().empty()) {
       return "the module has forward hooks, which a reordered copy would lose";

@@ -4,8 +4,8 @@
 #include <torch/csrc/jit/passes/pass_manager.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -174,7 +174,10 @@ class Run {
 
 std::string WhyLeftAlone(const Run& run) {
   if (!run.refusal().empty()) return run.refusal();
-  if (run.peaks().original_bytes == 0) return "no op takes memory, as far as types tell";
+  // torch profiles what it may want to fuse, and nothing else.
+  if (run.guessed_sizes() > 0)
+    return "no gain shows, but types do not tell the size of all tensors";
+  if (run.peaks().original_bytes == 0) return "no op takes memory";
   if (run.is_optimal()) return "the original order is optimal";
   return "no better order was found within the budget";
 }
@@ -203,13 +206,13 @@ void OrderGraph(std::shared_ptr<Graph>& graph) {
       seen.reordered = 1;
       seen.saved_bytes = peaks.original_bytes - peaks.planned_bytes;
       message += (options->observe ? " could be " : " -> ") + Mebibytes(peaks.planned_bytes);
-      if (run.is_optimal()) message += " (optimal)";
+      if (run.is_optimal() && seen.guessed_sizes == 0) message += " (optimal)";
     } else {
       const std::string why = WhyLeftAlone(run);
       seen.left_alone[why] = 1;
       message += ", left alone: " + why;
     }
-    seen.proven = run.is_optimal();
+    seen.proven = run.is_optimal() && seen.guessed_sizes == 0;
   } catch (const std::exception& error) {
     // A user's program must run whatever becomes of our plan.
     const std::string why = std::string("an error: ") + error.what();
@@ -229,8 +232,8 @@ void OrderGraph(std::shared_ptr<Graph>& graph) {
     all.ops_not_run += seen.ops_not_run;
     all.seconds += seen.seconds;
   }
-  Log(/*is_detail=*/false, "a graph of " + std::to_string(OpNodes(graph->block()).size()) +
-                               " ops: " + message);
+  Log(/*is_detail=*/false,
+      "a graph of " + std::to_string(OpNodes(graph->block()).size()) + " ops: " + message);
 }
 
 // Returns what was before.

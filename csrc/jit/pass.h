@@ -28,8 +28,8 @@ struct PassOptions {
 // Since the process began.
 struct PassStats {
   std::int64_t graphs_seen = 0;
-  std::int64_t reordered = 0;  // in observe mode: would have been
-  std::int64_t proven = 0;     // the order is optimal by the sizes known
+  std::int64_t reordered = 0;                      // in observe mode: would have been
+  std::int64_t proven = 0;                         // the order is optimal by the sizes known
   std::map<std::string, std::int64_t> left_alone;  // why -> graphs
   std::int64_t saved_bytes = 0;                    // of peaks, by estimate
   std::int64_t guessed_sizes = 0;  // tensors of a type that does not tell their size

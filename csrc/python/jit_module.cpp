@@ -187,9 +187,9 @@ PYBIND11_MODULE(_jit, m) {
       "shuffle",
       [](const torch::jit::Module& module, std::uint64_t seed,
          const std::vector<std::string>& without) {
-        return jit::Shuffle(module, seed,
-                            torch_ext::python::RulesWithout<jit::HazardRules>(
-                                without, jit::kHazardRuleNames));
+        return jit::Shuffle(
+            module, seed,
+            torch_ext::python::RulesWithout<jit::HazardRules>(without, jit::kHazardRuleNames));
       },
       py::arg("module"), py::arg("seed"), py::arg("without"));
 

@@ -38,8 +38,8 @@ template <typename Rules, typename Names>
 Rules RulesWithout(const std::vector<std::string>& without, const Names& names) {
   Rules rules;
   for (const std::string& name : without) {
-    const auto found = std::ranges::find(
-        names, name, [](const auto& rule) { return std::string(rule.first); });
+    const auto found =
+        std::ranges::find(names, name, [](const auto& rule) { return std::string(rule.first); });
     if (found == names.end()) {
       std::string known;
       for (const auto& rule : names) known += std::string(" ") + rule.first;

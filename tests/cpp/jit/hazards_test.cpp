@@ -40,8 +40,7 @@ void ExpectHeld(const Module& module, const Stack& inputs) {
   for (const auto& rule : kHazardRuleNames) none.*rule.second = false;
   bool matters = false;
   for (std::uint64_t seed = 0; seed < kOrders; ++seed) {
-    EXPECT_EQ(DifferenceWhenReordered(module, inputs, {}, seed), "")
-        << "order number " << seed;
+    EXPECT_EQ(DifferenceWhenReordered(module, inputs, {}, seed), "") << "order number " << seed;
     matters = matters || !DifferenceWhenReordered(module, inputs, none, seed).empty();
   }
   EXPECT_TRUE(matters) << "no order gives another result: this program tests nothing";
