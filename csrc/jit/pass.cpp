@@ -18,6 +18,7 @@
 #include "jit/hazards.h"
 #include "jit/nodes.h"
 #include "jit/op_costs.h"
+#include "sched/displacement.h"
 #include "sched/plan.h"
 #include "sched/simulate.h"
 
@@ -123,6 +124,18 @@ class Run {
   const BlockPeaks& peaks() const { return peaks_; }
   bool is_optimal() const { return is_optimal_; }
   const std::string& refusal() const { return refusal_; }
+  // What a debugger wants to know.
+  std::string Details() const {
+    std::string details;
+    for (const Move& move : moves_) {
+      details += std::to_string(sched::MovedOps(move.order)) + " of " +
+                 std::to_string(move.nodes.size()) + " ops of a block moved; ";
+    }
+    details += std::to_string(guessed_sizes_) + " sizes guessed, " + std::to_string(ops_not_run_) +
+               " ops known by their types only";
+    for (const std::string& barrier : barriers_) details += "; not passed: " + barrier;
+    return details;
+  }
   std::int64_t guessed_sizes() const { return guessed_sizes_; }
   std::int64_t ops_not_run() const { return ops_not_run_; }
 
@@ -139,6 +152,7 @@ class Run {
     const std::vector<Node*> nodes = OpNodes(block);
     const Hazards hazards = FindHazards(alias_db_, nodes, {});
     refusal_ = hazards.refusal;
+    barriers_.insert(barriers_.end(), hazards.barriers.begin(), hazards.barriers.end());
     const sched::Graph graph = ExtractGraph(nodes, estimate.probe, hazards);
     Probe unmoved_probe = estimate.probe;  // with the blocks inside in their original order
     for (std::size_t i = 0; i < nodes.size(); ++i) {
@@ -168,6 +182,7 @@ class Run {
   BlockPeaks peaks_;  // of the graph
   bool is_optimal_ = false;
   std::string refusal_;
+  std::vector<std::string> barriers_;
   std::int64_t guessed_sizes_ = 0;
   std::int64_t ops_not_run_ = 0;
 };
@@ -193,7 +208,7 @@ void OrderGraph(std::shared_ptr<Graph>& graph) {
   const Clock::time_point started = Clock::now();
   PassStats seen;
   seen.graphs_seen = 1;
-  std::string message;
+  std::string message, details;
   try {
     Run run(graph, *options);
     run.Plan();
@@ -212,6 +227,7 @@ void OrderGraph(std::shared_ptr<Graph>& graph) {
       seen.left_alone[why] = 1;
       message += ", left alone: " + why;
     }
+    details = run.Details();
     seen.proven = run.is_optimal() && seen.guessed_sizes == 0;
   } catch (const std::exception& error) {
     // A user's program must run whatever becomes of our plan.

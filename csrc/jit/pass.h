@@ -55,7 +55,7 @@ class ScopedPass {
 };
 
 // Called with each decision (`is_detail`: what only a debugger wants); no lock is held then. Beside
-// it decisions go to the JIT's own log: PYTORCH_JIT_LOG_LEVEL=pass, or >>pass for details.
+// it decisions go to the JIT's own log: PYTORCH_JIT_LOG_LEVEL=">pass", or ">>pass" for details.
 using PassLogger = std::function<void(bool is_detail, const std::string& message)>;
 void SetPassLogger(PassLogger logger);
 
