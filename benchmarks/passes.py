@@ -1,0 +1,150 @@
+"""The registered pass beside optimize: peaks of the third call, and what enabling it costs.
+
+Each network of the zoo is traced anew for every variant, for a module keeps the plan of its second
+call. Cost: `cold` is what the pass adds when nothing has been learned yet, in settled calls of the
+network; `warm` is the time of the first two calls with the pass over that without it, the median
+of pairs. Exits with 1 if a result differs or a peak is higher than without the pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import pathlib
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+import zoo
+from results import FOLDER, Table, check_output, circumstances, write_csv
+from rich.console import Console
+from rich.progress import track
+
+from torch_ext import disable, enabled, measure_peak, optimize, pass_stats
+
+MIB = 2**20
+HEADER = (
+    "model",
+    "original MiB",
+    "optimize MiB",
+    "pass MiB",
+    "pass / optimize",
+    "after disable MiB",
+    "identical",
+    "cold calls",
+    "warm ratio",
+)
+WORDS = ("model", "identical")
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Three calls of a network that was traced for them."""
+
+    result: tuple[torch.Tensor, ...]
+    peak_bytes: int  # of the third
+    first_two_seconds: float
+    third_seconds: float
+
+
+def call_three_times(model: zoo.Model) -> Calls:
+    """Profile, compile, and measure."""
+    script, inputs = zoo.traced(model)
+    with torch.no_grad():
+        start = time.perf_counter()
+        script(*inputs)
+        script(*inputs)
+        first_two = time.perf_counter() - start
+        start = time.perf_counter()
+        with measure_peak() as memory:
+            result = script(*inputs)
+        third = time.perf_counter() - start
+    results = result if isinstance(result, tuple) else (result,)
+    return Calls(results, memory.peak_bytes, first_two, third)
+
+
+def _measure(model: zoo.Model, pairs: int) -> tuple[tuple[str, ...], list[str]]:
+    before = call_three_times(model)
+    script, inputs = zoo.traced(model)
+    _, report = optimize(script, inputs)
+    optimized_bytes = report.measured_peak_bytes or report.peak_bytes
+    seconds = pass_stats()["seconds"]
+    with enabled():
+        after = call_three_times(model)
+    cold_calls = (pass_stats()["seconds"] - seconds) / before.third_seconds
+    ratios = []
+    for pair in range(pairs):
+        times = {}
+        for on in (False, True) if pair % 2 else (True, False):
+            if on:
+                with enabled():
+                    times[on] = call_three_times(model).first_two_seconds
+            else:
+                times[on] = call_three_times(model).first_two_seconds
+        ratios.append(times[True] / times[False])
+    disable()
+    afterwards = call_three_times(model)
+    identical = all(map(torch.equal, before.result, after.result))
+    failures = []
+    if not identical:
+        failures.append("another result with the pass")
+    if after.peak_bytes > before.peak_bytes:
+        failures.append("a higher peak with the pass")
+    if afterwards.peak_bytes != before.peak_bytes:
+        failures.append("after disable not what it was")
+    row = (
+        model.name,
+        f"{before.peak_bytes / MIB:.2f}",
+        f"{optimized_bytes / MIB:.2f}",
+        f"{after.peak_bytes / MIB:.2f}",
+        f"{after.peak_bytes / optimized_bytes:.3f}",
+        f"{afterwards.peak_bytes / MIB:.2f}",
+        "yes" if identical else "NO",
+        f"{cold_calls:.2f}",
+        f"{statistics.median(ratios):.3f}",
+    )
+    return row, failures
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=lambda text: text.split(","), metavar="A,B,C")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; default: 2")
+    parser.add_argument("--pairs", type=int, default=10, help="of runs; default: 10")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        metavar="CSV",
+        default=FOLDER / "results" / f"passes-{datetime.date.today()}.csv",
+        help="default: benchmarks/results/passes-DATE.csv",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print a table for the README")
+    options = parser.parse_args()
+    check_output(parser, options.output)
+    return options
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    models = [zoo.model(name) for name in options.models] if options.models else zoo.MODELS
+    rows, failures = [], []
+    terminal = Console(stderr=True)
+    for model in track(models, "models", console=terminal, disable=not terminal.is_terminal):
+        row, failed = _measure(model, options.pairs)
+        rows.append(row)
+        failures += [f"{model.name}: {failure}" for failure in failed]
+    table = Table(HEADER, rows, WORDS)
+    (table.print_markdown if options.markdown else table.print)()
+    comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
+    write_csv(options.output, [*comments, *(f"failed: {told}" for told in failures)], table)
+    for told in failures:
+        print(f"failed: {told}", file=sys.stderr)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
