@@ -4,8 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 JOBS   ?= $(shell nproc)
+# Fuzzing is optional and wants libFuzzer: Clang 16 or later.
+FUZZ_SECONDS ?= 600
+FUZZ_CXX     ?= $(firstword $(shell which clang++-19 clang++-18 clang++-17 clang++-16 clang++))
 
-.PHONY: demo test build cpp-test asan-test python-test lint format bench clean
+.PHONY: demo test build cpp-test asan-test python-test fuzz-sched lint format bench clean
 
 demo: build
 	$(BIN)/python -W ignore benchmarks/demo.py
@@ -51,6 +54,22 @@ asan-test: $(STAMPS)/packages
 python-test: build
 	$(BIN)/python -m pytest -q tests/python
 
+# Each fuzzer for FUZZ_SECONDS. What it keeps is in build-fuzz/corpus; an input that breaks something
+# ends the run and is build-fuzz/FUZZER-crash-...; give it to the fuzzer as argument to see it again.
+fuzz-sched: $(STAMPS)/packages
+	@test -n "$(FUZZ_CXX)" || { echo "needs Clang 16 or later: apt-get install clang-16" >&2; false; }
+	@$(BIN)/cmake -S . -B build-fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) -DTORCH_EXT_FUZZ=ON -DTORCH_EXT_SANITIZE=ON \
+	  -DTORCH_EXT_JIT=OFF -DTORCH_EXT_PYTHON=OFF
+	$(BIN)/cmake --build build-fuzz -j $(JOBS)
+	mkdir -p build-fuzz/corpus/instance build-fuzz/corpus/plan
+	build-fuzz/tests/fuzz_sched/instance_fuzzer -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
+	  -dict=tests/fuzz_sched/instance.dict -artifact_prefix=build-fuzz/instance- \
+	  -print_final_stats=1 build-fuzz/corpus/instance tests/fuzz_sched/corpus/instance
+	build-fuzz/tests/fuzz_sched/plan_fuzzer -max_total_time=$(FUZZ_SECONDS) -max_len=256 \
+	  -artifact_prefix=build-fuzz/plan- \
+	  -print_final_stats=1 build-fuzz/corpus/plan tests/fuzz_sched/corpus/plan
+
 lint: build
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp')
 	$(BIN)/ruff check .
@@ -66,4 +85,4 @@ bench: build
 	$(BIN)/python -W ignore benchmarks/models.py
 
 clean:
-	rm -rf build build-asan torch_ext/*.so
+	rm -rf build build-asan build-fuzz torch_ext/*.so

@@ -103,7 +103,8 @@ class Homecoming {
 
   // Makes the group part of what is in place, if some order of its surroundings allows it.
   bool BringBack(std::span<const OpId> group) {
-    const auto [begin, end] = Surroundings(group);
+    const auto around = Surroundings(group);
+    const std::int32_t begin = around.first, end = around.second;
     for (OpId v : group) in_place_[v] = 1;
     std::vector<OpId> stay, rest;
     for (std::int32_t i = begin; i < end; ++i) {

@@ -1,0 +1,38 @@
+// Any bytes as a text of a graph: they parse, or std::invalid_argument says why not. What parses is
+// printed, and what is printed parses and prints the same again.
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "fail.h"
+#include "sched/instance.h"
+
+namespace torch_ext::sched::test {
+namespace {
+
+void TestOneInput(std::string_view text) {
+  std::optional<Graph> graph;
+  try {
+    graph = ParseInstance(text);
+  } catch (const std::invalid_argument&) {
+    return;
+  }  // anything else ends the program
+  const std::string printed = PrintInstance(*graph);
+  try {
+    const std::string again = PrintInstance(ParseInstance(printed));
+    if (again != printed) Fail("printing is not stable", printed + "---\n" + again);
+  } catch (const std::invalid_argument& error) {
+    Fail(std::string("what was printed does not parse: ") + error.what(), printed);
+  }
+}
+
+}  // namespace
+}  // namespace torch_ext::sched::test
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  torch_ext::sched::test::TestOneInput({reinterpret_cast<const char*>(data), size});
+  return 0;
+}
