@@ -76,7 +76,7 @@ def _measure(model: zoo.Model, pairs: int) -> tuple[tuple[str, ...], list[str]]:
     cold_calls = (pass_stats()["seconds"] - seconds) / before.third_seconds
     ratios = []
     for pair in range(pairs):
-        times = {}
+        times: dict[bool, float] = {}
         for on in (False, True) if pair % 2 else (True, False):
             if on:
                 with enabled():
