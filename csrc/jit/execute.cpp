@@ -6,6 +6,7 @@
 #include <torch/csrc/jit/runtime/print_handler.h>
 
 #include <mutex>
+#include <unordered_set>
 #include <utility>
 
 #include "jit/memory_meter.h"
@@ -75,6 +76,30 @@ void QuietRun::RewindRandomState() const {
 
 std::string QuietRun::TakePrinted() {
   return std::exchange(*g_printed, {});
+}
+
+ScratchModule::ScratchModule(const torch::jit::Module& original)
+    : module_(original.clone(/*inplace=*/true)) {}
+
+ScratchModule::~ScratchModule() {
+  if (kept_) return;
+  const std::shared_ptr<torch::jit::CompilationUnit> unit = module_._ivalue()->compilation_unit();
+  std::unordered_set<const void*> seen;  // submodules may share a type
+  for (const torch::jit::Module& part : module_.modules()) {
+    const c10::ClassTypePtr type = part.type();
+    if (!seen.insert(type.get()).second) continue;
+    const std::vector<torch::jit::Function*> methods = type->methods();
+    for (const torch::jit::Function* method : methods) {
+      const c10::QualifiedName name = method->qualname();
+      type->unsafeRemoveMethod(name.name());
+      unit->unsafeRemoveMethod(name);
+    }
+  }
+}
+
+torch::jit::Module ScratchModule::Keep() {
+  kept_ = true;
+  return module_;
 }
 
 Execution Execute(const torch::jit::Module& module, const Stack& example, bool copy_state,

@@ -29,6 +29,24 @@ class QuietRun {
   std::unique_ptr<State> state_;
 };
 
+// A copy of a module with methods of its own and the same parameters, buffers and attributes. The
+// methods, and the executor's plans with them, are gone when it is, unless kept: torch itself keeps
+// both as long as the compilation unit lives, which for Python's modules is for ever.
+class ScratchModule {
+ public:
+  explicit ScratchModule(const torch::jit::Module& original);
+  ~ScratchModule();
+  ScratchModule(const ScratchModule&) = delete;
+  ScratchModule& operator=(const ScratchModule&) = delete;
+
+  torch::jit::Module& module() { return module_; }
+  torch::jit::Module Keep();
+
+ private:
+  torch::jit::Module module_;
+  bool kept_ = false;
+};
+
 // One call and everything it left behind.
 struct Call {
   c10::IValue state;  // the module object it ran on

@@ -41,11 +41,6 @@ std::int64_t StorageBytes(const std::vector<c10::IValue>& values) {
   return bytes;
 }
 
-// A copy of the module with methods of its own and the same parameters, buffers and attributes.
-Module CloneMethods(const Module& module) {
-  return module.clone(/*inplace=*/true);
-}
-
 std::shared_ptr<Graph> ForwardGraph(const Module& module) {
   TORCH_CHECK(module.find_method("forward").has_value(),
               "the module has no method 'forward'; nothing to optimise");
@@ -56,9 +51,9 @@ std::shared_ptr<Graph> ForwardGraph(const Module& module) {
 class Subject {
  public:
   Subject(const Module& module, const std::vector<Stack>& examples, const OptimizeOptions& options)
-      : module_(module), examples_(examples), options_(options), reordered_(CloneMethods(module)) {
+      : module_(module), examples_(examples), options_(options), reordered_(module) {
     TORCH_CHECK(!examples.empty(), "at least one example input is needed");
-    graph_ = ForwardGraph(reordered_);
+    graph_ = ForwardGraph(reordered_.module());
     report_.threads = at::get_num_threads();
     report_.examples.resize(examples.size());
     report_.reason = WhyRefused();
@@ -80,7 +75,7 @@ class Subject {
   }
 
   Report& report() { return report_; }
-  Module& reordered() { return reordered_; }
+  ScratchModule& reordered() { return reordered_; }
   const QuietRun& quiet() const { return quiet_; }
   bool copy_state() const { return hazards_.writes_outside; }
   bool has_gain() const { return report_.plan.peak_bytes < report_.plan.original_peak_bytes; }
@@ -177,7 +172,8 @@ class Subject {
     return RunProbe(graph_, [&] {
       quiet_.RewindRandomState();
       ValueCopier copier;
-      Stack inputs{copy_state() ? reordered_.deepcopy()._ivalue() : reordered_._ivalue()};
+      Stack inputs{copy_state() ? reordered_.module().deepcopy()._ivalue()
+                                : reordered_.module()._ivalue()};
       for (const c10::IValue& input : example) inputs.push_back(copier.Copy(input));
       return inputs;
     });
@@ -230,7 +226,7 @@ class Subject {
   const std::vector<Stack>& examples_;
   const OptimizeOptions& options_;
   QuietRun quiet_;
-  Module reordered_;
+  ScratchModule reordered_;
   std::shared_ptr<Graph> graph_;
   std::vector<Node*> nodes_;
   Hazards hazards_;
@@ -242,15 +238,17 @@ class Subject {
 // Runs original and reordered side by side. Returns why the reordered one must not be used, if so.
 std::string Verify(Subject& subject, const Module& original, const std::vector<Stack>& examples) {
   Report& report = subject.report();
+  ScratchModule before_module(original), after_module(subject.reordered().module());
   bool lower_anywhere = false;
   for (std::size_t i = 0; i < examples.size(); ++i) {
     ExamplePeaks& peaks = report.examples[i];
-    const Execution before = Execute(original, examples[i], subject.copy_state(), subject.quiet());
+    const Execution before =
+        Execute(before_module.module(), examples[i], subject.copy_state(), subject.quiet());
     peaks.measured_original_peak_bytes = before.peak_bytes;
     std::string difference;
     try {
       const Execution after =
-          Execute(subject.reordered(), examples[i], subject.copy_state(), subject.quiet());
+          Execute(after_module.module(), examples[i], subject.copy_state(), subject.quiet());
       difference = FindDifference(before, after);
       peaks.measured_peak_bytes = after.peak_bytes;
     } catch (const std::exception& error) {
@@ -259,7 +257,8 @@ std::string Verify(Subject& subject, const Module& original, const std::vector<S
     if (!difference.empty()) {
       report.verification = Verification::kFailed;
       report.identical = false;
-      const Execution again = Execute(original, examples[i], subject.copy_state(), subject.quiet());
+      const Execution again =
+          Execute(before_module.module(), examples[i], subject.copy_state(), subject.quiet());
       return FindDifference(before, again).empty()
                  ? "verification failed: " + difference
                  : "verification failed: the original does not give the same result twice (" +
@@ -282,10 +281,10 @@ std::string Verify(Subject& subject, const Module& original, const std::vector<S
 }
 
 void MeasureOriginal(Subject& subject, const Module& module, const std::vector<Stack>& examples) {
-  const Module original = CloneMethods(module);
+  ScratchModule original(module);
   for (std::size_t i = 0; i < examples.size(); ++i) {
     subject.report().examples[i].measured_original_peak_bytes =
-        Execute(original, examples[i], subject.copy_state(), subject.quiet()).peak_bytes;
+        Execute(original.module(), examples[i], subject.copy_state(), subject.quiet()).peak_bytes;
   }
 }
 
@@ -300,7 +299,7 @@ Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
   if (changed) {
     subject.Apply();
     if (options.verify) {
-      report.reason = Verify(subject, CloneMethods(module), examples);
+      report.reason = Verify(subject, module, examples);
       changed = report.reason.empty();
     }
   } else if (planned && options.verify) {
@@ -326,7 +325,7 @@ Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
     }
     report.plan.budget_met = met;
   }
-  return {changed ? subject.reordered() : module, changed, std::move(report)};
+  return {changed ? subject.reordered().Keep() : module, changed, std::move(report)};
 }
 
 Report Analyze(const Module& module, const std::vector<Stack>& examples,
@@ -341,11 +340,11 @@ Report Analyze(const Module& module, const std::vector<Stack>& examples,
 
 Comparison Compare(const Module& a, const Module& b, const std::vector<Stack>& examples) {
   const QuietRun quiet;
-  const Module clone_a = CloneMethods(a), clone_b = CloneMethods(b);
+  ScratchModule clone_a(a), clone_b(b);
   Comparison comparison;
   for (std::size_t i = 0; i < examples.size(); ++i) {
-    const Execution run_a = Execute(clone_a, examples[i], /*copy_state=*/true, quiet);
-    const Execution run_b = Execute(clone_b, examples[i], /*copy_state=*/true, quiet);
+    const Execution run_a = Execute(clone_a.module(), examples[i], /*copy_state=*/true, quiet);
+    const Execution run_b = Execute(clone_b.module(), examples[i], /*copy_state=*/true, quiet);
     comparison.peak_bytes_a.push_back(run_a.peak_bytes);
     comparison.peak_bytes_b.push_back(run_b.peak_bytes);
     const std::string difference = FindDifference(run_a, run_b);
