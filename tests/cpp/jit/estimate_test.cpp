@@ -21,8 +21,8 @@ using torch::jit::Module;
 // The graph as a pass sees it, with profiled types.
 std::shared_ptr<Graph> ProfiledGraph(Module& module, const Stack& inputs) {
   std::shared_ptr<Graph> seen;
-  const auto pass = torch::jit::registerPostPass(
-      [&](std::shared_ptr<Graph>& graph) { seen = graph->copy(); });
+  const auto pass =
+      torch::jit::registerPostPass([&](std::shared_ptr<Graph>& graph) { seen = graph->copy(); });
   const torch::NoGradGuard no_grad;
   module.forward(inputs);
   module.forward(inputs);
