@@ -77,6 +77,7 @@ KnownValue Estimator::Known(Value* value) {
     if (constant && constant->isTensor() && constant->toTensor().has_storage()) {
       const at::Tensor& tensor = constant->toTensor();
       known.tensor = {tensor.scalar_type(), tensor.sizes().vec(), tensor.strides().vec()};
+      if (tensor.numel() == 1 && tensor.device().is_cpu()) known.content = tensor;
     } else if (constant && !HoldsTensors(value->type())) {
       known.scalar = constant;
     }
@@ -160,6 +161,7 @@ KnownValue Estimator::FromResult(const OpCost::Result& result,
                                  const std::vector<std::int32_t>& new_storages) {
   KnownValue known;
   known.tensor = result.tensor;
+  known.content = result.content;
   known.scalar = result.scalar;
   known.is_sequence = result.is_sequence;
   if (result.new_storage >= 0) known.storages.push_back(new_storages[result.new_storage]);
@@ -185,6 +187,9 @@ bool Estimator::VisitByRunning(Node* node, Frame& frame, NodeProbe& seen) {
     new_storages.push_back(NewStorage(bytes, node->output(0), frame, seen));
   }
   seen.hill_bytes = cost->hill_bytes;
+  if (node->maybeSchema() != nullptr && node->schema().is_mutable()) {
+    for (auto& [value, known] : known_) known.content.reset();  // whoever it was that was written
+  }
   for (std::size_t i = 0; i < node->outputs().size(); ++i) {
     known_[node->output(i)] = FromResult(cost->results[i], tensors, new_storages);
   }
@@ -198,6 +203,7 @@ void Estimator::VisitBlocks(Node* node, Frame& frame, NodeProbe& seen,
     for (std::size_t i = 1; i < body->inputs().size(); ++i) {
       KnownValue carried = Known(node->input(i + 1));
       carried.scalar.reset();
+      carried.content.reset();
       known_[body->inputs()[i]] = std::move(carried);
     }
   }

@@ -59,12 +59,14 @@ at::Tensor StandIn(const TensorShape& shape) {
       at::TensorOptions().dtype(shape.dtype));
 }
 
-// The values that the op is called with; every tensor is also noted in `tensors`.
+// The values that the op is called with; every tensor is also noted in `tensors`. `all_known`
+// becomes false if one has no content.
 std::optional<c10::IValue> ToStandIns(const KnownValue& value, const c10::TypePtr& type,
-                                      std::vector<at::Tensor>& tensors) {
+                                      std::vector<at::Tensor>& tensors, bool& all_known) {
   if (value.scalar) return value.scalar;
   if (value.tensor) {
-    tensors.push_back(StandIn(*value.tensor));
+    tensors.push_back(value.content ? value.content->clone() : StandIn(*value.tensor));
+    all_known = all_known && value.content.has_value();
     return tensors.back();
   }
   if (!value.is_sequence) {
@@ -76,7 +78,7 @@ std::optional<c10::IValue> ToStandIns(const KnownValue& value, const c10::TypePt
   if (!list) return std::nullopt;
   c10::impl::GenericList elements(list->getElementType());
   for (const KnownValue& element : value.elements) {
-    const auto stand_in = ToStandIns(element, list->getElementType(), tensors);
+    const auto stand_in = ToStandIns(element, list->getElementType(), tensors, all_known);
     if (!stand_in) return std::nullopt;
     elements.push_back(*stand_in);
   }
@@ -88,6 +90,7 @@ void Describe(const KnownValue& value, std::ostream& key) {
     key << value.scalar->tagKind() << ':' << *value.scalar;
   } else if (value.tensor) {
     key << value.tensor->dtype << value.tensor->sizes << value.tensor->strides;
+    if (value.content) key << *value.content;
   } else if (value.is_sequence) {
     key << '[';
     for (const KnownValue& element : value.elements) {
@@ -126,9 +129,13 @@ bool ReadsShapesOnly(Node* node) {
 // Takes what an op gave back apart.
 class ResultReader {
  public:
-  ResultReader(bool trust_scalars, const std::vector<at::Tensor>& inputs, const ThreadMeter& meter,
-               OpCost& cost)
-      : trust_scalars_(trust_scalars), inputs_(inputs), meter_(meter), cost_(cost) {}
+  ResultReader(bool trust_content, bool trust_scalars, const std::vector<at::Tensor>& inputs,
+               const ThreadMeter& meter, OpCost& cost)
+      : trust_content_(trust_content),
+        trust_scalars_(trust_scalars),
+        inputs_(inputs),
+        meter_(meter),
+        cost_(cost) {}
 
   // Nothing if the value holds what cannot be looked into.
   std::optional<OpCost::Result> Read(const c10::IValue& value) {
@@ -139,6 +146,7 @@ class ResultReader {
         return std::nullopt;
       }
       result.tensor = ShapeOfTensor(tensor);
+      if (trust_content_ && tensor.numel() <= kMostContent) result.content = tensor.clone();
       const void* address = tensor.storage().data();
       for (std::size_t i = 0; i < inputs_.size(); ++i) {
         if (inputs_[i].storage().data() == address) result.shares_input = static_cast<int>(i);
@@ -166,6 +174,9 @@ class ResultReader {
   }
 
  private:
+  static constexpr std::int64_t kMostContent = 16;
+
+  const bool trust_content_;
   const bool trust_scalars_;
   const std::vector<at::Tensor>& inputs_;
   const ThreadMeter& meter_;
@@ -237,9 +248,10 @@ std::shared_ptr<const OpCost> OpCosts::Find(Node* node, const std::vector<KnownV
   try {
     const at::NoGradGuard no_grad;
     std::vector<at::Tensor> tensors;
+    bool all_known = true;
     Stack stack;
     for (std::size_t i = 0; i < arguments.size(); ++i) {
-      auto stand_in = ToStandIns(arguments[i], node->input(i)->type(), tensors);
+      auto stand_in = ToStandIns(arguments[i], node->input(i)->type(), tensors, all_known);
       if (!stand_in) return nullptr;
       stack.push_back(std::move(*stand_in));
     }
@@ -250,7 +262,7 @@ std::shared_ptr<const OpCost> OpCosts::Find(Node* node, const std::vector<KnownV
       operation(stack);
     }
     cost->hill_bytes = meter->hill_bytes();
-    ResultReader reader(tensors.empty() || ReadsShapesOnly(node), tensors, *meter, *cost);
+    ResultReader reader(all_known, all_known || ReadsShapesOnly(node), tensors, *meter, *cost);
     for (const c10::IValue& value : stack) {
       auto result = reader.Read(value);
       if (!result) break;

@@ -7,6 +7,7 @@
 // process.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 #include <torch/csrc/jit/ir/ir.h>
 
@@ -34,6 +35,8 @@ std::optional<TensorShape> ShapeOf(const c10::TypePtr& type);
 // An argument or result of an op as far as it is known.
 struct KnownValue {
   std::optional<TensorShape> tensor;
+  // Small tensors made of known numbers only, as tracing makes of sizes: shapes may depend on them.
+  std::optional<at::Tensor> content;
   std::optional<c10::IValue> scalar;  // anything that holds no tensor: numbers, None, lists of them
   std::vector<KnownValue> elements;   // of a list or tuple
   bool is_sequence = false;
@@ -44,6 +47,7 @@ struct KnownValue {
 struct OpCost {
   struct Result {
     std::optional<TensorShape> tensor;
+    std::optional<at::Tensor> content;
     int new_storage = -1;   // the storage that the op made for it
     int shares_input = -1;  // the tensor among the arguments, in the order of a walk
     std::optional<c10::IValue> scalar;

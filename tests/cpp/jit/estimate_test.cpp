@@ -136,6 +136,16 @@ TEST(Estimate, BranchesAndLoopsCountAsTheirHighestHill) {
                     {Numbers()});
 }
 
+TEST(Estimate, SizesComputedAsTensorsAreKnown) {
+  ExpectTheSamePeak(R"(
+    def forward(self, x):
+        rows = torch.floor_divide(torch.tensor(x.size(0)), torch.tensor(2))
+        y = (x * 2).reshape([int(rows), -1])
+        return y * 3 + 1
+  )",
+                    {Numbers()});
+}
+
 TEST(Estimate, ASizeThatNobodyTellsIsGuessedAndCounted) {
   // torch profiles what it may want to fuse: not the inputs of repeat.
   Module module = Define(R"(
