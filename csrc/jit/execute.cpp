@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/csrc/jit/runtime/print_handler.h>
 
 #include <mutex>
@@ -14,12 +15,37 @@
 namespace torch_ext::jit {
 namespace {
 
-thread_local std::string* g_printed = nullptr;
+// What programs print while a QuietRun is alive. A program goes on in another thread after a wait;
+// torch's debug information follows it there, and so finds where its text belongs.
+class Printed : public c10::DebugInfoBase {
+ public:
+  void Add(const std::string& text) {
+    const std::lock_guard lock(mutex_);
+    text_ += text;
+  }
+  std::string Take() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(text_, {});
+  }
+
+ private:
+  std::mutex mutex_;
+  std::string text_;
+};
+
+c10::DebugInfoKind PrintedSlot() {
+  return c10::DebugInfoKind::TEST_INFO_2;  // one that torch itself has no use for
+}
+
+Printed* PrintedHere() {
+  return static_cast<Printed*>(c10::ThreadLocalDebugInfo::get(PrintedSlot()));
+}
+
 torch::jit::PrintHandler g_outer_handler = nullptr;
 
 void CollectPrinted(const std::string& text) {
-  if (g_printed != nullptr) {
-    *g_printed += text;
+  if (Printed* printed = PrintedHere()) {
+    printed->Add(text);
   } else {
     g_outer_handler(text);  // another thread's program
   }
@@ -50,8 +76,7 @@ int g_handler_users = 0;
 struct QuietRun::State {
   at::NoGradGuard no_grad;
   at::Tensor random_state = RandomState();
-  std::string printed;
-  std::string* outer_printed = nullptr;
+  c10::DebugInfoGuard printed{PrintedSlot(), std::make_shared<Printed>()};
 };
 
 QuietRun::QuietRun() : state_(std::make_unique<State>()) {
@@ -60,13 +85,11 @@ QuietRun::QuietRun() : state_(std::make_unique<State>()) {
     g_outer_handler = torch::jit::getPrintHandler();
     torch::jit::setPrintHandler(&CollectPrinted);
   }
-  state_->outer_printed = std::exchange(g_printed, &state_->printed);
 }
 
 QuietRun::~QuietRun() {
   SetRandomState(state_->random_state);
   const std::lock_guard lock(g_handler_mutex);
-  g_printed = state_->outer_printed;
   if (--g_handler_users == 0) torch::jit::setPrintHandler(g_outer_handler);
 }
 
@@ -75,7 +98,7 @@ void QuietRun::RewindRandomState() const {
 }
 
 std::string QuietRun::TakePrinted() {
-  return std::exchange(*g_printed, {});
+  return PrintedHere()->Take();
 }
 
 ScratchModule::ScratchModule(const torch::jit::Module& original)

@@ -46,11 +46,6 @@ bool AnyInnerNode(Node* node, const Test& test) {
   return any;
 }
 
-bool IsConstantFalse(Node* node, const char* argument) {
-  const auto value = ConstantArgument(node, argument);
-  return value && value->isBool() && !value->toBool();
-}
-
 bool IsConstantZero(Node* node, const char* argument) {
   const auto value = ConstantArgument(node, argument);
   return value && value->isDouble() && value->toDouble() == 0.0;
@@ -108,9 +103,14 @@ std::string WhyBarrier(Node* node, const HazardRules& rules) {
     } else if (!inner->kind().is_aten() && !inner->kind().is_prim() &&
                !HasAliasAnnotation(*inner->maybeSchema())) {
       why = kind + ": a custom op without alias annotation";
-    } else if (inner->maybeOperator() != nullptr &&
-               inner->getOperator().aliasAnalysisKind() == c10::AliasAnalysisKind::CONSERVATIVE) {
-      why = kind + ": declares nothing about what it writes";
+    } else if (inner->maybeOperator() != nullptr) {
+      // An internal special case that is not in our list, as prim::PythonOp: only AliasDb's code
+      // knows what it is taken for.
+      const c10::AliasAnalysisKind declares = inner->getOperator().aliasAnalysisKind();
+      if (declares == c10::AliasAnalysisKind::CONSERVATIVE ||
+          declares == c10::AliasAnalysisKind::INTERNAL_SPECIAL_CASE) {
+        why = kind + ": declares nothing about what it writes";
+      }
     }
   });
   return why;
@@ -124,17 +124,14 @@ std::vector<Value*> WrittenValues(Node* node, const HazardRules& rules) {
   if (rules.mutation && node->kind() == c10::prim::SetAttr) written.push_back(node->input(0));
   const c10::FunctionSchema* schema = node->maybeSchema();
   if (schema == nullptr) return written;
+  const bool updates_statistics = MayUpdateStatistics(node);
   for (std::size_t i = 0; i < schema->arguments().size() && i < node->inputs().size(); ++i) {
     const c10::Argument& argument = schema->arguments()[i];
     if (rules.mutation && argument.alias_info() != nullptr && argument.alias_info()->isWrite()) {
       written.push_back(node->input(i));
     }
-    // Batch and instance norm update their running statistics in training; no schema says so.
     const bool is_statistic = argument.name() == "running_mean" || argument.name() == "running_var";
-    if (rules.statistics && is_statistic && !IsConstantFalse(node, "training") &&
-        !IsConstantFalse(node, "train") && !IsConstantFalse(node, "use_input_stats")) {
-      written.push_back(node->input(i));
-    }
+    if (rules.statistics && is_statistic && updates_statistics) written.push_back(node->input(i));
   }
   return written;
 }

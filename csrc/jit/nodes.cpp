@@ -23,8 +23,29 @@ using torch::jit::Graph;
 using torch::jit::Node;
 using torch::jit::Value;
 
+namespace {
+
+struct NormCounts {
+  std::size_t all = 0;
+  std::size_t updating = 0;
+};
+
+NormCounts CountNorms(Block* block) {
+  NormCounts counts;
+  for (Node* node : block->nodes()) {
+    ForEachInnerNode(node, [&](Node* inner) {
+      counts.all += HasStatistics(inner);
+      counts.updating += MayUpdateStatistics(inner);
+    });
+  }
+  return counts;
+}
+
+}  // namespace
+
 void PrepareGraph(std::shared_ptr<Graph>& graph) {
   torch::jit::Inline(*graph);
+  const NormCounts before = CountNorms(graph->block());
   torch::jit::EraseShapeInformation(graph);
   torch::jit::RemoveExpands(graph);
   torch::jit::EliminateDeadCode(graph);
@@ -34,6 +55,9 @@ void PrepareGraph(std::shared_ptr<Graph>& graph) {
   torch::jit::PeepholeOptimize(graph);
   torch::jit::EliminateDeadCode(graph);
   torch::jit::LowerSimpleTuples(graph);
+  const NormCounts after = CountNorms(graph->block());
+  TORCH_CHECK(after.all == before.all || after.updating == before.updating,
+              "they drop a norm that updates running statistics");
 }
 
 std::vector<Node*> OpNodes(Block* block) {
@@ -96,6 +120,21 @@ std::optional<c10::IValue> ConstantArgument(Node* node, const std::string& name)
   const auto index = schema->argumentIndexWithName(name);
   if (!index || *index >= static_cast<int>(node->inputs().size())) return std::nullopt;
   return torch::jit::toIValue(node->input(*index));
+}
+
+bool IsConstantFalse(Node* node, const char* argument) {
+  const auto value = ConstantArgument(node, argument);
+  return value && value->isBool() && !value->toBool();
+}
+
+bool HasStatistics(Node* node) {
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  return schema != nullptr && schema->argumentIndexWithName("running_mean").has_value();
+}
+
+bool MayUpdateStatistics(Node* node) {
+  return HasStatistics(node) && !IsConstantFalse(node, "training") && !IsConstantFalse(node, "train") &&
+         !IsConstantFalse(node, "use_input_stats");
 }
 
 std::string OpName(const Node* node, std::size_t index) {

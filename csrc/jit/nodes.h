@@ -12,7 +12,8 @@ namespace torch_ext::jit {
 // Inlines all calls and runs the executor's own clean-up passes ahead of time (dead code, common
 // subexpressions, peephole, constants of immutable types, tuples), so that the graph that is
 // planned is the graph that will be executed. Forgets recorded shapes first, as the executor does:
-// they hold for the traced inputs only.
+// they hold for the traced inputs only. Throws c10::Error if torch's passes lose the update of
+// running statistics by a norm whose output nobody reads, for the executor may keep it.
 void PrepareGraph(std::shared_ptr<torch::jit::Graph>& graph);
 
 // The nodes that can be ordered: all of the block's but constants, in block order.
@@ -36,6 +37,13 @@ void ForEachInnerNode(torch::jit::Node* node, const Visit& visit) {
 
 // The constant value of the schema argument `name`, if the node has it and it is a constant.
 std::optional<c10::IValue> ConstantArgument(torch::jit::Node* node, const std::string& name);
+
+bool IsConstantFalse(torch::jit::Node* node, const char* argument);
+
+bool HasStatistics(torch::jit::Node* node);  // of a norm
+
+// Batch and instance norm update their running statistics in training; no schema says so.
+bool MayUpdateStatistics(torch::jit::Node* node);
 
 std::string OpName(const torch::jit::Node* node, std::size_t index);  // e.g. "conv2d.17"
 

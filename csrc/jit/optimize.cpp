@@ -160,6 +160,8 @@ class Subject {
     }
     try {
       PrepareGraph(graph_);
+    } catch (const c10::Error& error) {
+      return std::string("torch's own passes fail on the graph: ") + error.what_without_backtrace();
     } catch (const std::exception& error) {
       return std::string("torch's own passes fail on the graph: ") + error.what();
     }

@@ -8,8 +8,10 @@ import pytest
 import torch
 from models import Scripted, Wide, traced_wide, wide_input
 from torch import nn
+from torch.jit._recursive import wrap_cpp_module
 
 import torch_ext
+from torch_ext._native import _jit
 
 TOLERANCE = 64 * 1024
 
@@ -302,6 +304,78 @@ def test_prints_are_not_shown_while_verifying(capfd):
     assert capfd.readouterr().out == ""
     optimized(wide_input())
     assert "hello" in capfd.readouterr().out
+
+
+@torch.jit.ignore
+def shrink(x: torch.Tensor) -> torch.Tensor:
+    """Python that TorchScript knows nothing of, and that writes to what it is given."""
+    x.mul_(0.75)
+    return x + 1
+
+
+def test_calls_of_python_are_passed_by_nothing():
+    class CallsPython(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("state", torch.ones(16))
+
+        def forward(self, x: torch.Tensor):
+            a = x * 2
+            s = a.sum()
+            b = shrink(a)
+            shrink(self.state)
+            return s, b
+
+    module = torch.jit.script(CallsPython())
+    x = torch.arange(1.0, 17.0)
+    expected = copy.deepcopy(module)(x)
+    for seed in range(20):
+        shuffled = wrap_cpp_module(_jit.shuffle(copy.deepcopy(module)._c, seed, []))
+        assert all(map(torch.equal, shuffled(x), expected))
+    torch_ext.optimize(module, (x,))
+    assert torch.equal(module.state, torch.ones(16))
+
+
+def test_a_norm_that_torch_would_drop_is_left_alone():
+    # Its output is read by what nobody reads; the executor keeps it, clean-up ahead of time does not.
+    class OnlyItsStatistics(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(4))
+            self.register_buffer("var", torch.ones(4))
+            self.register_buffer("noise", torch.ones(4, 4))
+
+        def forward(self, x: torch.Tensor):
+            held = {"a": self.noise}
+            y = torch.ones([4, 4])
+            held["a"].uniform_()
+            norm = torch.instance_norm(
+                y.unsqueeze(0), None, None, self.mean, self.var, True, 0.1, 1e-5, False
+            )[0].t()
+            norm.t_()
+            unread = {"a": norm}  # noqa: F841
+            return x.sum(), y
+
+    _, report = torch_ext.optimize(torch.jit.script(OnlyItsStatistics()), (torch.ones(16),))
+    assert report.reason == (
+        "torch's own passes fail on the graph: they drop a norm that updates running statistics"
+    )
+
+
+def test_prints_after_a_wait_are_not_shown_either(capfd):
+    # The program goes on in another thread.
+    class Waits(torch.nn.Module):
+        def forward(self, x: torch.Tensor):
+            a = torch.sin(x.repeat(1, 8))
+            b = torch.sin(x.repeat(1, 9))
+            w = torch.jit.wait(torch.jit.fork(torch.sin, x))
+            print("here")
+            return a.sum(1), b.sum(1), w
+
+    for _ in range(5):
+        _, report = torch_ext.optimize(torch.jit.script(Waits()), (torch.randn(16, 16),))
+        assert "printed" not in report.reason
+    assert "here" not in capfd.readouterr().out
 
 
 def test_an_optimal_order_says_which_op_and_which_buffers():
