@@ -4,11 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 JOBS   ?= $(shell nproc)
-# Fuzzing is optional and wants libFuzzer: Clang 16 or later.
+# Fuzzing the core is optional and wants libFuzzer: Clang 16 or later.
 FUZZ_SECONDS ?= 600
 FUZZ_CXX     ?= $(firstword $(shell which clang++-19 clang++-18 clang++-17 clang++-16 clang++))
 
-.PHONY: demo test build cpp-test asan-test python-test fuzz-sched lint format bench clean
+.PHONY: demo test build cpp-test asan-test python-test fuzz fuzz-sched lint format bench clean
 
 demo: build
 	$(BIN)/python -W ignore benchmarks/demo.py
@@ -53,6 +53,12 @@ asan-test: $(STAMPS)/packages
 
 python-test: build
 	$(BIN)/python -m pytest -q tests/python
+
+# Random TorchScript programs, original against reordered; a later call goes on where it stopped.
+FUZZ_PROGRAMS ?= 50000
+fuzz: build
+	@mkdir -p build-fuzz
+	$(BIN)/python -m tests.fuzz --count $(FUZZ_PROGRAMS) --jobs $(JOBS) --state build-fuzz/programs.json
 
 # Each fuzzer for FUZZ_SECONDS. What it keeps is in build-fuzz/corpus; an input that breaks something
 # ends the run and is build-fuzz/FUZZER-crash-...; give it to the fuzzer as argument to see it again.

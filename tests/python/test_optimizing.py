@@ -337,7 +337,7 @@ def test_calls_of_python_are_passed_by_nothing():
 
 
 def test_a_norm_that_torch_would_drop_is_left_alone():
-    # Its output is read by what nobody reads; the executor keeps it, clean-up ahead of time does not.
+    # Its output is read by what nobody reads: the executor keeps it, cleaning up before does not.
     class OnlyItsStatistics(torch.nn.Module):
         def __init__(self):
             super().__init__()
