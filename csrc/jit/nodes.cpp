@@ -133,8 +133,8 @@ bool HasStatistics(Node* node) {
 }
 
 bool MayUpdateStatistics(Node* node) {
-  return HasStatistics(node) && !IsConstantFalse(node, "training") && !IsConstantFalse(node, "train") &&
-         !IsConstantFalse(node, "use_input_stats");
+  return HasStatistics(node) && !IsConstantFalse(node, "training") &&
+         !IsConstantFalse(node, "train") && !IsConstantFalse(node, "use_input_stats");
 }
 
 std::string OpName(const Node* node, std::size_t index) {
