@@ -174,7 +174,12 @@ PYBIND11_MODULE(_jit, m) {
   });
   // Called by whatever thread compiles a graph, and waits for the GIL; the pass holds no lock then.
   m.def("set_pass_logger", [](py::function log) {
-    auto kept = std::make_shared<py::function>(std::move(log));
+    // The last copy may go in a thread that does not hold the GIL.
+    const std::shared_ptr<py::function> kept(new py::function(std::move(log)),
+                                             [](py::function* function) {
+                                               const py::gil_scoped_acquire acquire;
+                                               delete function;
+                                             });
     jit::SetPassLogger([kept](bool is_detail, const std::string& message) {
       if (Py_IsInitialized() == 0) return;
       const py::gil_scoped_acquire acquire;
