@@ -136,6 +136,12 @@ std::vector<Value*> WrittenValues(Node* node, const HazardRules& rules) {
   return written;
 }
 
+void KeepOnce(std::vector<Value*>& values) {
+  std::sort(values.begin(), values.end(),
+            [](Value* a, Value* b) { return a->unique() < b->unique(); });
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+}
+
 // All that a node and its inner blocks touch, so far as it can be written to at all.
 std::vector<Value*> MutableValues(Node* node) {
   std::vector<Value*> values;
@@ -152,9 +158,7 @@ std::vector<Value*> MutableValues(Node* node) {
       }
     }
   });
-  std::sort(values.begin(), values.end(),
-            [](Value* a, Value* b) { return a->unique() < b->unique(); });
-  values.erase(std::unique(values.begin(), values.end()), values.end());
+  KeepOnce(values);
   return values;
 }
 
@@ -206,6 +210,8 @@ class Finder {
         }
       });
     }
+    KeepOnce(outside_);
+    KeepOnce(constants_);
   }
 
   void Classify(std::int32_t i) {

@@ -9,9 +9,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace torch_ext::jit {
+
+std::string Mebibytes(std::int64_t bytes);  // for people, e.g. "10.30 MiB"
 
 class MemoryMeter {
  public:

@@ -4,12 +4,12 @@
 #include <torch/csrc/jit/api/function_impl.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <unordered_set>
 
 #include "jit/execute.h"
 #include "jit/extract.h"
 #include "jit/hazards.h"
+#include "jit/memory_meter.h"
 #include "jit/nodes.h"
 #include "jit/pass.h"
 #include "jit/probe.h"
@@ -21,12 +21,6 @@ namespace {
 using torch::jit::Graph;
 using torch::jit::Module;
 using torch::jit::Node;
-
-std::string Mebibytes(std::int64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.2f MiB", static_cast<double>(bytes) / (1 << 20));
-  return text;
-}
 
 std::int64_t StorageBytes(const std::vector<c10::IValue>& values) {
   std::unordered_set<const void*> seen;

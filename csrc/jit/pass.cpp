@@ -3,8 +3,8 @@
 #include <torch/csrc/jit/jit_log.h>
 #include <torch/csrc/jit/passes/pass_manager.h>
 
+#include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -16,6 +16,7 @@
 #include "jit/estimate.h"
 #include "jit/extract.h"
 #include "jit/hazards.h"
+#include "jit/memory_meter.h"
 #include "jit/nodes.h"
 #include "jit/op_costs.h"
 #include "sched/displacement.h"
@@ -59,12 +60,6 @@ void Log(bool is_detail, const std::string& message) {
     logger = TheShared().logger;
   }
   if (logger) logger(is_detail, message);
-}
-
-std::string Mebibytes(std::int64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.2f MiB", static_cast<double>(bytes) / (1 << 20));
-  return text;
 }
 
 bool IsInside(const Block* inner, const Block* outer) {
@@ -154,20 +149,25 @@ class Run {
     refusal_ = hazards.refusal;
     barriers_.insert(barriers_.end(), hazards.barriers.begin(), hazards.barriers.end());
     const sched::Graph graph = ExtractGraph(nodes, estimate.probe, hazards);
-    Probe unmoved_probe = estimate.probe;  // with the blocks inside in their original order
-    for (std::size_t i = 0; i < nodes.size(); ++i) {
-      unmoved_probe.nodes[i].hill_bytes = estimate.original_hill_bytes[i];
+    const auto is_inside = [&](const Move& move) { return IsInside(move.block, block); };
+    std::optional<sched::Graph> unmoved;  // with the blocks inside in their original order
+    if (std::ranges::any_of(moves_, is_inside)) {
+      Probe probe = estimate.probe;
+      for (std::size_t i = 0; i < nodes.size(); ++i) {
+        probe.nodes[i].hill_bytes = estimate.original_hill_bytes[i];
+      }
+      unmoved = ExtractGraph(nodes, probe, hazards);
     }
-    const sched::Graph unmoved = ExtractGraph(nodes, unmoved_probe, hazards);
-    const std::int64_t original_bytes = sched::PeakBytes(unmoved, unmoved.OriginalOrder());
+    const std::int64_t original_bytes =
+        sched::PeakBytes(unmoved ? *unmoved : graph, graph.OriginalOrder());
     if (!hazards.refusal.empty()) {
-      std::erase_if(moves_, [&](const Move& move) { return IsInside(move.block, block); });
+      std::erase_if(moves_, is_inside);
       is_optimal_ = false;
       return {original_bytes, original_bytes};
     }
     const sched::Plan plan = sched::MakePlan(graph, planning);
-    if (sched::PeakBytes(unmoved, plan.order) <= plan.peak_bytes) {
-      std::erase_if(moves_, [&](const Move& move) { return IsInside(move.block, block); });
+    if (unmoved && sched::PeakBytes(*unmoved, plan.order) <= plan.peak_bytes) {
+      std::erase_if(moves_, is_inside);
     }
     if (plan.peak_bytes < plan.original_peak_bytes) moves_.push_back({block, nodes, plan.order});
     is_optimal_ = plan.is_optimal();
@@ -250,6 +250,7 @@ void OrderGraph(std::shared_ptr<Graph>& graph) {
   }
   Log(/*is_detail=*/false,
       "a graph of " + std::to_string(OpNodes(graph->block()).size()) + " ops: " + message);
+  if (!details.empty()) Log(/*is_detail=*/true, details);
 }
 
 // Returns what was before.
