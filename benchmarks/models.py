@@ -7,8 +7,6 @@ with 1 if a network is not identical, uses more memory than before or was predic
 from __future__ import annotations
 
 import argparse
-import datetime
-import pathlib
 import statistics
 import sys
 import time
@@ -17,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import zoo
-from results import FOLDER, Table, check_output, circumstances, write_csv
+from results import Table, add_output, check_output, circumstances, is_predicted, write_csv
 from rich.console import Console
 from rich.progress import track
 
@@ -26,7 +24,6 @@ from torch_ext import Report, optimize
 MIB = 2**20
 # The profiling executor profiles in the first call and compiles in the second.
 WARM_UP_CALLS = 3
-TOLERANCE, TOLERANCE_BYTES = 0.01, 64 * 2**10
 
 HEADER = (
     "model",
@@ -76,7 +73,7 @@ class Result:
         found += [
             f"predicted {predicted} bytes, measured {measured}"
             for predicted, measured in predictions
-            if abs(predicted - measured) > max(TOLERANCE * measured, TOLERANCE_BYTES)
+            if not is_predicted(predicted, measured)
         ]
         return found
 
@@ -180,14 +177,7 @@ def _options() -> argparse.Namespace:
         "--pairs", type=_positive, default=30, help="of runs for the latency; default: 30"
     )
     parser.add_argument("--scope", choices=("all", "bottleneck"), default="all")
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        metavar="CSV",
-        default=FOLDER / "results" / f"models-{datetime.date.today()}.csv",
-        help="default: benchmarks/results/models-DATE.csv",
-    )
-    parser.add_argument("--markdown", action="store_true", help="print a table for the README")
+    add_output(parser, "models")
     options = parser.parse_args()
     check_output(parser, options.output)
     return options

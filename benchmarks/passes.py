@@ -9,8 +9,6 @@ of pairs. Exits with 1 if a result differs or a peak is higher than without the 
 from __future__ import annotations
 
 import argparse
-import datetime
-import pathlib
 import statistics
 import sys
 import time
@@ -18,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import zoo
-from results import FOLDER, Table, check_output, circumstances, write_csv
+from results import Table, add_output, check_output, circumstances, write_csv
 from rich.console import Console
 from rich.progress import track
 
@@ -113,14 +111,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", type=lambda text: text.split(","), metavar="A,B,C")
     parser.add_argument("--threads", type=int, default=2, help="of torch; default: 2")
     parser.add_argument("--pairs", type=int, default=10, help="of runs; default: 10")
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        metavar="CSV",
-        default=FOLDER / "results" / f"passes-{datetime.date.today()}.csv",
-        help="default: benchmarks/results/passes-DATE.csv",
-    )
-    parser.add_argument("--markdown", action="store_true", help="print a table for the README")
+    add_output(parser, "passes")
     options = parser.parse_args()
     check_output(parser, options.output)
     return options

@@ -49,6 +49,23 @@ class Table:
         print()
 
 
+def is_predicted(predicted_bytes: int, measured_bytes: int) -> bool:
+    """Is a measured peak within 1 % of the predicted one, or so small that pages blur it?"""
+    return abs(predicted_bytes - measured_bytes) <= max(0.01 * measured_bytes, 64 * 2**10)
+
+
+def add_output(parser: argparse.ArgumentParser, name: str) -> None:
+    """Arguments --output and --markdown of the benchmark of that name."""
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        metavar="CSV",
+        default=FOLDER / "results" / f"{name}-{datetime.date.today()}.csv",
+        help=f"default: benchmarks/results/{name}-DATE.csv",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print a table for the README")
+
+
 def check_output(parser: argparse.ArgumentParser, path: pathlib.Path) -> None:
     """Complain before the work, not after it, and make the folder."""
     if path.is_dir():

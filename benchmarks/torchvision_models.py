@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import multiprocessing.pool
-import pathlib
 import subprocess
 import sys
 import warnings
@@ -23,7 +21,7 @@ from typing import Any
 
 import torch
 import zoo
-from results import FOLDER, Table, check_output, circumstances, write_csv
+from results import Table, add_output, check_output, circumstances, is_predicted, write_csv
 from rich.console import Console
 from rich.progress import track
 
@@ -31,7 +29,6 @@ from torch_ext import Report, enabled, measure_peak, optimize
 
 MIB = 2**20
 SIDES = (32, 64, 96, 128, 224, 256, 299)  # the smallest that runs is taken
-TOLERANCE, TOLERANCE_BYTES = 0.01, 64 * 2**10
 FORMS = ("traced", "frozen", "scripted")
 HEADER = (
     "model",
@@ -124,8 +121,7 @@ def _remark(report: Report) -> str:
     if before is not None and after is not None:
         if after > before:
             problems.append("peak rose")
-        allowed = max(TOLERANCE_BYTES, TOLERANCE * after)
-        if abs(after - report.peak_bytes) > allowed:
+        if not is_predicted(report.peak_bytes, after):
             problems.append(f"predicted {report.peak_bytes / MIB:.2f}")
     return "; ".join(problems)
 
@@ -194,15 +190,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300, help="per network and form")
     parser.add_argument("--jobs", type=int, default=2, help="networks at once; default: 2")
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "FORM"), help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        metavar="CSV",
-        default=FOLDER / "results" / f"torchvision-{datetime.date.today()}.csv",
-        help="default: benchmarks/results/torchvision-DATE.csv",
-    )
-    parser.add_argument("--markdown", action="store_true", help="print a table for the README")
-    return parser.parse_args()
+    add_output(parser, "torchvision")
+    options = parser.parse_args()
+    if not options.one:
+        check_output(parser, options.output)
+    return options
 
 
 def main() -> None:
@@ -213,7 +205,6 @@ def main() -> None:
         torch.set_num_threads(1)
         print(json.dumps(run_one(*options.one)))
         return
-    check_output(argparse.ArgumentParser(), options.output)
     tasks = [(name, form) for name in options.models or names() for form in options.forms]
     terminal = Console(stderr=True)
     with multiprocessing.pool.ThreadPool(options.jobs) as pool:
