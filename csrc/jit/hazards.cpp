@@ -89,10 +89,7 @@ std::string WhyBarrier(Node* node, const HazardRules& rules) {
   ForEachInnerNode(node, [&](Node* inner) {
     if (!why.empty()) return;
     const std::string kind = inner->kind().toQualString();
-    static constexpr std::array<std::string_view, 6> kStateful = {
-        "prim::fork",       "aten::wait", "prim::Enter", "prim::Exit", "aten::set_grad_enabled",
-        "aten::manual_seed"};
-    if (std::find(kStateful.begin(), kStateful.end(), kind) != kStateful.end()) {
+    if (IsStateful(inner)) {
       if (rules.stateful) why = kind + ": changes what other ops do";
     } else if (!rules.unknown) {
       return;
@@ -322,6 +319,13 @@ bool DrawsRandomNumbers(Node* node) {
   }
   const auto op = c10::Dispatcher::singleton().findSchema(schema->operator_name());
   return op && op->hasTag(at::Tag::nondeterministic_seeded);
+}
+
+bool IsStateful(Node* node) {
+  static constexpr std::array<std::string_view, 6> kKinds = {
+      "prim::fork",       "aten::wait", "prim::Enter", "prim::Exit", "aten::set_grad_enabled",
+      "aten::manual_seed"};
+  return std::ranges::find(kKinds, node->kind().toQualString()) != kKinds.end();
 }
 
 Hazards FindHazards(const AliasDb& alias_db, const std::vector<Node*>& nodes,

@@ -62,6 +62,9 @@ struct Hazards {
 // Does the node itself (not its inner blocks) draw random numbers?
 bool DrawsRandomNumbers(torch::jit::Node* node);
 
+// Does the node change the state that other ops run in?
+bool IsStateful(torch::jit::Node* node);
+
 // `nodes` are OpNodes of one block; `alias_db` is of the whole graph.
 Hazards FindHazards(const torch::jit::AliasDb& alias_db,
                     const std::vector<torch::jit::Node*>& nodes, const std::vector<Probe>& probes,

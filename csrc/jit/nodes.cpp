@@ -1,5 +1,6 @@
 #include "jit/nodes.h"
 
+#include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
 #include <torch/csrc/jit/passes/constant_pooling.h>
@@ -58,6 +59,12 @@ void PrepareGraph(std::shared_ptr<Graph>& graph) {
   const NormCounts after = CountNorms(graph->block());
   TORCH_CHECK(after.all == before.all || after.updating == before.updating,
               "they drop a norm that updates running statistics");
+}
+
+std::shared_ptr<Graph> ForwardGraph(const torch::jit::Module& module) {
+  TORCH_CHECK(module.find_method("forward").has_value(),
+              "the module has no method 'forward'; nothing to optimise");
+  return torch::jit::toGraphFunction(module.get_method("forward").function()).graph();
 }
 
 std::vector<Node*> OpNodes(Block* block) {

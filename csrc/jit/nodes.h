@@ -1,6 +1,7 @@
 // The nodes of a TorchScript block seen as ops: which they are, what they read, what to call them.
 #pragma once
 
+#include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <memory>
@@ -15,6 +16,9 @@ namespace torch_ext::jit {
 // they hold for the traced inputs only. Throws c10::Error if torch's passes lose the update of
 // running statistics by a norm whose output nobody reads, for the executor may keep it.
 void PrepareGraph(std::shared_ptr<torch::jit::Graph>& graph);
+
+// Throws c10::Error if there is no method forward.
+std::shared_ptr<torch::jit::Graph> ForwardGraph(const torch::jit::Module& module);
 
 // The nodes that can be ordered: all of the block's but constants, in block order.
 std::vector<torch::jit::Node*> OpNodes(torch::jit::Block* block);

@@ -219,11 +219,9 @@ bool MayRunOnStandIns(Node* node) {
   if (!node->kind().is_aten() && !node->kind().is_prim()) return false;
   if (node->maybeOperator() == nullptr) return false;
   if (node->hasAttributes() && node->kind() != c10::prim::ConstantChunk) return false;
-  const std::string_view kind = node->kind().toQualString();
-  static constexpr std::array<std::string_view, 5> kStateful = {
-      "aten::wait", "aten::set_grad_enabled", "aten::manual_seed", "prim::GetAttr",
-      "prim::SetAttr"};
-  return std::ranges::find(kStateful, kind) == kStateful.end() &&
+  const bool is_attribute =
+      node->kind() == c10::prim::GetAttr || node->kind() == c10::prim::SetAttr;
+  return !is_attribute && !IsStateful(node) &&
          node->getOperator().aliasAnalysisKind() != c10::AliasAnalysisKind::CONSERVATIVE;
 }
 

@@ -1,7 +1,6 @@
 #include "jit/optimize.h"
 
 #include <ATen/Parallel.h>
-#include <torch/csrc/jit/api/function_impl.h>
 
 #include <algorithm>
 #include <unordered_set>
@@ -33,12 +32,6 @@ std::int64_t StorageBytes(const std::vector<c10::IValue>& values) {
     });
   }
   return bytes;
-}
-
-std::shared_ptr<Graph> ForwardGraph(const Module& module) {
-  TORCH_CHECK(module.find_method("forward").has_value(),
-              "the module has no method 'forward'; nothing to optimise");
-  return torch::jit::toGraphFunction(module.get_method("forward").function()).graph();
 }
 
 // Module and examples on their way through probe, hazards and plan.

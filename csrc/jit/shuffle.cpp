@@ -1,7 +1,5 @@
 #include "jit/shuffle.h"
 
-#include <torch/csrc/jit/api/function_impl.h>
-
 #include <random>
 #include <utility>
 
@@ -37,7 +35,7 @@ sched::Order RandomOrder(const sched::Graph& graph, std::uint64_t seed) {
 torch::jit::Module Shuffle(const torch::jit::Module& module, std::uint64_t seed,
                            const HazardRules& rules) {
   torch::jit::Module shuffled = module.clone(/*inplace=*/true);
-  auto graph = torch::jit::toGraphFunction(shuffled.get_method("forward").function()).graph();
+  std::shared_ptr<torch::jit::Graph> graph = ForwardGraph(shuffled);
   PrepareGraph(graph);
   const std::vector<torch::jit::Node*> nodes = OpNodes(graph->block());
   const Hazards hazards = FindHazards(graph, nodes, {}, rules);

@@ -241,7 +241,7 @@ TEST(Hazards, ABufferWriteKeepsItsPlace) {
 // True if the hazards (with the data flow) put `earlier` before `later`, directly or through
 // others.
 bool AreOrdered(Module& module, c10::Symbol earlier, c10::Symbol later) {
-  std::shared_ptr<torch::jit::Graph> graph = ForwardGraphOf(module);
+  std::shared_ptr<torch::jit::Graph> graph = ForwardGraph(module);
   const std::vector<Node*> nodes = OpNodes(graph->block());
   const Hazards hazards = FindHazards(graph, nodes, {});
   Probe nothing_seen;
@@ -327,7 +327,7 @@ TEST(Hazards, DropoutOutOfTrainingIsFree) {
         b = torch.dropout(x * 2, 0.5, False)
         return a, b
   )");
-  std::shared_ptr<torch::jit::Graph> graph = ForwardGraphOf(module);
+  std::shared_ptr<torch::jit::Graph> graph = ForwardGraph(module);
   EXPECT_TRUE(FindHazards(graph, OpNodes(graph->block()), {}).edges.empty());
 }
 

@@ -27,7 +27,7 @@ struct Probed {
 
 Probed ProbeModule(const Module& module, const Stack& inputs) {
   Probed probed;
-  probed.graph = ForwardGraphOf(module);
+  probed.graph = ForwardGraph(module);
   PrepareGraph(probed.graph);
   probed.nodes = OpNodes(probed.graph->block());
   probed.probe = RunProbe(probed.graph, [&] {

@@ -1,7 +1,6 @@
 // Small TorchScript modules for tests.
 #pragma once
 
-#include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/irparser.h>
 
@@ -26,10 +25,6 @@ inline torch::jit::Module DefineFromIr(const std::string& ir) {
   const c10::QualifiedName name(*module.type()->name(), "forward");
   module.type()->addMethod(module._ivalue()->compilation_unit()->create_function(name, graph));
   return module;
-}
-
-inline std::shared_ptr<torch::jit::Graph> ForwardGraphOf(const torch::jit::Module& module) {
-  return torch::jit::toGraphFunction(module.get_method("forward").function()).graph();
 }
 
 }  // namespace torch_ext::jit
