@@ -90,6 +90,22 @@ def write_csv(path: pathlib.Path, comments: Iterable[str], table: Table) -> None
         unfinished.unlink(missing_ok=True)
 
 
+def read_csv(path: pathlib.Path, header: Row) -> list[dict[str, str]]:
+    """The rows of an earlier run, to be resumed; none if there was none.
+
+    Raises ValueError if the file is of another table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = csv.DictReader(line for line in file if not line.startswith("# "))
+            rows = list(lines)
+    except FileNotFoundError:
+        return []
+    if tuple(lines.fieldnames or ()) != header:
+        raise ValueError(f"{path} has other columns; move it away or choose another --output")
+    return rows
+
+
 def circumstances() -> list[str]:
     """The commit, the machine, the version of torch and the date."""
     return [

@@ -11,17 +11,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import multiprocessing.pool
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import zoo
-from results import Table, add_output, check_output, circumstances, is_predicted, write_csv
+from results import (
+    Row,
+    Table,
+    add_output,
+    check_output,
+    circumstances,
+    is_predicted,
+    read_csv,
+    write_csv,
+)
 from rich.console import Console
 from rich.progress import track
 
@@ -48,7 +57,7 @@ HEADER = (
 WORDS = ("model", "form", "status", "identical", "remark")
 
 
-def names() -> list[str]:
+def all_names() -> list[str]:
     """All classification and segmentation networks, in torchvision's own order."""
     models = zoo.import_torchvision().models
     return [
@@ -161,26 +170,25 @@ def run_one(name: str, form: str) -> dict[str, Any]:
 # --- all of them --------------------------------------------------------------------------------
 
 
-def _in_a_process(seconds: float) -> Callable[[tuple[str, str]], dict[str, Any]]:
-    def run(task: tuple[str, str]) -> dict[str, Any]:
-        name, form = task
-        row = {"model": name, "form": form, "failed": False}
-        command = [sys.executable, "-W", "ignore", __file__, "--one", name, form]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=seconds, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return {**row, "remark": f"skipped: more than {seconds:.0f} s"}
-        if done.returncode == -9:
-            return {**row, "remark": "skipped: more memory than there is"}
-        if done.returncode != 0:
-            told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            return {**row, "remark": f"FAILED: {told[-1][:120]}", "failed": True}
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return result
+def _in_a_process(task: tuple[str, str], seconds: float) -> dict[str, Any]:
+    name, form = task
+    row = {"model": name, "form": form, "failed": False}
+    command = [sys.executable, "-W", "ignore", __file__, "--one", name, form]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {**row, "remark": f"skipped: more than {seconds:.0f} s"}
+    if done.returncode == -9:
+        return {**row, "remark": "skipped: more memory than there is"}
+    if done.returncode != 0:
+        told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return {**row, "remark": f"FAILED: {told[-1][:120]}", "failed": True}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
-    return run
+
+def _cells(result: dict[str, Any]) -> Row:
+    return tuple(result.get(column, "") for column in HEADER)
 
 
 def _options() -> argparse.Namespace:
@@ -189,6 +197,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--forms", type=lambda text: text.split(","), default=list(FORMS))
     parser.add_argument("--seconds", type=float, default=300, help="per network and form")
     parser.add_argument("--jobs", type=int, default=2, help="networks at once; default: 2")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that OUTPUT has")
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "FORM"), help=argparse.SUPPRESS)
     add_output(parser, "torchvision")
     options = parser.parse_args()
@@ -205,24 +214,27 @@ def main() -> None:
         torch.set_num_threads(1)
         print(json.dumps(run_one(*options.one)))
         return
-    tasks = [(name, form) for name in options.models or names() for form in options.forms]
     terminal = Console(stderr=True)
+    table = Table(HEADER, [], WORDS)
+    if options.resume:
+        table.rows.extend(_cells(row) for row in read_csv(options.output, HEADER))
+    kept = {row[:2] for row in table.rows}
+    names = options.models or all_names()
+    tasks = [(name, form) for name in names for form in options.forms]
+    tasks = [task for task in tasks if task not in kept]
+    comments = [*circumstances(), "threads: 1"]
+    failed = []
     with multiprocessing.pool.ThreadPool(options.jobs) as pool:
-        results = list(
-            track(
-                pool.imap(_in_a_process(options.seconds), tasks),
-                "networks",
-                total=len(tasks),
-                console=terminal,
-                disable=not terminal.is_terminal,
-            )
-        )
-    rows = [tuple(result.get(column, "") for column in HEADER) for result in results]
-    table = Table(HEADER, rows, WORDS)
+        results = pool.imap(functools.partial(_in_a_process, seconds=options.seconds), tasks)
+        for result in track(
+            results, "networks", len(tasks), console=terminal, disable=not terminal.is_terminal
+        ):
+            if result["failed"]:
+                failed.append(f"{result['model']} {result['form']}: {result['remark']}")
+                comments.append(f"failed: {failed[-1]}")
+            table.rows.append(_cells(result))
+            write_csv(options.output, comments, table)
     (table.print_markdown if options.markdown else table.print)()
-    failed = [f"{r['model']} {r['form']}: {r['remark']}" for r in results if r["failed"]]
-    comments = [*circumstances(), "threads: 1", *(f"failed: {told}" for told in failed)]
-    write_csv(options.output, comments, table)
     for told in failed:
         print(f"failed: {told}", file=sys.stderr)
     sys.exit(1 if failed else 0)
