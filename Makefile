@@ -47,7 +47,7 @@ cpp-test: build
 
 asan-test: $(STAMPS)/packages
 	@$(BIN)/cmake -S . -B build-asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DTORCH_EXT_SANITIZE=ON -DTORCH_EXT_JIT=OFF -DTORCH_EXT_PYTHON=OFF -DTORCH_EXT_TESTS=ON
+	  -DTORCH_EXT_SANITIZE=address,undefined -DTORCH_EXT_JIT=OFF -DTORCH_EXT_PYTHON=OFF -DTORCH_EXT_TESTS=ON
 	$(BIN)/cmake --build build-asan -j $(JOBS)
 	$(BIN)/ctest --test-dir build-asan --output-on-failure -j $(JOBS)
 
@@ -65,7 +65,7 @@ fuzz: build
 fuzz-sched: $(STAMPS)/packages
 	@test -n "$(FUZZ_CXX)" || { echo "needs Clang 16 or later: apt-get install clang-16" >&2; false; }
 	@$(BIN)/cmake -S . -B build-fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) -DTORCH_EXT_FUZZ=ON -DTORCH_EXT_SANITIZE=ON \
+	  -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) -DTORCH_EXT_FUZZ=ON -DTORCH_EXT_SANITIZE=address,undefined \
 	  -DTORCH_EXT_JIT=OFF -DTORCH_EXT_PYTHON=OFF
 	$(BIN)/cmake --build build-fuzz -j $(JOBS)
 	mkdir -p build-fuzz/corpus/instance build-fuzz/corpus/plan

@@ -1,15 +1,13 @@
 #include "jit/hazards.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/ir/constants.h>
 
 #include <algorithm>
-#include <array>
 #include <exception>
 #include <optional>
-#include <string_view>
 
+#include "jit/effects.h"
 #include "jit/nodes.h"
 
 namespace torch_ext::jit {
@@ -20,25 +18,6 @@ using torch::jit::Graph;
 using torch::jit::Node;
 using torch::jit::Value;
 
-// Can the value be written to, or hold something that can? (AliasDb's own test is not exported.)
-bool IsMutable(const Value* value) {
-  switch (value->type()->kind()) {
-    case c10::TypeKind::IntType:
-    case c10::TypeKind::FloatType:
-    case c10::TypeKind::BoolType:
-    case c10::TypeKind::ComplexType:
-    case c10::TypeKind::NumberType:
-    case c10::TypeKind::StringType:
-    case c10::TypeKind::NoneType:
-    case c10::TypeKind::DeviceObjType:
-    case c10::TypeKind::FunctionType:
-    case c10::TypeKind::EnumType:
-      return false;
-    default:
-      return true;
-  }
-}
-
 template <typename Test>
 bool AnyInnerNode(Node* node, const Test& test) {
   bool any = false;
@@ -46,42 +25,7 @@ bool AnyInnerNode(Node* node, const Test& test) {
   return any;
 }
 
-bool IsConstantZero(Node* node, const char* argument) {
-  const auto value = ConstantArgument(node, argument);
-  return value && value->isDouble() && value->toDouble() == 0.0;
-}
-
 // --- rule "unknown" --------------------------------------------------------------------------
-
-// Nodes without a schema whose meaning is known: they read their inputs and nothing else.
-bool IsKnownWithoutSchema(Node* node) {
-  static constexpr std::array kKnown = {c10::prim::Constant,
-                                        c10::prim::ListConstruct,
-                                        c10::prim::TupleConstruct,
-                                        c10::prim::DictConstruct,
-                                        c10::prim::ListUnpack,
-                                        c10::prim::TupleUnpack,
-                                        c10::prim::TupleIndex,
-                                        c10::prim::TupleSlice,
-                                        c10::prim::GetAttr,
-                                        c10::prim::SetAttr,
-                                        c10::prim::If,
-                                        c10::prim::Loop,
-                                        c10::prim::ConstantChunk,
-                                        c10::prim::unchecked_cast,
-                                        c10::prim::Uninitialized,
-                                        c10::prim::RaiseException,
-                                        c10::prim::Print,
-                                        c10::prim::NumToTensor,
-                                        c10::prim::unchecked_unwrap_optional,
-                                        c10::prim::isinstance};
-  return std::find(kKnown.begin(), kKnown.end(), node->kind()) != kKnown.end();
-}
-
-bool HasAliasAnnotation(const c10::FunctionSchema& schema) {
-  return std::any_of(schema.arguments().begin(), schema.arguments().end(),
-                     [](const c10::Argument& a) { return a.alias_info() != nullptr; });
-}
 
 // Why this node, or one inside it, must not be passed by anything; empty if it may.
 std::string WhyBarrier(Node* node, const HazardRules& rules) {
@@ -91,23 +35,8 @@ std::string WhyBarrier(Node* node, const HazardRules& rules) {
     const std::string kind = inner->kind().toQualString();
     if (IsStateful(inner)) {
       if (rules.stateful) why = kind + ": changes what other ops do";
-    } else if (!rules.unknown) {
-      return;
-    } else if (IsKnownWithoutSchema(inner)) {
-      return;
-    } else if (inner->maybeSchema() == nullptr) {
-      why = kind + ": not inlined, or of a kind that is not known";
-    } else if (!inner->kind().is_aten() && !inner->kind().is_prim() &&
-               !HasAliasAnnotation(*inner->maybeSchema())) {
-      why = kind + ": a custom op without alias annotation";
-    } else if (inner->maybeOperator() != nullptr) {
-      // An internal special case that is not in our list, as prim::PythonOp: only AliasDb's code
-      // knows what it is taken for.
-      const c10::AliasAnalysisKind declares = inner->getOperator().aliasAnalysisKind();
-      if (declares == c10::AliasAnalysisKind::CONSERVATIVE ||
-          declares == c10::AliasAnalysisKind::INTERNAL_SPECIAL_CASE) {
-        why = kind + ": declares nothing about what it writes";
-      }
+    } else if (const std::string undeclared = WhyUndeclared(inner); rules.unknown) {
+      if (!undeclared.empty()) why = kind + ": " + undeclared;
     }
   });
   return why;
@@ -173,6 +102,7 @@ class Finder {
     writes_outside_.assign(n, 0);
     written_.resize(n);
     FindOutside();
+    FindUndeclaredAliases();
     for (std::int32_t i = 0; i < n; ++i) Classify(i);
     if (!hazards_.refusal.empty()) return std::move(hazards_);
     OrderMutations();
@@ -211,11 +141,41 @@ class Finder {
     KeepOnce(constants_);
   }
 
+  void FindUndeclaredAliases() {
+    if (!rules_.mutation) return;
+    for (Node* node : nodes_) {
+      ForEachInnerNode(node, [&](Node* inner) {
+        if (!HidesAliases(inner)) return;
+        std::vector<Value*> values(inner->outputs().begin(), inner->outputs().end());
+        for (Value* v : inner->inputs()) {
+          if (IsMutable(v) && v->node()->kind() != c10::prim::Constant) values.push_back(v);
+        }
+        undeclared_aliases_.push_back(std::move(values));
+      });
+    }
+  }
+
+  // Adds what `written` may share memory with through ops that do not declare it. AliasDb knows the
+  // rest: each of these alone is enough for it to find the views of it.
+  void AddUndeclaredAliases(std::vector<Value*>& written) const {
+    std::vector<char> added(undeclared_aliases_.size(), 0);
+    for (bool again = !written.empty(); again;) {
+      again = false;
+      for (std::size_t k = 0; k < undeclared_aliases_.size(); ++k) {
+        if (added[k] || !alias_db_.mayContainAlias(written, undeclared_aliases_[k])) continue;
+        written.insert(written.end(), undeclared_aliases_[k].begin(), undeclared_aliases_[k].end());
+        added[k] = 1;
+        again = true;
+      }
+    }
+  }
+
   void Classify(std::int32_t i) {
     Node* node = nodes_[i];
     ForEachInnerNode(node, [&](Node* inner) {
       for (Value* v : WrittenValues(inner, rules_)) written_[i].push_back(v);
     });
+    AddUndeclaredAliases(written_[i]);
     std::string why = WhyBarrier(node, rules_);
     if (rules_.unknown && rules_.mutation && why.empty() && alias_db_.isMutable(node) &&
         written_[i].empty()) {
@@ -296,37 +256,14 @@ class Finder {
   const std::vector<Probe>& probes_;
   const HazardRules& rules_;
   Hazards hazards_;
-  std::vector<Value*> outside_;    // what they hold outlives the block
-  std::vector<Value*> constants_;  // mutable ones
+  std::vector<Value*> outside_;                          // what they hold outlives the block
+  std::vector<Value*> constants_;                        // mutable ones
+  std::vector<std::vector<Value*>> undeclared_aliases_;  // of each op that HidesAliases
   std::vector<std::vector<Value*>> written_;
   std::vector<char> barrier_, side_effect_, random_, writes_outside_;
 };
 
 }  // namespace
-
-bool DrawsRandomNumbers(Node* node) {
-  // Out of training, or with probability 0, dropout and its kin draw nothing.
-  if (IsConstantFalse(node, "train") || IsConstantFalse(node, "training") ||
-      IsConstantZero(node, "dropout_p")) {
-    return false;
-  }
-  if (node->isNondeterministic()) return true;
-  const c10::FunctionSchema* schema = node->maybeSchema();
-  if (schema == nullptr) return false;
-  for (const c10::Argument& argument : schema->arguments()) {
-    const c10::TypePtr& type = argument.type();
-    if (type->isSubtypeOf(*c10::OptionalType::create(c10::GeneratorType::get()))) return true;
-  }
-  const auto op = c10::Dispatcher::singleton().findSchema(schema->operator_name());
-  return op && op->hasTag(at::Tag::nondeterministic_seeded);
-}
-
-bool IsStateful(Node* node) {
-  static constexpr std::array<std::string_view, 6> kKinds = {
-      "prim::fork",       "aten::wait", "prim::Enter", "prim::Exit", "aten::set_grad_enabled",
-      "aten::manual_seed"};
-  return std::ranges::find(kKinds, node->kind().toQualString()) != kKinds.end();
-}
 
 Hazards FindHazards(const AliasDb& alias_db, const std::vector<Node*>& nodes,
                     const std::vector<Probe>& probes, const HazardRules& rules) {

@@ -4,7 +4,8 @@
 // Rules give order edges between nodes, on top of the data flow. When in doubt a node is a barrier:
 // everything before it stays before, everything after stays after.
 //   mutation       a write against every read and write of what may alias it: through views, list
-//                  elements, inner blocks (torch's AliasDb)
+//                  elements, inner blocks (torch's AliasDb), and through ops that return what they
+//                  were given although their schemas do not tell (HidesAliases)
 //   statistics     running statistics of batch norm in training are written, the schema does not
 //                  tell
 //   random         ops that draw random numbers, among themselves, inner blocks included
@@ -58,12 +59,6 @@ struct Hazards {
   bool writes_outside = false;        // may write to inputs, parameters, buffers or attributes
   std::string refusal;                // not empty: nothing can be said about this graph, and why
 };
-
-// Does the node itself (not its inner blocks) draw random numbers?
-bool DrawsRandomNumbers(torch::jit::Node* node);
-
-// Does the node change the state that other ops run in?
-bool IsStateful(torch::jit::Node* node);
 
 // `nodes` are OpNodes of one block; `alias_db` is of the whole graph.
 Hazards FindHazards(const torch::jit::AliasDb& alias_db,

@@ -1,16 +1,6 @@
 #include "jit/nodes.h"
 
-#include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/ir/constants.h>
-#include <torch/csrc/jit/passes/common_subexpression_elimination.h>
-#include <torch/csrc/jit/passes/constant_pooling.h>
-#include <torch/csrc/jit/passes/constant_propagation.h>
-#include <torch/csrc/jit/passes/dead_code_elimination.h>
-#include <torch/csrc/jit/passes/inliner.h>
-#include <torch/csrc/jit/passes/lower_tuples.h>
-#include <torch/csrc/jit/passes/peephole.h>
-#include <torch/csrc/jit/passes/remove_expands.h>
-#include <torch/csrc/jit/passes/shape_analysis.h>
 
 #include <algorithm>
 #include <regex>
@@ -24,67 +14,12 @@ using torch::jit::Graph;
 using torch::jit::Node;
 using torch::jit::Value;
 
-namespace {
-
-struct NormCounts {
-  std::size_t all = 0;
-  std::size_t updating = 0;
-};
-
-NormCounts CountNorms(Block* block) {
-  NormCounts counts;
-  for (Node* node : block->nodes()) {
-    ForEachInnerNode(node, [&](Node* inner) {
-      counts.all += HasStatistics(inner);
-      counts.updating += MayUpdateStatistics(inner);
-    });
-  }
-  return counts;
-}
-
-}  // namespace
-
-void PrepareGraph(std::shared_ptr<Graph>& graph) {
-  torch::jit::Inline(*graph);
-  const NormCounts before = CountNorms(graph->block());
-  torch::jit::EraseShapeInformation(graph);
-  torch::jit::RemoveExpands(graph);
-  torch::jit::EliminateDeadCode(graph);
-  torch::jit::ConstantPropagationImmutableTypes(graph);
-  torch::jit::EliminateCommonSubexpression(graph);
-  torch::jit::ConstantPooling(graph);
-  torch::jit::PeepholeOptimize(graph);
-  torch::jit::EliminateDeadCode(graph);
-  torch::jit::LowerSimpleTuples(graph);
-  const NormCounts after = CountNorms(graph->block());
-  TORCH_CHECK(after.all == before.all || after.updating == before.updating,
-              "they drop a norm that updates running statistics");
-}
-
-std::shared_ptr<Graph> ForwardGraph(const torch::jit::Module& module) {
-  TORCH_CHECK(module.find_method("forward").has_value(),
-              "the module has no method 'forward'; nothing to optimise");
-  return torch::jit::toGraphFunction(module.get_method("forward").function()).graph();
-}
-
 std::vector<Node*> OpNodes(Block* block) {
   std::vector<Node*> nodes;
   for (Node* node : block->nodes()) {
     if (node->kind() != c10::prim::Constant) nodes.push_back(node);
   }
   return nodes;
-}
-
-std::vector<char> FoldedNodes(const std::shared_ptr<Graph>& graph) {
-  std::shared_ptr<Graph> copy = graph->copy();
-  const std::vector<Node*> before = OpNodes(copy->block());
-  std::vector<char> folded;
-  for (const Node* node : before) folded.push_back(node->blocks().empty());
-  torch::jit::ConstantPropagation(copy);
-  const std::vector<Node*> after = OpNodes(copy->block());
-  const std::unordered_set<const Node*> left(after.begin(), after.end());
-  for (std::size_t i = 0; i < before.size(); ++i) folded[i] &= !left.contains(before[i]);
-  return folded;
 }
 
 namespace {
@@ -132,16 +67,6 @@ std::optional<c10::IValue> ConstantArgument(Node* node, const std::string& name)
 bool IsConstantFalse(Node* node, const char* argument) {
   const auto value = ConstantArgument(node, argument);
   return value && value->isBool() && !value->toBool();
-}
-
-bool HasStatistics(Node* node) {
-  const c10::FunctionSchema* schema = node->maybeSchema();
-  return schema != nullptr && schema->argumentIndexWithName("running_mean").has_value();
-}
-
-bool MayUpdateStatistics(Node* node) {
-  return HasStatistics(node) && !IsConstantFalse(node, "training") &&
-         !IsConstantFalse(node, "train") && !IsConstantFalse(node, "use_input_stats");
 }
 
 std::string OpName(const Node* node, std::size_t index) {

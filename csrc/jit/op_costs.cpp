@@ -12,6 +12,7 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "jit/effects.h"
 #include "jit/hazards.h"
 #include "jit/values.h"
 

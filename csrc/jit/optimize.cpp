@@ -11,6 +11,7 @@
 #include "jit/memory_meter.h"
 #include "jit/nodes.h"
 #include "jit/pass.h"
+#include "jit/prepare.h"
 #include "jit/probe.h"
 #include "sched/simulate.h"
 

@@ -12,6 +12,7 @@
 
 #include "jit/memory_meter.h"
 #include "jit/nodes.h"
+#include "jit/prepare.h"
 
 namespace torch_ext::jit {
 namespace {

@@ -5,6 +5,7 @@
 
 #include "jit/extract.h"
 #include "jit/nodes.h"
+#include "jit/prepare.h"
 
 namespace torch_ext::jit {
 namespace {

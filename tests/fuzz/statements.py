@@ -311,9 +311,19 @@ def _same_again(g: Writer) -> None:
             f"{v.name}.data",
             f"{v.name}.contiguous()",
             f"{v.name}.float()",
+            # These return what they are given; their schemas tell of something new.
+            f"torch.dropout({v.name}, 0.5, False)",
+            f"{v.name}.type_as({v.name})",
+            f"torch.ops.torch_ext_fuzz.pass_on({v.name})",
         )
     )
     g.alias(v, text)
+
+
+@_statement("views")
+def _set(g: Writer) -> None:
+    v = g.pick()
+    g.alias(v, f"torch.empty([0]).set_({v.name})")
 
 
 @_statement("views")
@@ -384,6 +394,15 @@ def _transpose_in_place(g: Writer) -> None:
     v = g.random.choice(square)
     g.emit(f"{v.name}.{g.random.choice(('t_()', 'transpose_(0, 1)'))}")
     v.uses = 0
+
+
+@_statement("metadata")
+def _resize(g: Writer) -> None:
+    v = g.matrix()
+    r, c = v.shape
+    w = g.fresh(f"{v.name} * 1.0", (r, c))
+    g.emit(f"{w.name}.resize_([{c}, {r}])")
+    w.shape = (c, r)
 
 
 @_statement("metadata")

@@ -12,6 +12,7 @@
 #include "jit/execute.h"
 #include "jit/extract.h"
 #include "jit/nodes.h"
+#include "jit/prepare.h"
 #include "jit/shuffle.h"
 #include "support/modules.h"
 
@@ -71,6 +72,42 @@ TEST(Hazards, AWriteThroughAViewKeepsItsPlace) {
         return total, y.mean()
   )"),
              {Numbers()});
+}
+
+TEST(Hazards, AWriteThroughWhatAnOpReturnsUnchangedKeepsItsPlace) {
+  // The schemas of these ops tell of a new tensor, and they return the one they were given.
+  for (const char* same : {"torch.dropout(y, 0.5, False)", "y.type_as(x)", "torch.atleast_2d(y)",
+                           "torch.einsum('ij->ij', [y])", "torch._unsafe_view(y, [3, 4])",
+                           "y.sum_to_size([3, 4])", "torch.empty([0]).set_(y)"}) {
+    SCOPED_TRACE(same);
+    ExpectHeld(Define(R"(
+      def forward(self, x):
+          y = x * 2
+          z = )" + std::string(same) +
+                      R"(
+          before = y + 1
+          z.view(-1).add_(5)
+          return before, y * 3, z.sum()
+    )"),
+               {Numbers()});
+  }
+}
+
+TEST(Hazards, WhatFollowsAConvolutionInPlaceLeavesTheRestFree) {
+  const Module module = Define(R"(
+    def forward(self, x):
+        weight = torch.ones([3, 3, 1, 1])
+        a = torch.relu_(torch.conv2d(x, weight))
+        b = torch.relu_(torch.conv2d(x, weight))
+        return a, b
+  )");
+  auto graph = ForwardGraph(module)->copy();
+  PrepareGraph(graph);
+  const std::vector<Node*> nodes = OpNodes(graph->block());
+  const auto is_relu = [&](std::int32_t i) { return nodes[i]->kind() == c10::aten::relu_; };
+  for (const auto& [earlier, later] : FindHazards(graph, nodes, {}).edges) {
+    EXPECT_FALSE(is_relu(earlier) && is_relu(later));
+  }
 }
 
 TEST(Hazards, AWriteToAListElementKeepsItsPlace) {

@@ -8,6 +8,7 @@
 #include "jit/extract.h"
 #include "jit/memory_meter.h"
 #include "jit/nodes.h"
+#include "jit/prepare.h"
 #include "sched/simulate.h"
 #include "support/modules.h"
 

@@ -1,0 +1,185 @@
+#include "jit/effects.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "jit/nodes.h"
+
+namespace torch_ext::jit {
+
+using torch::jit::Node;
+using torch::jit::Value;
+
+namespace {
+
+template <std::size_t N>
+bool IsOneOf(const Node* node, const std::array<std::string_view, N>& kinds) {
+  return std::ranges::find(kinds, node->kind().toQualString()) != kinds.end();
+}
+
+std::optional<c10::OperatorHandle> FindOperator(const c10::FunctionSchema& schema) {
+  return c10::Dispatcher::singleton().findSchema(schema.operator_name());
+}
+
+bool IsConstantZero(Node* node, const char* argument) {
+  const auto value = ConstantArgument(node, argument);
+  return value && value->isDouble() && value->toDouble() == 0.0;
+}
+
+// Nodes without a schema whose meaning is known: they read their inputs and nothing else.
+bool IsKnownWithoutSchema(Node* node) {
+  static constexpr std::array kKnown = {c10::prim::Constant,
+                                        c10::prim::ListConstruct,
+                                        c10::prim::TupleConstruct,
+                                        c10::prim::DictConstruct,
+                                        c10::prim::ListUnpack,
+                                        c10::prim::TupleUnpack,
+                                        c10::prim::TupleIndex,
+                                        c10::prim::TupleSlice,
+                                        c10::prim::GetAttr,
+                                        c10::prim::SetAttr,
+                                        c10::prim::If,
+                                        c10::prim::Loop,
+                                        c10::prim::ConstantChunk,
+                                        c10::prim::unchecked_cast,
+                                        c10::prim::Uninitialized,
+                                        c10::prim::RaiseException,
+                                        c10::prim::Print,
+                                        c10::prim::NumToTensor,
+                                        c10::prim::unchecked_unwrap_optional,
+                                        c10::prim::isinstance};
+  return std::find(kKnown.begin(), kKnown.end(), node->kind()) != kKnown.end();
+}
+
+bool HasAliasAnnotation(const c10::FunctionSchema& schema) {
+  return std::any_of(schema.arguments().begin(), schema.arguments().end(),
+                     [](const c10::Argument& a) { return a.alias_info() != nullptr; });
+}
+
+}  // namespace
+
+bool IsMutable(const Value* value) {
+  switch (value->type()->kind()) {
+    case c10::TypeKind::IntType:
+    case c10::TypeKind::FloatType:
+    case c10::TypeKind::BoolType:
+    case c10::TypeKind::ComplexType:
+    case c10::TypeKind::NumberType:
+    case c10::TypeKind::StringType:
+    case c10::TypeKind::NoneType:
+    case c10::TypeKind::DeviceObjType:
+    case c10::TypeKind::FunctionType:
+    case c10::TypeKind::EnumType:
+      return false;
+    default:
+      return true;
+  }
+}
+
+std::string WhyUndeclared(Node* node) {
+  if (IsKnownWithoutSchema(node)) return {};
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  if (schema == nullptr) return "not inlined, or of a kind that is not known";
+  if (!node->kind().is_aten() && !node->kind().is_prim() && !HasAliasAnnotation(*schema)) {
+    return "a custom op without alias annotation";
+  }
+  if (node->maybeOperator() == nullptr) return {};
+  // An internal special case that is not in our list, as prim::PythonOp: only AliasDb's code knows
+  // what it is taken for.
+  const c10::AliasAnalysisKind declares = node->getOperator().aliasAnalysisKind();
+  return declares == c10::AliasAnalysisKind::CONSERVATIVE ||
+                 declares == c10::AliasAnalysisKind::INTERNAL_SPECIAL_CASE
+             ? "declares nothing about what it writes"
+             : "";
+}
+
+bool HidesAliases(Node* node) {
+  // Composite ops that make something new whatever they are given. Those that follow a convolution
+  // or a norm by an in-place op are common, and must not tie the whole network together.
+  static constexpr std::array<std::string_view, 34> kMakeNew = {
+      "aten::conv1d",
+      "aten::conv2d",
+      "aten::conv3d",
+      "aten::conv_transpose1d",
+      "aten::conv_transpose2d",
+      "aten::conv_transpose3d",
+      "aten::_convolution",
+      "aten::_convolution_mode",
+      "aten::linear",
+      "aten::matmul",
+      "aten::bilinear",
+      "aten::prelu",
+      "aten::batch_norm",
+      "aten::instance_norm",
+      "aten::layer_norm",
+      "aten::group_norm",
+      "aten::rms_norm",
+      "aten::max_pool1d",
+      "aten::max_pool2d",
+      "aten::max_pool3d",
+      "aten::avg_pool1d",
+      "aten::adaptive_avg_pool1d",
+      "aten::adaptive_avg_pool2d",
+      "aten::adaptive_avg_pool3d",
+      "aten::upsample_nearest2d",
+      "aten::upsample_bilinear2d",
+      "aten::upsample_bicubic2d",
+      "aten::softmax",
+      "aten::log_softmax",
+      "aten::relu6",
+      "aten::selu",
+      "aten::scaled_dot_product_attention",
+      "aten::pad",
+      "aten::square",
+  };
+  // Not composite, and yet they do not declare whose memory is shared afterwards.
+  static constexpr std::array<std::string_view, 5> kUnsafe = {
+      "aten::_unsafe_view", "aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::set_",
+      "aten::set_data"};
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  if (IsOneOf(node, kUnsafe)) return true;
+  if (schema == nullptr || node->kind().is_prim() || HasAliasAnnotation(*schema)) return false;
+  if (!node->kind().is_aten()) return true;
+  const auto op = FindOperator(*schema);
+  return op && op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
+         !IsOneOf(node, kMakeNew);
+}
+
+bool DrawsRandomNumbers(Node* node) {
+  // Out of training, or with probability 0, dropout and its kin draw nothing.
+  if (IsConstantFalse(node, "train") || IsConstantFalse(node, "training") ||
+      IsConstantZero(node, "dropout_p")) {
+    return false;
+  }
+  if (node->isNondeterministic()) return true;
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  if (schema == nullptr) return false;
+  for (const c10::Argument& argument : schema->arguments()) {
+    const c10::TypePtr& type = argument.type();
+    if (type->isSubtypeOf(*c10::OptionalType::create(c10::GeneratorType::get()))) return true;
+  }
+  const auto op = FindOperator(*schema);
+  return op && op->hasTag(at::Tag::nondeterministic_seeded);
+}
+
+bool IsStateful(Node* node) {
+  static constexpr std::array<std::string_view, 6> kKinds = {
+      "prim::fork",       "aten::wait", "prim::Enter", "prim::Exit", "aten::set_grad_enabled",
+      "aten::manual_seed"};
+  return IsOneOf(node, kKinds);
+}
+
+bool HasStatistics(Node* node) {
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  return schema != nullptr && schema->argumentIndexWithName("running_mean").has_value();
+}
+
+bool MayUpdateStatistics(Node* node) {
+  return HasStatistics(node) && !IsConstantFalse(node, "training") &&
+         !IsConstantFalse(node, "train") && !IsConstantFalse(node, "use_input_stats");
+}
+
+}  // namespace torch_ext::jit

@@ -1,0 +1,28 @@
+// From a module to the graph that is planned.
+#pragma once
+
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/ir/ir.h>
+
+#include <memory>
+#include <vector>
+
+namespace torch_ext::jit {
+
+// Throws c10::Error if there is no method forward.
+std::shared_ptr<torch::jit::Graph> ForwardGraph(const torch::jit::Module& module);
+
+// Inlines all calls and runs the executor's own clean-up passes ahead of time (dead code, common
+// subexpressions, peephole, constants of immutable types, tuples), so that the graph that is
+// planned is the graph that will be executed. Forgets recorded shapes first, as the executor does:
+// they hold for the traced inputs only. A graph with calls that do not declare what they write is
+// only inlined: the passes would take two values for equal of which such a call changes one, and
+// not always those that the executor takes for equal later. Throws c10::Error if torch's passes lose the update of
+// running statistics by a norm whose output nobody reads, for the executor may keep it.
+void PrepareGraph(std::shared_ptr<torch::jit::Graph>& graph);
+
+// For each of OpNodes(graph->block()): does the executor compute it once, when it makes its plan,
+// and keep the result as a constant? Such nodes take no memory in a settled call.
+std::vector<char> FoldedNodes(const std::shared_ptr<torch::jit::Graph>& graph);
+
+}  // namespace torch_ext::jit
