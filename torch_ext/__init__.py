@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch_ext.optimizing import Report, analyze, optimize
     from torch_ext.passing import disable, enable, enabled, is_enabled, pass_stats
     from torch_ext.planning import Graph, Plan, plan
+    from torch_ext.training import training_step
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "optimize",
     "pass_stats",
     "plan",
+    "training_step",
 ]
 
 _HOME = {
@@ -45,6 +47,7 @@ _HOME = {
     "optimize": "optimizing",
     "pass_stats": "passing",
     "plan": "planning",
+    "training_step": "training",
 }
 
 

@@ -1,0 +1,1 @@
+"""torch.fx graphs: probed by running, ordered by the core, reordered in place."""

@@ -1,0 +1,117 @@
+"""From a probed FX graph to the core's graph, and from an order back to the FX graph."""
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from torch_ext.fx.hazards import draws_random_numbers, is_barrier, written_arguments
+from torch_ext.fx.probing import Op, Probe
+from torch_ext.planning import Graph
+
+
+def to_graph(probe: Probe) -> Graph:
+    """Return the core's graph: one op each, named after its node; a buffer for each storage made.
+
+    What the caller holds anyway (inputs, attributes) takes no part in the peak and has no buffer.
+    """
+    graph = Graph()
+    for op in probe.ops:
+        for storage, size_bytes in op.made.items():
+            graph.add_buffer(_buffer(storage), size_bytes, kept=storage in probe.results)
+    before = _edges(probe)
+    for op in probe.ops:
+        reads = sorted({s for held in op.storages.values() for s in held} - probe.outside)
+        graph.add_op(
+            op.node.name,
+            reads=[_buffer(storage) for storage in reads],
+            writes=[_buffer(storage) for storage in op.made],
+            workspace_bytes=op.workspace_bytes,
+            after=before[op.node.name],
+        )
+    return graph
+
+
+def reorder(module: fx.GraphModule, probe: Probe, order: Sequence[str]) -> None:
+    """Put the nodes into the given order of ops and compile the graph anew."""
+    ops = {op.node.name: op for op in probe.ops}
+    nodes = [*probe.first, *(node for name in order for node in ops[name].nodes)]
+    for previous, node in zip(nodes, nodes[1:], strict=False):
+        if previous.next is not node:
+            previous.append(node)
+    module.graph.lint()
+    module.recompile()
+
+
+def _buffer(storage: int) -> str:
+    return f"s{storage}"
+
+
+def _edges(probe: Probe) -> dict[str, list[str]]:
+    """For each op, the earlier ops that must come before it: data flow and hazards."""
+    home = {node: op for op in probe.ops for node in op.nodes}
+    return _Hazards(probe, home).find()
+
+
+class _Hazards:
+    def __init__(self, probe: Probe, home: dict[fx.Node, Op]) -> None:
+        self.probe = probe
+        self.home = home
+        self.before: dict[str, dict[str, None]] = {op.node.name: {} for op in probe.ops}
+
+    def find(self) -> dict[str, list[str]]:
+        self._data_flow()
+        self._mutations()
+        self._barriers()
+        self._random_numbers()
+        return {name: list(before) for name, before in self.before.items()}
+
+    def _add(self, earlier: Op | None, later: Op) -> None:
+        if earlier is not None and earlier is not later:
+            self.before[later.node.name][earlier.node.name] = None
+
+    def _data_flow(self) -> None:
+        for op in self.probe.ops:
+            for node in op.nodes:
+                for used in node.all_input_nodes:
+                    self._add(self.home.get(used), op)
+
+    def _mutations(self) -> None:
+        written = {s for op in self.probe.ops for s in self._writes(op)}
+        writer: dict[int, Op] = {}
+        readers: dict[int, list[Op]] = {}
+        for op in self.probe.ops:
+            writes = self._writes(op)
+            touched = {s for held in op.storages.values() for s in held} | op.made.keys()
+            for storage in sorted(touched & written):
+                self._add(writer.get(storage), op)
+                if storage in writes:
+                    for reader in readers.pop(storage, []):
+                        self._add(reader, op)
+                    writer[storage] = op
+                else:
+                    readers.setdefault(storage, []).append(op)
+
+    def _writes(self, op: Op) -> set[int]:
+        nodes: list[fx.Node] = []
+        for argument in written_arguments(op.node):
+            fx.node.map_arg(argument, nodes.append)
+        return {storage for node in nodes for storage in self.probe.values[node]}
+
+    def _barriers(self) -> None:
+        since: list[Op] = []
+        last: Op | None = None
+        for op in self.probe.ops:
+            self._add(last, op)
+            if is_barrier(op.node):
+                for earlier in since:
+                    self._add(earlier, op)
+                last, since = op, []
+            else:
+                since.append(op)
+
+    def _random_numbers(self) -> None:
+        last: Op | None = None
+        for op in self.probe.ops:
+            if op.draws or draws_random_numbers(op.node):
+                self._add(last, op)
+                last = op

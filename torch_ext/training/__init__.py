@@ -1,0 +1,61 @@
+"""One line in a training script: the whole step as one graph, in an order of low peak memory."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from torch_ext.training.capturing import LossFunction
+from torch_ext.training.step import TrainingReport, TrainingStep
+from torch_ext.training.updates import UnsupportedError
+
+__all__ = ["TrainingReport", "TrainingStep", "UnsupportedError", "training_step"]
+
+
+def training_step(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    optimizer: torch.optim.Optimizer,
+    example_batch: Sequence[Any],
+    *,
+    clip_grad_norm: float | None = None,
+    clip_grad_value: float | None = None,
+    accumulate: int = 1,
+    on_new_shape: Literal["capture", "eager"] = "capture",
+    max_graphs: int = 8,
+    time_budget: float = 5.0,
+) -> TrainingStep:
+    """Return `step`; `loss = step(*batch)` replaces forward, backward, update and zero_grad.
+
+    A batch is `(*inputs, target)`; the loss is `loss_fn(model(*inputs), target)`, or the first
+    element if that is a tuple. Losses, parameters, buffers, optimizer state and random numbers are
+    those of the eager loop, bit for bit: each graph is checked against it on copies before its
+    first use. Model and optimizer stay the owners of everything; capturing changes neither them nor
+    the random state. SGD, Adam and AdamW in torch's default for-loop form, on the CPU.
+
+    `clip_grad_norm`, `clip_grad_value`: as torch.nn.utils.clip_grad_norm_ and clip_grad_value_; the
+    norm needs all gradients before the first update, which costs their memory. `accumulate`: update
+    after every so many batches. Another shape, dtype or mode gets a graph of its own, up to
+    `max_graphs`; beyond that, or with on_new_shape="eager", it runs as the eager loop.
+    `time_budget`: seconds to plan each graph.
+
+    Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line if
+    it is in the model, and whatever the model raises.
+    """
+    if accumulate < 1 or max_graphs < 1:
+        raise ValueError("accumulate and max_graphs must be at least 1")
+    if on_new_shape not in ("capture", "eager"):
+        raise ValueError(f"on_new_shape must be 'capture' or 'eager', not {on_new_shape!r}")
+    return TrainingStep(
+        model,
+        loss_fn,
+        optimizer,
+        example_batch,
+        clip_grad_norm=clip_grad_norm,
+        clip_grad_value=clip_grad_value,
+        accumulate=accumulate,
+        on_new_shape=on_new_shape,
+        max_graphs=max_graphs,
+        time_budget=time_budget,
+    )

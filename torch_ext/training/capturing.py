@@ -1,0 +1,287 @@
+"""One training step as one flat graph: forward, loss, backward, clipping, update per parameter."""
+
+import dataclasses
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from torch_ext.training.updates import UnsupportedError, Update
+
+_aten = torch.ops.aten
+LossFunction = Callable[..., Any]
+
+
+class Objective(nn.Module):
+    """`loss_fn(model(*batch[:-1]), batch[-1])`, with the parameters of both."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, *batch: Any) -> Any:
+        """What loss_fn returns."""
+        return self.loss_fn(self.model(*batch[:-1]), batch[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Clipping:
+    """What happens to gradients before the update, as torch.nn.utils.clip_grad_* do it."""
+
+    norm: float | None = None
+    value: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A parameter that gets an update: its names, and which of the optimizer's groups it is in."""
+
+    name: str
+    parameter: torch.Tensor
+    group: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """What a placeholder of the captured graph stands for."""
+
+    kind: str  # "parameter", "buffer", "input", "gradient", "state", "number"
+    name: str  # of the parameter or buffer; the index of an input; the group and step of a number
+    item: str = ""  # of a state or a number
+
+
+@dataclasses.dataclass(frozen=True)
+class Captured:
+    """A graph, and what goes in and comes out."""
+
+    module: fx.GraphModule
+    inputs: list[Role]
+    outputs: list[Role]  # "result" leaves first, then what is kept: gradients, states made anew
+    updated: list[str]  # parameters that get an update
+    result_spec: pytree.TreeSpec
+
+
+def capture(
+    objective: Objective,
+    batch: Sequence[Any],
+    trained: Sequence[Trained],
+    *,
+    update: Update,
+    groups: Sequence[dict[str, Any]],
+    states: dict[str, tuple[str, ...]],
+    number_keys: dict[str, str],
+    accumulated: bool,
+    updates: bool,
+    clipping: Clipping,
+) -> Captured:
+    """Trace a step of `objective`, which is a copy: its buffers and the random state change.
+
+    `states`: per parameter, the state tensors it already has; others are made by the graph.
+    `number_keys`: per parameter, whose numbers its update shares. `accumulated`: gradients of
+    earlier batches are added to; `updates`: else the gradients are results.
+    Raises UnsupportedError for what cannot be captured, and whatever the model raises.
+    """
+    parameters = dict(objective.named_parameters())
+    buffers = dict(objective.named_buffers())
+    leaves, spec = pytree.tree_flatten(tuple(batch))
+    tensor_at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    roles = [
+        *(Role("parameter", name) for name in parameters),
+        *(Role("buffer", name) for name in buffers),
+        *(Role("input", str(i)) for i in tensor_at),
+    ]
+    result_spec: list[pytree.TreeSpec] = []
+
+    def forward_and_backward(*flat: torch.Tensor) -> list[Any]:
+        given = dict(zip((*parameters, *buffers), flat, strict=False))
+        all_leaves = list(leaves)
+        for i, tensor in zip(tensor_at, flat[len(given) :], strict=True):
+            all_leaves[i] = tensor
+        result = torch.func.functional_call(
+            objective, given, tuple(pytree.tree_unflatten(all_leaves, spec))
+        )
+        loss = result[0] if isinstance(result, tuple) else result
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            raise UnsupportedError("loss_fn must return a tensor of one element, or a tuple of it")
+        gradients = torch.autograd.grad(
+            loss, [given[one.name] for one in trained], allow_unused=True
+        )
+        results, result_structure = pytree.tree_flatten(result)
+        result_spec.append(result_structure)
+        detached = [r.detach() if isinstance(r, torch.Tensor) else r for r in results]
+        return [*detached, *gradients]
+
+    flat_inputs = [*parameters.values(), *buffers.values(), *(leaves[i] for i in tensor_at)]
+    try:
+        module = make_fx(forward_and_backward)(*flat_inputs)
+    except RuntimeError as error:
+        raise _explained(error) from error
+    return _Builder(module, roles, result_spec[0]).add_updates(
+        trained,
+        parameters,
+        update=update,
+        groups=groups,
+        states=states,
+        number_keys=number_keys,
+        accumulated=accumulated,
+        updates=updates,
+        clipping=clipping,
+    )
+
+
+class _Builder:
+    """Adds the second half of a step to the graph of forward and backward."""
+
+    def __init__(
+        self, module: fx.GraphModule, roles: list[Role], result_spec: pytree.TreeSpec
+    ) -> None:
+        self.module = module
+        self.graph = module.graph
+        self.roles = roles
+        self.result_spec = result_spec
+        self.placeholders = dict(
+            zip(roles, (n for n in self.graph.nodes if n.op == "placeholder"), strict=True)
+        )
+        [self.output] = [node for node in self.graph.nodes if node.op == "output"]
+
+    def add_updates(
+        self,
+        trained: Sequence[Trained],
+        parameters: dict[str, nn.Parameter],
+        *,
+        update: Update,
+        groups: Sequence[dict[str, Any]],
+        states: dict[str, tuple[str, ...]],
+        number_keys: dict[str, str],
+        accumulated: bool,
+        updates: bool,
+        clipping: Clipping,
+    ) -> Captured:
+        """Accumulate, clip, update; what remains becomes the graph's output."""
+        values = self.output.args[0]
+        count = len(values) - len(trained)
+        results = list(values[:count])
+        outputs = [Role("result", str(i)) for i in range(count)]
+        gradients = {
+            one.name: node
+            for one, node in zip(trained, values[count:], strict=True)
+            if node is not None
+        }
+        self._separate(gradients, parameters)
+        if accumulated:
+            for name, gradient in gradients.items():
+                total = self._input(Role("gradient", name))
+                self._emit(_aten.add_.Tensor, total, gradient)
+                gradients[name] = total
+        if updates:
+            self._clip(gradients, clipping)
+            for one in trained:
+                if one.name not in gradients:
+                    continue  # the optimizer skips a parameter without gradient
+                group = groups[one.group]
+                key = number_keys[one.name]
+                made = update.emit(
+                    self._emit,
+                    group,
+                    self.placeholders[Role("parameter", one.name)],
+                    gradients[one.name],
+                    {item: self._input(Role("state", one.name, item)) for item in states[one.name]},
+                    _Numbers(lambda item, key=key: self._input(Role("number", key, item))),
+                )
+                outputs += [Role("state", one.name, item) for item in made]
+                results += made.values()
+        elif not accumulated:
+            outputs += [Role("gradient", name) for name in gradients]
+            results += gradients.values()
+        self.output.args = (results,)
+        self.graph.lint()
+        self.module.recompile()
+        used = [role for role in self.roles if role in self.placeholders]
+        updated = list(gradients) if updates else []
+        return Captured(self.module, used, outputs, updated, self.result_spec)
+
+    def _input(self, role: Role) -> fx.Node:
+        if role not in self.placeholders:
+            last = self.placeholders[self.roles[-1]]
+            with self.graph.inserting_after(last):
+                name = f"{role.kind}_{len(self.roles)}"
+                self.placeholders[role] = self.graph.placeholder(name)
+            self.roles.append(role)
+        return self.placeholders[role]
+
+    def _emit(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
+        with self.graph.inserting_before(self.output):
+            return self.graph.call_function(target, args, kwargs)
+
+    def _separate(
+        self, gradients: dict[str, fx.Node], parameters: dict[str, nn.Parameter]
+    ) -> None:
+        """Gradients get memory of their own where autograd would give it to them.
+
+        AccumulateGrad copies what is shared, and what has other strides than its parameter.
+        """
+        seen: set[fx.Node] = set()
+        for name, node in gradients.items():
+            if node in seen or not _same_layout(node.meta["val"], parameters[name]):
+                like = self.placeholders[Role("parameter", name)]
+                copy = self._emit(_aten.empty_like.default, like)
+                gradients[name] = self._emit(_aten.copy_.default, copy, node)
+            seen.add(node)
+
+    def _clip(self, gradients: dict[str, fx.Node], clipping: Clipping) -> None:
+        """Source: torch/nn/utils/clip_grad.py. The norm needs all gradients before any update."""
+        if clipping.norm is not None and gradients:
+            norms = [
+                self._emit(_aten.linalg_vector_norm.default, gradient, 2.0)
+                for gradient in gradients.values()
+            ]
+            total = self._emit(
+                _aten.linalg_vector_norm.default, self._emit(_aten.stack.default, norms), 2.0
+            )
+            total = self._emit(_aten.add.Tensor, total, 1e-6)
+            factor = self._emit(
+                _aten.mul.Tensor, self._emit(_aten.reciprocal.default, total), clipping.norm
+            )
+            factor = self._emit(_aten.clamp.default, factor, None, 1.0)
+            for gradient in gradients.values():
+                self._emit(_aten.mul_.Tensor, gradient, factor)
+        if clipping.value is not None:
+            for gradient in gradients.values():
+                self._emit(_aten.clamp_.default, gradient, -clipping.value, clipping.value)
+
+
+def _same_layout(gradient: torch.Tensor, parameter: torch.Tensor) -> bool:
+    """Does autograd keep the gradient as it is? The stride of a dimension of one does not count."""
+    strides = zip(gradient.stride(), parameter.stride(), gradient.shape, strict=True)
+    return all(a == b or size == 1 for a, b, size in strides)
+
+
+class _Numbers(dict[str, fx.Node]):
+    """Placeholders of numbers, made when an update asks for them."""
+
+    def __init__(self, make: Callable[[str], fx.Node]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, item: str) -> fx.Node:
+        return self._make(item)
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """The user's line, where a value of a tensor was asked for."""
+    text = str(error)
+    if "tracing tensor" not in text and "data-dependent" not in text:
+        return error
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/torch/" not in frame.filename]
+    own = [frame for frame in own if "torch_ext/training" not in frame.filename]
+    where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "unknown"
+    return UnsupportedError(
+        "the step depends on a value of a tensor (an `if` or .item() on it), which a captured "
+        f"step cannot: {where}"
+    )
