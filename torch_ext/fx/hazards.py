@@ -59,9 +59,7 @@ def _updates_statistics(node: fx.Node, schema: torch.FunctionSchema) -> bool:
     return any(flags.get(name, False) for name in ("training", "train", "use_input_stats"))
 
 
-def _arguments(
-    node: fx.Node, schema: torch.FunctionSchema
-) -> Iterator[tuple[torch.Argument, Any]]:
+def _arguments(node: fx.Node, schema: torch.FunctionSchema) -> Iterator[tuple[torch.Argument, Any]]:
     for index, argument in enumerate(schema.arguments):
         if index < len(node.args):
             yield argument, node.args[index]

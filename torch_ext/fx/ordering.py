@@ -1,5 +1,6 @@
 """From a probed FX graph to the core's graph, and from an order back to the FX graph."""
 
+import itertools
 from collections.abc import Sequence
 
 from torch import fx
@@ -35,7 +36,7 @@ def reorder(module: fx.GraphModule, probe: Probe, order: Sequence[str]) -> None:
     """Put the nodes into the given order of ops and compile the graph anew."""
     ops = {op.node.name: op for op in probe.ops}
     nodes = [*probe.first, *(node for name in order for node in ops[name].nodes)]
-    for previous, node in zip(nodes, nodes[1:], strict=False):
+    for previous, node in itertools.pairwise(nodes):
         if previous.next is not node:
             previous.append(node)
     module.graph.lint()

@@ -46,7 +46,7 @@ class Probe:
 
 
 def run_probe(module: fx.GraphModule, inputs: Sequence[Any]) -> Probe:
-    """Run the graph once on `inputs`, to which it does what it does. Raises what the graph raises."""
+    """Run the graph once on `inputs`, with all its effects. Raises what the graph raises."""
     with torch.no_grad():
         return _Runner(module, inputs).run()
 

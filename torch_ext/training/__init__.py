@@ -40,8 +40,8 @@ def training_step(
     `max_graphs`; beyond that, or with on_new_shape="eager", it runs as the eager loop.
     `time_budget`: seconds to plan each graph.
 
-    Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line if
-    it is in the model, and whatever the model raises.
+    Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line
+    if it is in the model, and whatever the model raises.
     """
     if accumulate < 1 or max_graphs < 1:
         raise ValueError("accumulate and max_graphs must be at least 1")

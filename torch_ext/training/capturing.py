@@ -1,8 +1,9 @@
 """One training step as one flat graph: forward, loss, backward, clipping, update per parameter."""
 
 import dataclasses
+import functools
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -75,15 +76,15 @@ def capture(
     groups: Sequence[dict[str, Any]],
     states: dict[str, tuple[str, ...]],
     number_keys: dict[str, str],
-    accumulated: bool,
+    accumulated: Collection[str],
     updates: bool,
     clipping: Clipping,
 ) -> Captured:
     """Trace a step of `objective`, which is a copy: its buffers and the random state change.
 
     `states`: per parameter, the state tensors it already has; others are made by the graph.
-    `number_keys`: per parameter, whose numbers its update shares. `accumulated`: gradients of
-    earlier batches are added to; `updates`: else the gradients are results.
+    `number_keys`: per parameter, whose numbers its update shares. `accumulated`:
+    parameters whose gradient is there already and is added to. `updates`: else gradients stay.
     Raises UnsupportedError for what cannot be captured, and whatever the model raises.
     """
     parameters = dict(objective.named_parameters())
@@ -111,6 +112,11 @@ def capture(
         gradients = torch.autograd.grad(
             loss, [given[one.name] for one in trained], allow_unused=True
         )
+        for one, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None and gradient.layout != torch.strided:
+                raise UnsupportedError(
+                    f"the gradient of {one.name} is sparse, which is unsupported"
+                )
         results, result_structure = pytree.tree_flatten(result)
         result_spec.append(result_structure)
         detached = [r.detach() if isinstance(r, torch.Tensor) else r for r in results]
@@ -144,7 +150,7 @@ class _Builder:
         self.graph = module.graph
         self.roles = roles
         self.result_spec = result_spec
-        self.placeholders = dict(
+        self.placeholders: dict[Role, fx.Node] = dict(
             zip(roles, (n for n in self.graph.nodes if n.op == "placeholder"), strict=True)
         )
         [self.output] = [node for node in self.graph.nodes if node.op == "output"]
@@ -158,7 +164,7 @@ class _Builder:
         groups: Sequence[dict[str, Any]],
         states: dict[str, tuple[str, ...]],
         number_keys: dict[str, str],
-        accumulated: bool,
+        accumulated: Collection[str],
         updates: bool,
         clipping: Clipping,
     ) -> Captured:
@@ -173,11 +179,11 @@ class _Builder:
             if node is not None
         }
         self._separate(gradients, parameters)
-        if accumulated:
-            for name, gradient in gradients.items():
-                total = self._input(Role("gradient", name))
-                self._emit(_aten.add_.Tensor, total, gradient)
-                gradients[name] = total
+        for name in accumulated:
+            total = self._input(Role("gradient", name))
+            if name in gradients:
+                self._emit(_aten.add_.Tensor, total, gradients[name])
+            gradients[name] = total
         if updates:
             self._clip(gradients, clipping)
             for one in trained:
@@ -191,19 +197,19 @@ class _Builder:
                     self.placeholders[Role("parameter", one.name)],
                     gradients[one.name],
                     {item: self._input(Role("state", one.name, item)) for item in states[one.name]},
-                    _Numbers(lambda item, key=key: self._input(Role("number", key, item))),
+                    _Numbers(functools.partial(self._number, key)),
                 )
                 outputs += [Role("state", one.name, item) for item in made]
                 results += made.values()
-        elif not accumulated:
-            outputs += [Role("gradient", name) for name in gradients]
-            results += gradients.values()
+        else:
+            new = {name: node for name, node in gradients.items() if name not in accumulated}
+            outputs += [Role("gradient", name) for name in new]
+            results += new.values()
         self.output.args = (results,)
         self.graph.lint()
         self.module.recompile()
-        used = [role for role in self.roles if role in self.placeholders]
         updated = list(gradients) if updates else []
-        return Captured(self.module, used, outputs, updated, self.result_spec)
+        return Captured(self.module, self.roles, outputs, updated, self.result_spec)
 
     def _input(self, role: Role) -> fx.Node:
         if role not in self.placeholders:
@@ -214,13 +220,15 @@ class _Builder:
             self.roles.append(role)
         return self.placeholders[role]
 
+    def _number(self, key: str, item: str) -> fx.Node:
+        return self._input(Role("number", key, item))
+
     def _emit(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
         with self.graph.inserting_before(self.output):
-            return self.graph.call_function(target, args, kwargs)
+            node: fx.Node = self.graph.call_function(target, args, kwargs)
+            return node
 
-    def _separate(
-        self, gradients: dict[str, fx.Node], parameters: dict[str, nn.Parameter]
-    ) -> None:
+    def _separate(self, gradients: dict[str, fx.Node], parameters: dict[str, nn.Parameter]) -> None:
         """Gradients get memory of their own where autograd would give it to them.
 
         AccumulateGrad copies what is shared, and what has other strides than its parameter.

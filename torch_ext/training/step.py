@@ -1,10 +1,9 @@
 """The step that replaces forward, backward, optimizer.step() and zero_grad()."""
 
-import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -55,6 +54,9 @@ class TrainingReport(Plan):
             f"{mib(self.measured_hooks_peak_bytes)}, this step {mib(self.measured_peak_bytes)}, "
             f"bound {mib(self.lower_bound_bytes)}"
         )
+        hooks, ours = self.measured_hooks_peak_bytes, self.measured_peak_bytes
+        if hooks is not None and ours is not None and hooks <= ours:
+            line += " (backward hooks get as low)"
         return f"{line}; {self.reason}" if self.reason else line
 
 
@@ -95,7 +97,9 @@ class TrainingStep:
         self._time_budget = time_budget
         self._graphs: dict[Key, _Graph] = {}
         self._batches = 0  # since the last update
-        self._last = self._graph(tuple(example_batch))
+        now = self._world.look(example_batch)
+        self._last = self._add_graph((self._updates(), *now.key), now)
+        self._add_second_graph(now)
 
     @property
     def report(self) -> TrainingReport:
@@ -107,33 +111,61 @@ class TrainingStep:
 
         An exception in the middle leaves some parameters updated and some not; a note says so.
         """
-        key = self._key(batch)
-        if key not in self._graphs:
-            full = len(self._graphs) >= self._max_graphs
-            if full or (self._on_new_shape == "eager" and self._graphs):
-                result = self._world.run_eagerly(batch, *self._turn())
-                self._advance()
-                return result
-        self._last = self._graph(batch, key)
-        result = self._world.run(self._last.captured, batch)
-        self._advance()
+        now = self._world.look(batch)
+        key = (self._updates(), *now.key)
+        graph = self._graphs.get(key)
+        if graph is None and self._may_capture(key):
+            graph = self._add_graph(key, now)
+        if graph is None:
+            result = self._world.run_eagerly(batch, self._updates())
+        else:
+            self._last = graph
+            result = self._world.run(graph.captured, now)
+        self._batches = (self._batches + 1) % self._accumulate
         return result
 
-    def _turn(self) -> tuple[bool, bool]:
-        """Are there gradients of earlier batches? Is it time for the update?"""
-        return self._batches > 0, self._batches + 1 == self._accumulate
-
-    def _advance(self) -> None:
-        self._batches = (self._batches + 1) % self._accumulate
-
-    def _key(self, batch: Sequence[Any]) -> Key:
-        return (*self._turn(), *self._world.key(batch))
-
-    def _graph(self, batch: Sequence[Any], key: Key | None = None) -> _Graph:
-        key = key or self._key(batch)
+    def _add_second_graph(self, first: "_Now") -> None:
+        """Where the first update makes state, all later steps run another graph: make it now."""
+        if not self._updates():
+            return
+        with torch.random.fork_rng(devices=[]):
+            later = self._world.copy()
+            later.run_eagerly(_copied(first.batch), updates=True)
+        now = later.look(first.batch)
+        key = (True, *now.key)
         if key not in self._graphs:
-            self._graphs[key] = _make_graph(self._world, batch, *self._turn(), self._time_budget)
-        return self._graphs[key]
+            self._last = self._graphs[key] = _make_graph(later, now, True, self._time_budget)
+
+    def _updates(self) -> bool:
+        """Does the coming batch end with an update?"""
+        return self._batches + 1 == self._accumulate
+
+    def _may_capture(self, key: Key) -> bool:
+        """Is it the same batch in another role, or a new one that may have a graph?"""
+        is_new = all(known[1] != key[1] for known in self._graphs)
+        return len(self._graphs) < self._max_graphs and not (
+            is_new and self._on_new_shape == "eager"
+        )
+
+    def _add_graph(self, key: Key, now: "_Now") -> _Graph:
+        graph = self._graphs[key] = _make_graph(
+            self._world, now, self._updates(), self._time_budget
+        )
+        return graph
+
+
+@dataclasses.dataclass(frozen=True)
+class _Now:
+    """The state of things before a step, looked at once."""
+
+    batch: tuple[Any, ...]
+    leaves: list[Any]  # of the batch
+    parameters: dict[str, nn.Parameter]
+    trained: dict[str, Trained]
+    accumulated: list[str]  # trained parameters that have a gradient already
+    states: dict[str, tuple[str, ...]]  # of each trained parameter: tensors the update reads
+    number_keys: dict[str, str]  # of each trained parameter: whose numbers its update shares
+    key: Key  # equal keys: the same ops on the same shapes
 
 
 class _World:
@@ -159,122 +191,101 @@ class _World:
         objective, optimizer = copy.deepcopy((self.objective, self.optimizer))
         # Schedulers wrap `step` of the original, which the copy must not call.
         vars(optimizer).pop("step", None)
+        pairs = zip(self.objective.parameters(), objective.parameters(), strict=True)
+        for original, parameter in pairs:
+            parameter.grad = copy.deepcopy(original.grad)
         return _World(objective, optimizer, self.clipping)
 
-    # --- what decides which graph runs ------------------------------------------------------------
-
-    def key(self, batch: Sequence[Any]) -> Key:
-        """Equal keys: the same ops on the same shapes."""
-        leaves, spec = pytree.tree_flatten(tuple(batch))
-        parameters = [home[name] for home, name in self.parameter_homes.values()]
-        return (
-            spec,
-            tuple(_description(leaf) for leaf in leaves),
-            tuple(module.training for module in self.modules),
-            tuple((p.dtype, p.requires_grad, p.shape, p.is_cpu) for p in parameters),
-            tuple(self.update.structure(group) for group in self.optimizer.param_groups),
-            tuple(
-                (one.name, one.group, self._state_names(one)) for one in self.trained(parameters)
-            ),
-            tuple(self._number_keys(self.trained(parameters)).values()),
-        )
-
-    def trained(self, parameters: Sequence[nn.Parameter]) -> list[Trained]:
-        """Parameters that an update may change."""
-        names = {id(p): name for p, name in zip(parameters, self.parameter_homes, strict=True)}
-        return [
-            Trained(names[id(p)], p, index)
-            for index, group in enumerate(self.optimizer.param_groups)
-            for p in group["params"]
-            if p.requires_grad and id(p) in names
-        ]
-
-    def parameters(self) -> list[nn.Parameter]:
-        """In the order of their names."""
-        return [home[name] for home, name in self.parameter_homes.values()]
-
-    def _group(self, one: Trained) -> dict[str, Any]:
-        group: dict[str, Any] = self.optimizer.param_groups[one.group]
-        return group
-
-    def _state_names(self, one: Trained) -> tuple[str, ...]:
-        state = self.optimizer.state.get(one.parameter, {})
-        return self.update.state_names(self._group(one), state)
-
-    def _number_keys(self, trained: Sequence[Trained]) -> dict[str, str]:
+    def look(self, batch: Sequence[Any]) -> _Now:
+        """What decides which graph runs. Done at every step: it has to be quick."""
+        batch = tuple(batch)
+        leaves, spec = pytree.tree_flatten(batch)
+        parameters = {name: home[key] for name, (home, key) in self.parameter_homes.items()}
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        trained, states, number_keys = {}, {}, {}
+        accumulated = []
         classes: dict[tuple[int, float], str] = {}
-        return {
-            one.name: classes.setdefault(
-                (one.group, self.update.updates_done(self.optimizer.state.get(one.parameter, {}))),
-                f"{one.group}_{len(classes)}",
-            )
-            for one in trained
-        }
+        for index, group in enumerate(self.optimizer.param_groups):
+            for parameter in group["params"]:
+                name = names.get(id(parameter))
+                if name is None or not parameter.requires_grad:
+                    continue
+                state = self.optimizer.state.get(parameter, {})
+                trained[name] = Trained(name, parameter, index)
+                if parameter.grad is not None:
+                    accumulated.append(name)
+                states[name] = self.update.state_names(group, state)
+                pace = (index, self.update.updates_done(state))
+                number_keys[name] = classes.setdefault(pace, f"{index}_{len(classes)}")
+        key = (
+            (spec, *map(_description, leaves)),
+            tuple(module.training for module in self.modules),
+            tuple((p.dtype, p.requires_grad, p.shape, p.is_cpu) for p in parameters.values()),
+            tuple(self.update.structure(group) for group in self.optimizer.param_groups),
+            tuple(states.items()),
+            tuple(number_keys.values()),
+            tuple(accumulated),
+        )
+        return _Now(batch, leaves, parameters, trained, accumulated, states, number_keys, key)
 
     # --- capturing and running --------------------------------------------------------------------
 
-    def capture(self, batch: Sequence[Any], accumulated: bool, updates: bool) -> Captured:
+    def capture(self, now: _Now, updates: bool) -> Captured:
         """The step as a graph. Changes buffers and the random state: call it on a copy."""
-        trained = self.trained(self.parameters())
         return capture(
             self.objective,
-            batch,
-            trained,
+            now.batch,
+            list(now.trained.values()),
             update=self.update,
             groups=self.optimizer.param_groups,
-            states={one.name: self._state_names(one) for one in trained},
-            number_keys=self._number_keys(trained),
-            accumulated=accumulated,
+            states=now.states,
+            number_keys=now.number_keys,
+            accumulated=now.accumulated,
             updates=updates,
             clipping=self.clipping,
         )
 
-    def bind(self, captured: Captured, batch: Sequence[Any]) -> list[Any]:
+    def bind(self, captured: Captured, now: _Now) -> list[Any]:
         """What the graph's placeholders stand for now; makes empty optimizer states."""
-        leaves = pytree.tree_leaves(tuple(batch))
-        trained = {one.name: one for one in self.trained(self.parameters())}
-        first_of = {}
-        for name, number_key in self._number_keys(list(trained.values())).items():
-            first_of.setdefault(number_key, trained[name])
-        numbers = {
-            number_key: self.update.numbers(
-                self._group(one), self.optimizer.state.get(one.parameter, {})
-            )
-            for number_key, one in first_of.items()
-        }
+        of_state = self.optimizer.state
+        groups = self.optimizer.param_groups
+        numbers = {}
+        for name, key in now.number_keys.items():
+            if key not in numbers:
+                one = now.trained[name]
+                state = of_state.get(one.parameter, {})
+                numbers[key] = self.update.numbers(groups[one.group], state)
         for name in captured.updated:
-            one = trained[name]
-            state = self.optimizer.state[one.parameter]
+            one = now.trained[name]
+            state = of_state[one.parameter]
             if not state:
-                state.update(self.update.new_state(self._group(one), one.parameter))
+                state.update(self.update.new_state(groups[one.group], one.parameter))
         values: list[Any] = []
         for role in captured.inputs:
             if role.kind == "parameter":
-                home, name = self.parameter_homes[role.name]
-                values.append(home[name])
+                values.append(now.parameters[role.name])
             elif role.kind == "buffer":
                 home, name = self.buffer_homes[role.name]
                 values.append(home[name])
             elif role.kind == "input":
-                values.append(leaves[int(role.name)])
+                values.append(now.leaves[int(role.name)])
             elif role.kind == "gradient":
-                values.append(trained[role.name].parameter.grad)
+                values.append(now.parameters[role.name].grad)
             elif role.kind == "state":
-                values.append(self.optimizer.state[trained[role.name].parameter][role.item])
+                values.append(of_state[now.parameters[role.name]][role.item])
             else:
                 values.append(numbers[role.name][role.item])
         return values
 
-    def run(self, captured: Captured, batch: Sequence[Any]) -> Any:
+    def run(self, captured: Captured, now: _Now) -> Any:
         """One step through the graph."""
-        inputs = self.bind(captured, batch)
-        parameters = {name: home[key] for name, (home, key) in self.parameter_homes.items()}
+        inputs = self.bind(captured, now)
         try:
             with torch.no_grad():
                 outputs = captured.module(*inputs)
         except BaseException as error:
             error.add_note(
-                "torch_ext: the step ended in the middle, some parameters are updated and some are "
+                "torch_ext: the step ended in the middle, some parameters may be updated and some "
                 "not; load a checkpoint"
             )
             raise
@@ -283,24 +294,24 @@ class _World:
             if role.kind == "result":
                 results.append(value)
             elif role.kind == "state":
-                self.optimizer.state[parameters[role.name]][role.item] = value
+                self.optimizer.state[now.parameters[role.name]][role.item] = value
             else:
-                parameters[role.name].grad = value
+                now.parameters[role.name].grad = value
         for name in captured.updated:
-            self.update.finish(self.optimizer.state[parameters[name]])
-            parameters[name].grad = None
+            self.update.finish(self.optimizer.state[now.parameters[name]])
+            now.parameters[name].grad = None
         if captured.updated:
             self.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask
         return pytree.tree_unflatten(results, captured.result_spec)
 
-    def run_eagerly(self, batch: Sequence[Any], accumulated: bool, updates: bool) -> Any:
+    def run_eagerly(self, batch: Sequence[Any], updates: bool) -> Any:
         """The loop that the graph replaces."""
         result = self.objective(*batch)
         loss = result[0] if isinstance(result, tuple) else result
         loss.backward()
         result = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
         if updates:
-            parameters = [one.parameter for one in self.trained(self.parameters())]
+            parameters = [one.parameter for one in self.look(batch).trained.values()]
             if self.clipping.norm is not None:
                 nn.utils.clip_grad_norm_(parameters, self.clipping.norm)
             if self.clipping.value is not None:
@@ -354,34 +365,32 @@ def _description(leaf: Any) -> Any:
 # --- making a graph -------------------------------------------------------------------------------
 
 
-def _make_graph(
-    world: _World, batch: Sequence[Any], accumulated: bool, updates: bool, time_budget: float
-) -> _Graph:
+def _make_graph(world: _World, now: _Now, updates: bool, time_budget: float) -> _Graph:
     """Capture, probe, plan, reorder, verify: all on copies."""
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         scratch = world.copy()
-        captured = scratch.capture(_copied(batch), accumulated, updates)
-        probe = run_probe(captured.module, scratch.bind(captured, _copied(batch)))
-        del scratch
+        looked = scratch.look(_copied(now.batch))
+        captured = scratch.capture(looked, updates)
+        probe = run_probe(captured.module, scratch.bind(captured, looked))
+        del scratch, looked
     found = plan(to_graph(probe), time_budget=time_budget)
     reorder(captured.module, probe, found.order)
-    eager, difference, peak_bytes = _verify(world, captured, batch, accumulated, updates)
+    eager_peak_bytes, difference, peak_bytes = _verify(world, captured, now.batch, updates)
     if difference:
         raise UnsupportedError(
             f"the captured step does not do what the loop does: {difference} differs"
         )
+    one_batch = updates and not now.accumulated
     report = TrainingReport(
         **{field.name: getattr(found, field.name) for field in dataclasses.fields(Plan)},
-        measured_original_peak_bytes=eager,
-        measured_hooks_peak_bytes=_hooks_peak(world, batch) if updates and not accumulated else None,
+        measured_original_peak_bytes=eager_peak_bytes,
+        measured_hooks_peak_bytes=_hooks_peak(world, now.batch) if one_batch else None,
         measured_peak_bytes=peak_bytes,
         identical=True,
         threads=torch.get_num_threads(),
-        parameter_bytes=sum(p.nbytes for p in world.parameters()),
-        input_bytes=sum(
-            leaf.nbytes for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor)
-        ),
+        parameter_bytes=sum(p.nbytes for p in world.objective.parameters()),
+        input_bytes=sum(leaf.nbytes for leaf in now.leaves if isinstance(leaf, torch.Tensor)),
         state_bytes=sum(
             value.nbytes
             for state in world.optimizer.state.values()
@@ -398,39 +407,33 @@ def _copied(batch: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(pytree.tree_map_only(torch.Tensor, torch.clone, tuple(batch)))
 
 
-@contextlib.contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 def _verify(
-    world: _World, captured: Captured, batch: Sequence[Any], accumulated: bool, updates: bool
+    world: _World, captured: Captured, batch: Sequence[Any], updates: bool
 ) -> tuple[int, str, int]:
     """Eager peak, first difference after a step from the same state (or empty), our peak."""
-    with _same_random_numbers():
+    with torch.random.fork_rng(devices=[]):
         expected_world = world.copy()
-        expected = expected_world.run_eagerly(_copied(batch), accumulated, updates)
+        expected = expected_world.run_eagerly(_copied(batch), updates)
         expected_random = torch.get_rng_state()
-    with _same_random_numbers():
+    with torch.random.fork_rng(devices=[]):
         actual_world = world.copy()
-        actual = actual_world.run(captured, _copied(batch))
+        actual = actual_world.run(captured, actual_world.look(_copied(batch)))
         actual_random = torch.get_rng_state()
     difference = _first_difference(
         {"the result": expected, "the random state": expected_random, **expected_world.contents()},
         {"the result": actual, "the random state": actual_random, **actual_world.contents()},
     )
     del actual_world, expected, actual
-    with _same_random_numbers():
+    with torch.random.fork_rng(devices=[]):
         batch = _copied(batch)
-        with measure_peak() as memory:
-            expected_world.run_eagerly(batch, accumulated, updates)
+        with measure_peak() as eager:
+            expected_world.run_eagerly(batch, updates)
         del expected_world
         scratch = world.copy()
-        inputs = scratch.bind(captured, batch)
+        inputs = scratch.bind(captured, scratch.look(batch))
         with torch.no_grad(), measure_peak() as ours:
             captured.module(*inputs)
-    return memory.peak_bytes, difference, ours.peak_bytes
+    return eager.peak_bytes, difference, ours.peak_bytes
 
 
 def _first_difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
@@ -459,13 +462,14 @@ def _hooks_peak(world: _World, batch: Sequence[Any]) -> int | None:
     """
     if world.clipping.norm is not None:
         return None
-    with _same_random_numbers():
+    with torch.random.fork_rng(devices=[]):
         scratch = world.copy()
         optimizers = {}
-        for one in scratch.trained(scratch.parameters()):
+        for one in scratch.look(batch).trained.values():
             group = scratch.optimizer.param_groups[one.group]
             options = {key: value for key, value in group.items() if key != "params"}
-            optimizer = type(scratch.optimizer)([{"params": [one.parameter], **options}])
+            make: Callable[..., torch.optim.Optimizer] = type(scratch.optimizer)
+            optimizer = make([{"params": [one.parameter], **options}])
             if one.parameter in scratch.optimizer.state:
                 optimizer.state[one.parameter] = scratch.optimizer.state[one.parameter]
             optimizers[one.parameter] = optimizer
@@ -477,7 +481,7 @@ def _hooks_peak(world: _World, batch: Sequence[Any]) -> int | None:
             parameter.grad = None
 
         for parameter in optimizers:
-            parameter.register_post_accumulate_grad_hook(update)
+            parameter.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
 
         def run() -> None:
             result = scratch.objective(*copied)

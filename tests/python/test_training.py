@@ -1,0 +1,442 @@
+"""The captured step against the eager loop: everything bit for bit, and less memory."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import torch_ext
+from torch_ext.training import UnsupportedError
+
+MIB = 2**20
+BATCH, WIDTH, CLASSES = 32, 64, 10
+
+
+@pytest.fixture(autouse=True)
+def _with_gradients():
+    with torch.enable_grad():
+        yield
+
+
+class Net(nn.Module):
+    """Batch norm, dropout, a shared weight, a frozen one, one that is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.BatchNorm1d(WIDTH)
+        self.drop = nn.Dropout(0.2)
+        self.second = nn.Linear(WIDTH, WIDTH)
+        self.again = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.again.weight = self.second.weight
+        self.frozen = nn.Linear(WIDTH, WIDTH)
+        self.frozen.requires_grad_(False)
+        self.unused = nn.Linear(WIDTH, WIDTH)
+        self.last = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        x = self.drop(self.again(torch.relu(self.second(x))))
+        return self.last(self.frozen(x) + x)
+
+
+def batch(size: int = BATCH, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, WIDTH, generator=generator)
+    return x, torch.randint(0, CLASSES, (size,), generator=generator)
+
+
+def everything(model, optimizer):
+    """What a step may change, by name."""
+    tensors = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        tensors[f"{name}.grad"] = parameter.grad
+        for item, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name} {item}"] = value
+    return tensors
+
+
+def assert_equal(expected, actual):
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        other = actual[name]
+        same = value is other if value is None or other is None else torch.equal(value, other)
+        assert same, name
+
+
+class Loop:
+    """The eager loop, on copies of a model and its optimizer."""
+
+    def __init__(self, model, make_optimizer, loss_fn=nn.functional.cross_entropy) -> None:
+        torch.manual_seed(1)
+        self.model = copy.deepcopy(model)
+        self.loss_fn = loss_fn
+        self.optimizer = make_optimizer(self.model)
+
+    def __call__(self, *values, update=True, clip=lambda parameters: None):
+        result = self.loss_fn(self.model(*values[:-1]), values[-1])
+        (result[0] if isinstance(result, tuple) else result).backward()
+        if update:
+            clip(list(self.model.parameters()))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return result
+
+
+def compare(model, make_optimizer, batches, *, loss_fn=nn.functional.cross_entropy, **options):
+    """Run both over the batches and compare after every step; return the step."""
+    loop = Loop(model, make_optimizer, loss_fn)
+    optimizer = make_optimizer(model)
+    step = torch_ext.training_step(model, loss_fn, optimizer, batches[0], **options)
+    for number, values in enumerate(batches):
+        torch.manual_seed(number)
+        expected, expected_random = loop(*values), torch.get_rng_state()
+        torch.manual_seed(number)
+        actual, actual_random = step(*values), torch.get_rng_state()
+        assert torch.equal(expected_random, actual_random)
+        if not isinstance(expected, tuple):
+            expected, actual = (expected,), (actual,)
+        for a, b in zip(expected, actual, strict=True):
+            assert torch.equal(a.detach(), b)
+            assert not b.requires_grad
+        assert_equal(
+            everything(loop.model, loop.optimizer),
+            everything(model, optimizer),
+        )
+    return step
+
+
+def groups_of(model):
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": weights, "lr": 0.05}, {"params": others, "weight_decay": 0.0}]
+
+
+OPTIMIZERS = {
+    "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
+    "sgd, all options": lambda m: torch.optim.SGD(
+        m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True
+    ),
+    "sgd, dampened, maximized": lambda m: torch.optim.SGD(
+        m.parameters(), lr=1e-3, momentum=0.9, dampening=0.3, maximize=True
+    ),
+    "sgd, groups": lambda m: torch.optim.SGD(groups_of(m), lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "adam": lambda m: torch.optim.Adam(m.parameters(), lr=1e-2),
+    "adam, all options": lambda m: torch.optim.Adam(
+        m.parameters(), lr=1e-2, weight_decay=1e-2, amsgrad=True, betas=(0.8, 0.99)
+    ),
+    "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2),
+    "adamw, groups, maximized": lambda m: torch.optim.AdamW(
+        groups_of(m), lr=1e-3, maximize=True, amsgrad=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_ten_steps_are_those_of_the_eager_loop(name):
+    batches = [batch(seed=number) for number in range(10)]
+    report = compare(Net(), OPTIMIZERS[name], batches).report
+    assert report.identical
+    assert report.measured_peak_bytes <= report.measured_original_peak_bytes
+
+
+def test_a_scheduler_changes_the_rate_without_a_new_graph():
+    model = Net()
+    loop = Loop(model, OPTIMIZERS["adamw"])
+    optimizer = OPTIMIZERS["adamw"](model)
+    schedulers = [
+        torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=20)
+        for o in (loop.optimizer, optimizer)
+    ]
+    step = torch_ext.training_step(model, loop.loss_fn, optimizer, batch())
+    graphs = len(step._graphs)
+    for number in range(8):
+        torch.manual_seed(number)
+        loop(*batch())
+        torch.manual_seed(number)
+        step(*batch())
+        for scheduler in schedulers:
+            scheduler.step()
+    assert_equal(everything(loop.model, loop.optimizer), everything(model, optimizer))
+    assert len(step._graphs) == graphs
+
+
+@pytest.mark.parametrize("option", ["clip_grad_norm", "clip_grad_value"])
+def test_clipping(option):
+    limit = 0.01
+    clip = {
+        "clip_grad_norm": lambda p: nn.utils.clip_grad_norm_(p, limit),
+        "clip_grad_value": lambda p: nn.utils.clip_grad_value_(p, limit),
+    }[option]
+    model = Net()
+    loop = Loop(model, OPTIMIZERS["adam"])
+    optimizer = OPTIMIZERS["adam"](model)
+    step = torch_ext.training_step(model, loop.loss_fn, optimizer, batch(), **{option: limit})
+    for number in range(4):
+        torch.manual_seed(number)
+        loop(*batch(seed=number), clip=clip)
+        torch.manual_seed(number)
+        step(*batch(seed=number))
+        assert_equal(everything(loop.model, loop.optimizer), everything(model, optimizer))
+
+
+@pytest.mark.parametrize("name", ["sgd, all options", "adamw"])
+def test_gradients_of_several_batches_are_accumulated(name):
+    model = Net()
+    loop = Loop(model, OPTIMIZERS[name])
+    optimizer = OPTIMIZERS[name](model)
+    step = torch_ext.training_step(model, loop.loss_fn, optimizer, batch(), accumulate=3)
+    for number in range(9):
+        torch.manual_seed(number)
+        loop(*batch(seed=number), update=number % 3 == 2)
+        torch.manual_seed(number)
+        step(*batch(seed=number))
+        ours, theirs = everything(model, optimizer), everything(loop.model, loop.optimizer)
+        assert_equal(theirs, ours)
+
+
+def test_several_inputs_and_a_loss_with_extra_results():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x, scale, names):
+            return self.a(x * scale[names[0]])
+
+    def loss_fn(logits, target):
+        loss = nn.functional.cross_entropy(logits, target)
+        return loss, (logits.argmax(1) == target).float().mean(), logits
+
+    x, y = batch()
+    batches = [(x * number, {"a": torch.tensor(2.0)}, ["a"], y) for number in range(4)]
+    compare(Two(), OPTIMIZERS["sgd"], batches, loss_fn=loss_fn)
+
+
+def test_a_loss_with_parameters_of_its_own():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, logits, target):
+            return self.scale * nn.functional.cross_entropy(logits, target)
+
+    model, loss_fn = Net(), Scaled()
+    optimizer = torch.optim.SGD([*model.parameters(), *loss_fn.parameters()], lr=0.1)
+    other_model, other_loss, other = copy.deepcopy((model, loss_fn, optimizer))
+    step = torch_ext.training_step(model, loss_fn, optimizer, batch())
+    for number in range(3):
+        torch.manual_seed(number)
+        other_loss(other_model(batch()[0]), batch()[1]).backward()
+        other.step()
+        other.zero_grad()
+        torch.manual_seed(number)
+        step(*batch())
+    assert torch.equal(loss_fn.scale, other_loss.scale)
+    assert_equal(everything(other_model, other), everything(model, optimizer))
+
+
+def test_capturing_changes_nothing():
+    model = Net()
+    optimizer = OPTIMIZERS["sgd, all options"](model)
+    model.first.weight.grad = torch.ones(WIDTH, WIDTH)
+    before = copy.deepcopy(everything(model, optimizer))
+    values = batch()
+    values_before = copy.deepcopy(values)
+    state = torch.get_rng_state()
+    torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, values)
+    assert torch.equal(state, torch.get_rng_state())
+    assert_equal(before, everything(model, optimizer))
+    assert all(map(torch.equal, values, values_before))
+
+
+def test_a_checkpoint_in_the_middle(tmp_path):
+    model = Net()
+    optimizer = OPTIMIZERS["adamw"](model)
+    step = torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, batch())
+    for number in range(2):
+        step(*batch(seed=number))
+    torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "checkpoint.pt")
+
+    def go_on(step):
+        torch.manual_seed(0)
+        return [step(*batch(seed=number)) for number in range(3)]
+
+    first = go_on(step)
+    final = copy.deepcopy(everything(model, optimizer))
+    for number in range(2):  # into another state
+        step(*batch(seed=number))
+    saved_model, saved_optimizer = torch.load(tmp_path / "checkpoint.pt")
+    model.load_state_dict(saved_model)
+    optimizer.load_state_dict(saved_optimizer)
+    assert all(map(torch.equal, first, go_on(step)))
+    assert_equal(final, everything(model, optimizer))
+
+
+def test_modes_shapes_and_frozen_parameters_get_their_own_graphs():
+    model = Net()
+    loop = Loop(model, OPTIMIZERS["sgd"])
+    optimizer = OPTIMIZERS["sgd"](model)
+    step = torch_ext.training_step(model, loop.loss_fn, optimizer, batch())
+    for change in (
+        lambda m: m.eval(),
+        lambda m: m.train(),
+        lambda m: m.second.requires_grad_(False),
+        lambda m: m.double(),
+    ):
+        for m in (model, loop.model):
+            change(m)
+        for size in (BATCH, 7):
+            x, y = batch(size)
+            x = x.to(model.first.weight.dtype)
+            torch.manual_seed(0)
+            expected = loop(x, y)
+            torch.manual_seed(0)
+            assert torch.equal(expected, step(x, y))
+            assert_equal(everything(loop.model, loop.optimizer), everything(model, optimizer))
+
+
+@pytest.mark.parametrize("options", [{"max_graphs": 1}, {"on_new_shape": "eager"}])
+def test_what_gets_no_graph_runs_as_the_loop(options):
+    model = Net()
+    step = compare(model, OPTIMIZERS["sgd"], [batch(), batch(7), batch()], **options)
+    assert len(step._graphs) == 1
+
+
+def test_a_wide_step_needs_much_less():
+    torch.set_num_threads(1)
+    model = nn.Sequential(*[nn.Linear(512, 512) for _ in range(8)])
+    x = torch.randn(16, 512)
+    step = torch_ext.training_step(
+        model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1), (x, x)
+    )
+    report = step.report
+    assert report.status == "optimal"
+    assert report.measured_peak_bytes < 0.4 * report.measured_original_peak_bytes
+    step(x, x)
+    with torch_ext.measure_peak() as memory:
+        step(x, x)
+    assert abs(memory.peak_bytes - report.measured_peak_bytes) < 64 * 1024
+    assert abs(report.peak_bytes - report.measured_peak_bytes) < 64 * 1024
+    assert "backward hooks" in str(report)
+
+
+# --- what is refused, and that nothing is changed by it -------------------------------------------
+
+
+def refusal(model, optimizer, values=None, loss_fn=nn.functional.cross_entropy, **options):
+    before = copy.deepcopy(everything(model, optimizer))
+    state = torch.get_rng_state()
+    with pytest.raises(UnsupportedError) as caught:
+        torch_ext.training_step(model, loss_fn, optimizer, values or batch(), **options)
+    assert_equal(before, everything(model, optimizer))
+    assert torch.equal(state, torch.get_rng_state())
+    return str(caught.value)
+
+
+def test_an_optimizer_that_is_not_known():
+    model = Net()
+    message = refusal(model, torch.optim.LBFGS(model.parameters()))
+    assert "LBFGS" in message
+    assert "AdamW" in message
+
+
+@pytest.mark.parametrize("option", ["foreach", "fused"])
+def test_another_form_of_the_optimizer(option):
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), **{option: True})
+    assert f"{option}=False" in refusal(model, optimizer)
+
+
+def test_control_flow_that_depends_on_data_names_the_line():
+    class Asking(Net):
+        def forward(self, x):
+            if x.sum() > 0:  # this line
+                x = x * 2
+            return super().forward(x)
+
+    model = Asking()
+    message = refusal(model, OPTIMIZERS["sgd"](model))
+    assert "test_training.py" in message
+    assert "# this line" in message
+
+
+def test_a_model_that_raises():
+    class Raising(Net):
+        def forward(self, x):
+            raise ZeroDivisionError("on purpose")
+
+    model = Raising()
+    optimizer = OPTIMIZERS["sgd"](model)
+    before = copy.deepcopy(everything(model, optimizer))
+    with pytest.raises(ZeroDivisionError, match="on purpose"):
+        torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, batch())
+    assert_equal(before, everything(model, optimizer))
+
+
+def test_sparse_gradients():
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(100, CLASSES, sparse=True)
+
+        def forward(self, x):
+            return self.table(x)
+
+    model = Sparse()
+    index = torch.arange(BATCH)
+    message = refusal(model, OPTIMIZERS["sgd"](model), (index, batch()[1]))
+    assert "sparse" in message
+
+
+def test_complex_parameters():
+    model = nn.Linear(WIDTH, CLASSES, dtype=torch.complex64)
+    assert "complex" in refusal(model, OPTIMIZERS["sgd"](model))
+
+
+def test_no_parameters():
+    model = nn.ReLU()
+    unrelated = torch.optim.SGD([nn.Parameter(torch.ones(1))])
+    assert "no parameters" in refusal(model, unrelated)
+
+
+def test_hooks():
+    model = Net()
+    model.last.weight.register_hook(lambda gradient: gradient * 2)
+    assert "last.weight" in refusal(model, OPTIMIZERS["sgd"](model))
+
+
+def test_a_loss_that_is_no_number():
+    model = Net()
+    message = refusal(model, OPTIMIZERS["sgd"](model), loss_fn=lambda logits, target: logits)
+    assert "one element" in message
+
+
+def test_an_interrupt_says_what_it_leaves_behind():
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model)
+    step = torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, batch())
+
+    class Interrupting(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.native_batch_norm_backward.default:
+                raise KeyboardInterrupt
+            return func(*args, **(kwargs or {}))
+
+    with pytest.raises(KeyboardInterrupt) as caught, Interrupting():
+        step(*batch())
+    assert "checkpoint" in caught.value.__notes__[0]
+    assert step(*batch()).isfinite()
+
+
+@pytest.mark.parametrize(
+    "options", [{"accumulate": 0}, {"max_graphs": 0}, {"on_new_shape": "guess"}]
+)
+def test_bad_options(options):
+    model = Net()
+    with pytest.raises(ValueError, match=next(iter(options))):
+        torch_ext.training_step(
+            model, nn.functional.cross_entropy, OPTIMIZERS["sgd"](model), batch(), **options
+        )
