@@ -1,7 +1,7 @@
 """The instances of the planner benchmark: seeded programs by family, all in natural program order.
 
-Networks are in networks.py, training graphs in training.py; here are workflows, random graphs and
-the list of everything. The same call gives the same program on every machine.
+Networks are in networks.py, training graphs in training_graphs.py; here are workflows, random
+graphs and the list of everything. The same call gives the same program on every machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import networks
 import networkx
-import training
+import training_graphs as training
 from program import Program, Recorder
 
 KIB, MIB = 2**10, 2**20

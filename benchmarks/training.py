@@ -1,260 +1,314 @@
-"""Training graphs, op by op, for the planner benchmark: forward, backward, update.
+"""What a training step needs: the eager loop, optimizers in backward hooks, ours, and Inductor's.
 
-Ops and what they save are those of torch's autograd: a convolution and a linear layer save their
-input, ReLU its output, batch norm its input and statistics. Sizes are 4-byte floats. Weights, their
-running statistics and the optimizer's state are not in the graph, gradients are; a gradient is
-freed after its update. An update writes a weight, so it waits for the last op that reads it.
+One process per network. Memory is the allocator's, above the start of a settled step, gradients in.
+Ours is compared with the eager loop bit for bit over ten steps, and in time, in pairs. Resident
+memory is the highest of a settled step in a fresh process. Exits with 1 if a step differs.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
-from program import Program, Recorder
+import torch
+import zoo
+from results import Table, add_output, check_output, circumstances, write_csv
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
 
-FLOAT = 4
+from torch_ext import measure_peak, training_step
+from torch_ext.training.capturing import Clipping, Objective
+from torch_ext.training.world import World
+
+MIB = 2**20
+STEPS = 10
+HEADER = (
+    "model",
+    "eager MiB",
+    "hooks MiB",
+    "ours MiB",
+    "bound MiB",
+    "status",
+    "compile MiB",
+    "without layout MiB",
+    "whole step MiB",
+    "identical",
+    "time / eager",
+    "spread",
+    "capture s",
+    "eager resident MiB",
+    "ours resident MiB",
+    "capture resident MiB",
+)
+WORDS = ("model", "status", "identical")
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """A buffer and its shape: a batch of channels x side x side, or of features (side 1)."""
+@dataclasses.dataclass
+class Task:
+    """A network, its loss, its optimizer and one batch."""
 
-    buffer: int
-    channels: int
-    side: int
-    needs_gradient: bool = True
+    model: nn.Module
+    loss_fn: Loss
+    optimizer: torch.optim.Optimizer
+    batch: tuple[Tensor, Tensor]
+
+    def eager_step(self) -> Tensor:
+        """The loop that everybody writes."""
+        loss = self.loss_fn(self.model(self.batch[0]), self.batch[1])
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
 
 
-class TrainingRecorder(Recorder):
-    """Records the forward pass and, for every step, how to go back through it."""
+# --- networks -------------------------------------------------------------------------------------
 
-    def __init__(self, batch: int) -> None:
+
+def _classifier(name: str, batch: int, side: int, **options: object) -> Task:
+    network: nn.Module = zoo.import_torchvision().models.get_model(name, weights=None, **options)
+    return Task(
+        network,
+        nn.functional.cross_entropy,
+        torch.optim.SGD(network.parameters(), lr=0.01),
+        (torch.randn(batch, 3, side, side), torch.randint(0, 1000, (batch,))),
+    )
+
+
+def _mlp(depth: int = 12, width: int = 2048, batch: int = 64) -> Task:
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())]
+    network = nn.Sequential(*layers[:-1])
+    return Task(
+        network,
+        nn.functional.mse_loss,
+        torch.optim.SGD(network.parameters(), lr=0.01),
+        (torch.randn(batch, width), torch.randn(batch, width)),
+    )
+
+
+class Gpt(nn.Module):
+    """A decoder of the GPT-2 kind: pre-norm blocks, learned positions, tied head.
+
+    Source: Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
+    """
+
+    def __init__(
+        self, layers: int = 6, width: int = 384, tokens: int = 256, words: int = 8192
+    ) -> None:
         super().__init__()
-        self._batch = batch
-        self._backward: list[Callable[[], None]] = []
-        self._gradients: dict[int, int] = {}  # of activations: buffer -> gradient
-        # Gradients of weights and the ops after which the weight may change, last layer first.
-        self._parameters: list[tuple[int, list[int]]] = []
-
-    def _bytes(self, channels: int, side: int = 1) -> int:
-        return self._batch * channels * side * side * FLOAT
-
-    def data(self, channels: int, side: int = 1) -> Tensor:
-        """A batch of training data."""
-        return Tensor(self.input(self._bytes(channels, side)), channels, side, False)
-
-    def _new(self, kind: str, reads: Sequence[Tensor], channels: int, side: int) -> Tensor:
-        buffer = self.op(kind, [x.buffer for x in reads], self._bytes(channels, side))
-        return Tensor(buffer, channels, side)
-
-    def _add_gradient(self, x: Tensor, gradient: int) -> None:
-        if x.buffer in self._gradients:
-            both = [self._gradients[x.buffer], gradient]
-            gradient = self.op("accumulate", both, self.size(x.buffer))
-        self._gradients[x.buffer] = gradient
-
-    def _unary(self, kind: str, x: Tensor, channels: int, side: int, *, saves: str) -> Tensor:
-        """An op without weights; `saves` "output" or "nothing" for its way back."""
-        y = self._new(kind, [x], channels, side)
-
-        def backward() -> None:
-            reads = [self._gradients.pop(y.buffer)] + ([y.buffer] if saves == "output" else [])
-            self._add_gradient(x, self.op(f"{kind}_grad", reads, self.size(x.buffer)))
-
-        self._backward.append(backward)
-        return y
-
-    def _weighted(
-        self, kind: str, x: Tensor, channels: int, side: int, weights: int, *, bias: bool
-    ) -> Tensor:
-        """A convolution or linear layer with that many weights."""
-        y = self._new(kind, [x], channels, side)
-
-        def backward() -> None:
-            gradient = self._gradients.pop(y.buffer)
-            reader = []
-            if x.needs_gradient:
-                back = self.op(f"{kind}_grad_input", [gradient], self.size(x.buffer))
-                reader = [self.last_op()]
-                self._add_gradient(x, back)
-            of_weight = self.op(f"{kind}_grad_weight", [gradient, x.buffer], weights * FLOAT)
-            self._parameters.append((of_weight, reader))
-            if bias:
-                of_bias = self.op(f"{kind}_grad_bias", [gradient], channels * FLOAT)
-                self._parameters.append((of_bias, []))
-
-        self._backward.append(backward)
-        return y
-
-    def linear(self, x: Tensor, features: int) -> Tensor:
-        """A fully connected layer with bias; flattens its input."""
-        weights = x.channels * x.side * x.side * features
-        return self._weighted("linear", x, features, 1, weights, bias=True)
-
-    def conv(self, x: Tensor, channels: int, kernel: int, stride: int = 1) -> Tensor:
-        """A padded convolution without bias."""
-        weights = x.channels * channels * kernel * kernel
-        return self._weighted("conv", x, channels, -(-x.side // stride), weights, bias=False)
-
-    def relu(self, x: Tensor) -> Tensor:
-        """ReLU, not in place."""
-        return self._unary("relu", x, x.channels, x.side, saves="output")
-
-    def average_pool(self, x: Tensor, stride: int) -> Tensor:
-        """Average pooling."""
-        return self._unary("avg_pool", x, x.channels, x.side // stride, saves="nothing")
-
-    def max_pool(self, x: Tensor, stride: int = 2) -> Tensor:
-        """Max pooling, which saves 8-byte indices."""
-        side = -(-x.side // stride)
-        size = self._bytes(x.channels, side)
-        pooled, indices = self.ops("max_pool", [x.buffer], [size, 2 * size])
-
-        def backward() -> None:
-            reads = [self._gradients.pop(pooled), indices]
-            self._add_gradient(x, self.op("max_pool_grad", reads, self.size(x.buffer)))
-
-        self._backward.append(backward)
-        return Tensor(pooled, x.channels, side)
-
-    def batch_norm(self, x: Tensor) -> Tensor:
-        """Batch norm with the two updates of its running statistics."""
-        per_channel = x.channels * FLOAT
-        y, mean, deviation = self.ops(
-            "bn", [x.buffer], [self.size(x.buffer), per_channel, per_channel]
+        self.words = nn.Embedding(words, width)
+        self.positions = nn.Embedding(tokens, width)
+        block = nn.TransformerEncoderLayer(
+            width, width // 64, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )
-        for statistic in (mean, deviation):
-            self.ops("update_running", [statistic], [])
+        self.blocks = nn.TransformerEncoder(block, layers, nn.LayerNorm(width), False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(tokens))
 
-        def backward() -> None:
-            back, of_weight, of_bias = self.ops(
-                "bn_grad",
-                [self._gradients.pop(y), x.buffer, mean, deviation],
-                [self.size(x.buffer), per_channel, per_channel],
-            )
-            self._add_gradient(x, back)
-            self._parameters += [(of_weight, []), (of_bias, [])]
-
-        self._backward.append(backward)
-        return Tensor(y, x.channels, x.side)
-
-    def add(self, a: Tensor, b: Tensor) -> Tensor:
-        """A sum; its gradient is that of both."""
-        y = self._new("add", [a, b], a.channels, a.side)
-
-        def backward() -> None:
-            gradient = self._gradients.pop(y.buffer)
-            self._add_gradient(a, gradient)
-            self._add_gradient(b, gradient)
-
-        self._backward.append(backward)
-        return y
-
-    def concat(self, parts: Sequence[Tensor]) -> Tensor:
-        """Channels one after the other; the gradient is cut up again by copying."""
-        y = self._new("concat", parts, sum(x.channels for x in parts), parts[0].side)
-
-        def backward() -> None:
-            gradient = self._gradients.pop(y.buffer)
-            for x in parts:
-                self._add_gradient(x, self.op("slice", [gradient], self.size(x.buffer)))
-
-        self._backward.append(backward)
-        return y
-
-    def train(self, logits: Tensor, *, momentum: bool) -> None:
-        """The loss, which is the result, then the backward pass, then one update per parameter.
-
-        `momentum`: torch's SGD with weight decay and momentum, three ops; otherwise one.
-        """
-        labels = self.input(self._batch * 8)
-        chances = self._new("log_softmax", [logits], logits.channels, 1)
-        self.keep(self.op("nll_loss", [chances.buffer, labels], FLOAT))
-        size = self.size(logits.buffer)
-        picked = self.op("nll_loss_grad", [labels], size)
-        self._add_gradient(logits, self.op("log_softmax_grad", [picked, chances.buffer], size))
-        for backward in reversed(self._backward):
-            backward()
-        # The optimizer visits parameters in the order of the forward pass.
-        for gradient, after in reversed(self._parameters):
-            if momentum:
-                decayed = self.op("weight_decay", [gradient], self.size(gradient))
-                step = self.op("momentum", [decayed], self.size(gradient))
-                self.ops("update", [step], [], after=after)
-            else:
-                self.ops("update", [gradient], [], after=after)
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the next word at every position."""
+        x = self.words(tokens) + self.positions.weight[: tokens.shape[1]]
+        x = self.blocks(x, mask=self.mask, is_causal=True)
+        return nn.functional.linear(x, self.words.weight)
 
 
-def mlp(depth: int, *, batch: int = 256) -> Program:
-    """A multilayer perceptron whose widths fall from 1024 to 128, plain SGD."""
-    record = TrainingRecorder(batch)
-    x = record.data(784)
-    for layer in range(depth):
-        x = record.relu(record.linear(x, 1024 - 896 * layer // depth))
-    record.train(record.linear(x, 10), momentum=False)
-    return record.program(f"mlp_train_{depth}", "mlp")
+def _gpt(batch: int = 4, tokens: int = 256) -> Task:
+    network = Gpt(tokens=tokens)
+
+    def loss_fn(logits: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+    words = torch.randint(0, 8192, (batch, tokens))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    return Task(network, loss_fn, optimizer, (words, words.roll(-1, 1)))
 
 
-def cnn(blocks: Sequence[Sequence[int]], *, batch: int = 32, side: int = 64) -> Program:
-    """Blocks of convolution, batch norm, ReLU, each ended by max pooling; a VGG, plain SGD.
-
-    Source: Simonyan and Zisserman, ICLR 2015, table 1, with the batch norm usual today.
-    """
-    record = TrainingRecorder(batch)
-    x = record.data(3, side)
-    for block in blocks:
-        for channels in block:
-            x = record.relu(record.batch_norm(record.conv(x, channels, 3)))
-        x = record.max_pool(x)
-    x = record.relu(record.linear(x, 512))
-    record.train(record.linear(x, 10), momentum=False)
-    layers = sum(len(block) for block in blocks)
-    return record.program(f"cnn_train_{layers}", "cnn")
+TASKS: dict[str, Callable[[], Task]] = {
+    "resnet18 2x64": lambda: _classifier("resnet18", 2, 64),
+    "resnet18 16x64": lambda: _classifier("resnet18", 16, 64),
+    "mobilenet_v3_large 4x128": lambda: _classifier("mobilenet_v3_large", 4, 128),
+    "swin_t 2x224": lambda: _classifier("swin_t", 2, 224),
+    "googlenet 4x128": lambda: _classifier(
+        "googlenet", 4, 128, aux_logits=False, init_weights=False
+    ),
+    "mlp 12x2048": _mlp,
+    "gpt 6x384": _gpt,
+}
 
 
-def resnet(name: str, blocks: Sequence[int], *, batch: int = 32) -> Program:
-    """A bottleneck ResNet on ImageNet, SGD with momentum.
-
-    Source: He et al., Deep Residual Learning, CVPR 2016, table 1; ResNet-200 and deeper: He et al.,
-    Identity Mappings in Deep Residual Networks, ECCV 2016 (here in post-activation form).
-    """
-    record = TrainingRecorder(batch)
-    x = record.relu(record.batch_norm(record.conv(record.data(3, 224), 64, 7, 2)))
-    x = record.max_pool(x)
-    for stage, count in enumerate(blocks):
-        for block in range(count):
-            stride = 2 if stage and not block else 1
-            x = _bottleneck(record, x, 64 << stage, stride)
-    record.train(record.linear(record.average_pool(x, x.side), 1000), momentum=True)
-    return record.program(name, "resnet")
+def _task(name: str) -> Task:
+    torch.manual_seed(0)
+    return TASKS[name]()
 
 
-def _bottleneck(record: TrainingRecorder, x: Tensor, width: int, stride: int) -> Tensor:
-    y = record.relu(record.batch_norm(record.conv(x, width, 1)))
-    y = record.relu(record.batch_norm(record.conv(y, width, 3, stride)))
-    y = record.batch_norm(record.conv(y, 4 * width, 1))
-    if x.channels != 4 * width:
-        x = record.batch_norm(record.conv(x, 4 * width, 1, stride))
-    return record.relu(record.add(y, x))
+# --- one measurement, in a process of its own -----------------------------------------------------
 
 
-def densenet(name: str, blocks: Sequence[int], *, growth: int = 32, batch: int = 32) -> Program:
-    """A DenseNet-BC on ImageNet, every layer concatenating all before it, plain SGD.
+def _peak_of_settled(run: Callable[[], object]) -> int:
+    for _ in range(2):
+        run()
+    with measure_peak() as memory:
+        run()
+    return memory.peak_bytes
 
-    Source: Huang et al., Densely Connected Convolutional Networks, CVPR 2017, table 1.
-    """
-    record = TrainingRecorder(batch)
-    x = record.conv(record.data(3, 224), 2 * growth, 7, 2)
-    x = record.max_pool(record.relu(record.batch_norm(x)))
-    for stage, layers in enumerate(blocks):
-        features = [x]
-        for _ in range(layers):
-            y = record.concat(features) if len(features) > 1 else features[0]
-            y = record.conv(record.relu(record.batch_norm(y)), 4 * growth, 1)
-            features.append(record.conv(record.relu(record.batch_norm(y)), growth, 3))
-        x = record.relu(record.batch_norm(record.concat(features)))
-        if stage + 1 < len(blocks):
-            x = record.average_pool(record.conv(x, x.channels // 2, 1), 2)
-    record.train(record.linear(record.average_pool(x, x.side), 1000), momentum=False)
-    return record.program(name, "densenet")
+
+def _ours(name: str, pairs: int) -> dict[str, str]:
+    task, other = _task(name), _task(name)
+    step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
+    report = step.report
+    identical = True
+    for number in range(STEPS):
+        torch.manual_seed(number)
+        expected = other.eager_step()
+        torch.manual_seed(number)
+        identical &= torch.equal(expected, step(*task.batch))
+        states = zip(
+            other.model.state_dict().values(), task.model.state_dict().values(), strict=True
+        )
+        identical &= all(torch.equal(a, b) for a, b in states)
+    ratios = []
+    for pair in range(pairs):
+        times = {}
+        runs: list[Callable[[], object]] = [other.eager_step, lambda: step(*task.batch)]
+        for index in (0, 1) if pair % 2 else (1, 0):
+            start = time.perf_counter()
+            runs[index]()
+            times[index] = time.perf_counter() - start
+        ratios.append(times[1] / times[0])
+    quarters = statistics.quantiles(ratios, n=4)
+    return {
+        "eager MiB": _mib(_peak_of_settled(other.eager_step)),
+        "hooks MiB": _mib(report.measured_hooks_peak_bytes),
+        "ours MiB": _mib(_peak_of_settled(lambda: step(*task.batch))),
+        "bound MiB": _mib(report.lower_bound_bytes),
+        "status": report.status,
+        "identical": "yes" if identical else "NO",
+        "time / eager": f"{quarters[1]:.3f}",
+        "spread": f"{quarters[2] - quarters[0]:.3f}",
+        "capture s": f"{report.capture_seconds:.1f}",
+    }
+
+
+def _compiled(name: str, layout: bool) -> dict[str, str]:
+    task = _task(name)
+    torch._inductor.config.layout_optimization = layout
+    task.model = torch.compile(task.model)  # type: ignore[assignment]
+    column = "compile MiB" if layout else "without layout MiB"
+    return {column: _mib(_peak_of_settled(task.eager_step))}
+
+
+def _whole_step(name: str) -> dict[str, str]:
+    """The graph that we order, compiled by Inductor, which may fuse and reuse."""
+    task = _task(name)
+    world = World(Objective(task.model, task.loss_fn), task.optimizer, Clipping())
+    captured = world.copy().capture(world.look(task.batch), updates=True)
+    inputs = world.bind(captured, world.look(task.batch))
+    with torch.no_grad():
+        compiled: Any = torch._inductor.compile(captured.module, inputs)
+        return {"whole step MiB": _mib(_peak_of_settled(lambda: compiled(*inputs)))}
+
+
+def _resident(name: str, ours: bool) -> dict[str, str]:
+    task = _task(name)
+    found = {}
+    run: Callable[[], object] = task.eager_step
+    if ours:
+        step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
+        found["capture resident MiB"] = _mib(_highest_resident_bytes())
+        run = lambda: step(*task.batch)  # noqa: E731
+    for _ in range(2):
+        run()
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    run()
+    found["ours resident MiB" if ours else "eager resident MiB"] = _mib(_highest_resident_bytes())
+    return found
+
+
+def _highest_resident_bytes() -> int:
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("the kernel does not tell the highest resident memory")
+
+
+def _mib(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / MIB:.2f}"
+
+
+MEASUREMENTS: dict[str, Callable[[str, int], dict[str, str]]] = {
+    "ours": _ours,
+    "compile": lambda name, _: _compiled(name, True),
+    "compile, no layout": lambda name, _: _compiled(name, False),
+    "whole step": lambda name, _: _whole_step(name),
+    "eager resident": lambda name, _: _resident(name, False),
+    "ours resident": lambda name, _: _resident(name, True),
+}
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def _in_a_process(name: str, measurement: str, options: argparse.Namespace) -> dict[str, str]:
+    command = [sys.executable, "-W", "ignore", __file__, "--one", name, measurement]
+    command += ["--threads", str(options.threads), "--pairs", str(options.pairs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+        return found
+    told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    print(f"{name}, {measurement}: {told[-1][:200]}", file=sys.stderr)
+    return {"identical": "NO"} if measurement == "ours" else {}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=lambda text: text.split(","), metavar="A,B,C")
+    parser.add_argument(
+        "--measure", type=lambda text: text.split(","), default=list(MEASUREMENTS), metavar="A,B"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of torch; default: 1")
+    parser.add_argument("--pairs", type=int, default=20, help="of timed steps; default: 20")
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
+    add_output(parser, "training")
+    options = parser.parse_args()
+    if not options.one:
+        check_output(parser, options.output)
+    return options
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    if options.one:
+        warnings.simplefilter("ignore")
+        name, measurement = options.one
+        print(json.dumps(MEASUREMENTS[measurement](name, options.pairs)))
+        return
+    names: Sequence[str] = options.models or list(TASKS)
+    comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
+    table = Table(HEADER, [], WORDS)
+    terminal = Console(stderr=True)
+    for name in track(names, "networks", console=terminal, disable=not terminal.is_terminal):
+        row = {"model": name}
+        for measurement in options.measure:
+            row |= _in_a_process(name, measurement, options)
+        table.rows.append(tuple(row.get(column, "-") for column in HEADER))
+        write_csv(options.output, comments, table)
+    (table.print_markdown if options.markdown else table.print)()
+    identical = HEADER.index("identical")
+    sys.exit(any(row[identical] == "NO" for row in table.rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import torch_ext
-from torch_ext.training import UnsupportedError
+from torch_ext.training import UnsupportedError, making
 
 MIB = 2**20
 BATCH, WIDTH, CLASSES = 32, 64, 10
@@ -321,6 +321,28 @@ def test_a_wide_step_needs_much_less():
     assert abs(memory.peak_bytes - report.measured_peak_bytes) < 64 * 1024
     assert abs(report.peak_bytes - report.measured_peak_bytes) < 64 * 1024
     assert "backward hooks" in str(report)
+
+
+def test_a_step_that_needs_more_runs_as_the_loop(monkeypatch):
+    monkeypatch.setattr(making, "_verify", lambda *_: (1, "", 2))
+    step = compare(Net(), OPTIMIZERS["sgd"], [batch(), batch()])
+    assert "needs more than the eager loop" in step.report.reason
+    assert all(graph.captured is None for graph in step._graphs.values())
+
+
+def test_nothing_to_gain_is_said():
+    model = nn.Linear(WIDTH, CLASSES, bias=False)
+    step = torch_ext.training_step(
+        model, nn.functional.cross_entropy, OPTIMIZERS["sgd"](model), batch()
+    )
+    assert "order gains nothing" in step.report.reason
+    assert step.report.status == "optimal"
+
+
+def test_a_step_that_computes_something_else_is_refused(monkeypatch):
+    model = Net()
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: None)  # unlike our update
+    assert "does not do what the loop does" in refusal(model, OPTIMIZERS["sgd"](model))
 
 
 # --- what is refused, and that nothing is changed by it -------------------------------------------

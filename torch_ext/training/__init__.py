@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from torch_ext.training.capturing import LossFunction
-from torch_ext.training.step import TrainingReport, TrainingStep
+from torch_ext.training.making import TrainingReport
+from torch_ext.training.step import TrainingStep
 from torch_ext.training.updates import UnsupportedError
 
 __all__ = ["TrainingReport", "TrainingStep", "UnsupportedError", "training_step"]

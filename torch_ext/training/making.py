@@ -1,0 +1,217 @@
+"""From the state of a world to a graph in its best order, verified: all on copies."""
+
+import ctypes
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from torch_ext.fx.ordering import reorder, to_graph
+from torch_ext.fx.probing import run_probe
+from torch_ext.measuring import measure_peak
+from torch_ext.planning import Plan, plan
+from torch_ext.training.capturing import Captured
+from torch_ext.training.updates import UnsupportedError
+from torch_ext.training.world import Now, World
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingReport(Plan):
+    """What was found out about a step. Peaks are bytes above the start of the step, gradients in.
+
+    `original_peak_bytes` is that of the captured graph in its own order; `measured_*` are the
+    allocator's, of the eager loop, of the same loop with the optimizer in backward hooks (None
+    where hooks cannot do it), and of this step.
+    """
+
+    measured_original_peak_bytes: int | None
+    measured_hooks_peak_bytes: int | None
+    measured_peak_bytes: int | None
+    identical: bool | None
+    threads: int
+    parameter_bytes: int
+    input_bytes: int
+    state_bytes: int
+    capture_seconds: float
+    reason: str
+
+    def __str__(self) -> str:
+        def mib(size_bytes: int | None) -> str:
+            return "-" if size_bytes is None else f"{size_bytes / MIB:.2f}"
+
+        line = (
+            f"eager {mib(self.measured_original_peak_bytes)} MiB, optimizer in backward hooks "
+            f"{mib(self.measured_hooks_peak_bytes)}, this step {mib(self.measured_peak_bytes)}, "
+            f"bound {mib(self.lower_bound_bytes)}"
+        )
+        hooks, ours = self.measured_hooks_peak_bytes, self.measured_peak_bytes
+        if hooks is not None and ours is not None and hooks <= ours:
+            line += " (backward hooks get as low)"
+        return f"{line}; {self.reason}" if self.reason else line
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedGraph:
+    """A captured graph in its new order; None if the eager loop needs less."""
+
+    captured: Captured | None
+    report: TrainingReport
+
+
+def make_graph(world: World, now: Now, updates: bool, time_budget: float) -> PlannedGraph:
+    """Capture, probe, plan, reorder, verify: all on copies."""
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        scratch = world.copy()
+        looked = scratch.look(copied(now.batch))
+        captured = scratch.capture(looked, updates)
+        probe = run_probe(captured.module, scratch.bind(captured, looked))
+        del scratch, looked
+    found = plan(to_graph(probe), time_budget=time_budget)
+    reorder(captured.module, probe, found.order)
+    eager_peak_bytes, difference, peak_bytes = _verify(world, captured, now.batch, updates)
+    if difference:
+        raise UnsupportedError(
+            f"the captured step does not do what the loop does: {difference} differs"
+        )
+    one_batch = updates and not now.accumulated
+    hooks_peak_bytes = _hooks_peak(world, now.batch) if one_batch else None
+    _return_free_memory()
+    report = TrainingReport(
+        **{field.name: getattr(found, field.name) for field in dataclasses.fields(Plan)},
+        measured_original_peak_bytes=eager_peak_bytes,
+        measured_hooks_peak_bytes=hooks_peak_bytes,
+        measured_peak_bytes=peak_bytes,
+        identical=True,
+        threads=torch.get_num_threads(),
+        parameter_bytes=sum(p.nbytes for p in world.objective.parameters()),
+        input_bytes=sum(leaf.nbytes for leaf in now.leaves if isinstance(leaf, torch.Tensor)),
+        state_bytes=sum(
+            value.nbytes
+            for state in world.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor)
+        ),
+        capture_seconds=time.perf_counter() - start,
+        reason=_why_no_gain(found, eager_peak_bytes, peak_bytes),
+    )
+    return PlannedGraph(captured if peak_bytes <= eager_peak_bytes else None, report)
+
+
+def _why_no_gain(found: Plan, eager_peak_bytes: int, peak_bytes: int) -> str:
+    """Empty if there is a gain."""
+    if peak_bytes > eager_peak_bytes:
+        needs = f"{peak_bytes / MIB:.2f} MiB against {eager_peak_bytes / MIB:.2f}"
+        return f"the captured step needs more than the eager loop ({needs}), which is kept"
+    if peak_bytes < eager_peak_bytes:
+        return ""
+    if found.status == "optimal" and found.bottleneck is not None:
+        return f"order gains nothing: no order runs {found.bottleneck.op} with less"
+    return "no better order was found within the budget"
+
+
+def copied(batch: Sequence[Any]) -> tuple[Any, ...]:
+    """Tensors of its own, the same values."""
+    return tuple(pytree.tree_map_only(torch.Tensor, torch.clone, tuple(batch)))
+
+
+def _return_free_memory() -> None:
+    """Give the system back what the copies took: what malloc keeps would hide the gain."""
+    gc.collect()
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _verify(
+    world: World, captured: Captured, batch: Sequence[Any], updates: bool
+) -> tuple[int, str, int]:
+    """Eager peak, first difference after a step from the same state (or empty), our peak."""
+    with torch.random.fork_rng(devices=[]):
+        expected_world = world.copy()
+        expected = expected_world.run_eagerly(copied(batch), updates)
+        expected_random = torch.get_rng_state()
+    with torch.random.fork_rng(devices=[]):
+        actual_world = world.copy()
+        actual = actual_world.run(captured, actual_world.look(copied(batch)))
+        actual_random = torch.get_rng_state()
+    difference = _first_difference(
+        {"the result": expected, "the random state": expected_random, **expected_world.contents()},
+        {"the result": actual, "the random state": actual_random, **actual_world.contents()},
+    )
+    del actual_world, expected, actual
+    with torch.random.fork_rng(devices=[]):
+        batch = copied(batch)
+        with measure_peak() as eager:
+            expected_world.run_eagerly(batch, updates)
+        del expected_world
+        scratch = world.copy()
+        inputs = scratch.bind(captured, scratch.look(batch))
+        with torch.no_grad(), measure_peak() as ours:
+            captured.module(*inputs)
+    return eager.peak_bytes, difference, ours.peak_bytes
+
+
+def _first_difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
+    if expected.keys() != actual.keys():
+        return f"{sorted(expected.keys() ^ actual.keys())[0]} (only one has it)"
+    for name, value in expected.items():
+        leaves, other = pytree.tree_leaves(value), pytree.tree_leaves(actual[name])
+        if len(leaves) != len(other) or not all(map(_same_bits, leaves, other)):
+            return name
+    return ""
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    if not isinstance(a, torch.Tensor):
+        return bool(a == b)
+    if not isinstance(b, torch.Tensor) or (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    a, b = a.detach().contiguous(), b.detach().contiguous()
+    return torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8))
+
+
+def _hooks_peak(world: World, batch: Sequence[Any]) -> int | None:
+    """The peak of the loop whose optimizer runs in backward hooks, in a settled step.
+
+    None where that loop does something else: clipping by norm needs all gradients.
+    """
+    if world.clipping.norm is not None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        scratch = world.copy()
+        optimizers = {}
+        for one in scratch.look(batch).trained.values():
+            group = scratch.optimizer.param_groups[one.group]
+            options = {key: value for key, value in group.items() if key != "params"}
+            make: Callable[..., torch.optim.Optimizer] = type(scratch.optimizer)
+            optimizer = make([{"params": [one.parameter], **options}])
+            if one.parameter in scratch.optimizer.state:
+                optimizer.state[one.parameter] = scratch.optimizer.state[one.parameter]
+            optimizers[one.parameter] = optimizer
+
+        def update(parameter: torch.Tensor) -> None:
+            if world.clipping.value is not None:
+                nn.utils.clip_grad_value_([parameter], world.clipping.value)
+            optimizers[parameter].step()
+            parameter.grad = None
+
+        for parameter in optimizers:
+            parameter.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
+
+        def run() -> None:
+            result = scratch.objective(*values)
+            (result[0] if isinstance(result, tuple) else result).backward()
+
+        values = copied(batch)
+        run()
+        with measure_peak() as memory:
+            run()
+    return memory.peak_bytes
