@@ -16,9 +16,9 @@ std::string WhyUndeclared(torch::jit::Node* node);
 
 // May the node return what it was given, or a view of it, without saying so? Its schema tells of
 // something new, and AliasDb believes it; but composite ops do what the ops they call do: dropout
-// out of training, type_as, sum_to_size, einsum, chain_matmul of one matrix, ... return their input.
-// Ops with kernels of their own are held to their schemas by torch's own tests, but for a few.
-// After `set_` two of the inputs share memory.
+// out of training, type_as, sum_to_size, einsum, chain_matmul of one matrix, ... return their
+// input. Ops with kernels of their own are held to their schemas by torch's own tests, but for a
+// few. After `set_` two of the inputs share memory.
 bool HidesAliases(torch::jit::Node* node);
 
 // Does the node itself (not its inner blocks) draw random numbers?

@@ -17,8 +17,9 @@ std::shared_ptr<torch::jit::Graph> ForwardGraph(const torch::jit::Module& module
 // planned is the graph that will be executed. Forgets recorded shapes first, as the executor does:
 // they hold for the traced inputs only. A graph with calls that do not declare what they write is
 // only inlined: the passes would take two values for equal of which such a call changes one, and
-// not always those that the executor takes for equal later. Throws c10::Error if torch's passes lose the update of
-// running statistics by a norm whose output nobody reads, for the executor may keep it.
+// not always those that the executor takes for equal later. Throws c10::Error if torch's passes
+// lose the update of running statistics by a norm whose output nobody reads, for the executor may
+// keep it.
 void PrepareGraph(std::shared_ptr<torch::jit::Graph>& graph);
 
 // For each of OpNodes(graph->block()): does the executor compute it once, when it makes its plan,

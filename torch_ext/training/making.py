@@ -106,11 +106,11 @@ def make_graph(world: World, now: Now, updates: bool, time_budget: float) -> Pla
 
 
 def _why_no_gain(found: Plan, eager_peak_bytes: int, peak_bytes: int) -> str:
-    """Empty if there is a gain."""
+    """Empty if the order lowers the peak."""
     if peak_bytes > eager_peak_bytes:
         needs = f"{peak_bytes / MIB:.2f} MiB against {eager_peak_bytes / MIB:.2f}"
         return f"the captured step needs more than the eager loop ({needs}), which is kept"
-    if peak_bytes < eager_peak_bytes:
+    if found.peak_bytes < found.original_peak_bytes:
         return ""
     if found.status == "optimal" and found.bottleneck is not None:
         return f"order gains nothing: no order runs {found.bottleneck.op} with less"
