@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import networks
 import networkx
-import training_graphs as training
+import training_graphs
 from program import Program, Recorder
 
 KIB, MIB = 2**10, 2**20
@@ -318,26 +318,26 @@ def _recurrent() -> Iterator[tuple[str, Callable[[], Program]]]:
 
 def _training() -> Iterator[tuple[str, Callable[[], Program]]]:
     for depth in (4, 16, 64, 128):
-        yield "mlp", functools.partial(training.mlp, depth)
+        yield "mlp", functools.partial(training_graphs.mlp, depth)
     for widths in (
         ((32,), (64,), (128,)),
         ((64,), (128,), (256, 256), (512, 512), (512, 512)),
         ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
         ((64, 64), (128, 128), (256,) * 8, (512,) * 8, (512,) * 8),
     ):
-        yield "cnn", functools.partial(training.cnn, widths)
+        yield "cnn", functools.partial(training_graphs.cnn, widths)
     for name, blocks in (
         ("resnet_train_152", (3, 8, 36, 3)),
         ("resnet_train_200", (3, 24, 36, 3)),
         ("resnet_train_353", (3, 40, 70, 4)),
     ):
-        yield "resnet", functools.partial(training.resnet, name, blocks)
+        yield "resnet", functools.partial(training_graphs.resnet, name, blocks)
     for name, blocks, growth in (
         ("densenet_train_121", (6, 12, 24, 16), 32),
         ("densenet_train_169", (6, 12, 32, 32), 32),
         ("densenet_train_161", (6, 12, 36, 24), 48),
     ):
-        yield "densenet", functools.partial(training.densenet, name, blocks, growth=growth)
+        yield "densenet", functools.partial(training_graphs.densenet, name, blocks, growth=growth)
 
 
 def _workflows() -> Iterator[Callable[[], Program]]:

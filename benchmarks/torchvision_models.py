@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import zoo
+from children import ChildError, add_one, run_one
 from results import (
     Row,
     Table,
@@ -135,7 +136,7 @@ def _remark(report: Report) -> str:
     return "; ".join(problems)
 
 
-def run_one(name: str, form: str) -> dict[str, Any]:
+def measure(name: str, form: str) -> dict[str, Any]:
     """One row as a dictionary of texts; `failed` is true if a promise is broken."""
     network, image = _network(name)
     row: dict[str, Any] = {"model": name, "form": form, "side": str(image.shape[-1])}
@@ -173,18 +174,14 @@ def run_one(name: str, form: str) -> dict[str, Any]:
 def _in_a_process(task: tuple[str, str], seconds: float) -> dict[str, Any]:
     name, form = task
     row = {"model": name, "form": form, "failed": False}
-    command = [sys.executable, "-W", "ignore", __file__, "--one", name, form]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        return run_one(__file__, task, seconds=seconds)
     except subprocess.TimeoutExpired:
         return {**row, "remark": f"skipped: more than {seconds:.0f} s"}
-    if done.returncode == -9:
-        return {**row, "remark": "skipped: more memory than there is"}
-    if done.returncode != 0:
-        told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return {**row, "remark": f"FAILED: {told[-1][:120]}", "failed": True}
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    except ChildError as error:
+        if error.exit_code == -9:
+            return {**row, "remark": "skipped: more memory than there is"}
+        return {**row, "remark": f"FAILED: {str(error)[:120]}", "failed": True}
 
 
 def _cells(result: dict[str, Any]) -> Row:
@@ -198,7 +195,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300, help="per network and form")
     parser.add_argument("--jobs", type=int, default=2, help="networks at once; default: 2")
     parser.add_argument("--resume", action="store_true", help="keep the rows that OUTPUT has")
-    parser.add_argument("--one", nargs=2, metavar=("MODEL", "FORM"), help=argparse.SUPPRESS)
+    add_one(parser, "MODEL", "FORM")
     add_output(parser, "torchvision")
     options = parser.parse_args()
     if not options.one:
@@ -212,7 +209,7 @@ def main() -> None:
     if options.one:
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
-        print(json.dumps(run_one(*options.one)))
+        print(json.dumps(measure(*options.one)))
         return
     terminal = Console(stderr=True)
     table = Table(HEADER, [], WORDS)

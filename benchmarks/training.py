@@ -12,7 +12,6 @@ import dataclasses
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 import zoo
+from children import ChildError, add_one, run_one
 from results import Table, add_output, check_output, circumstances, write_csv
 from rich.console import Console
 from rich.progress import track
@@ -211,8 +211,9 @@ def _whole_step(name: str) -> dict[str, str]:
     """The graph that we order, compiled by Inductor, which may fuse and reuse."""
     task = _task(name)
     world = World(Objective(task.model, task.loss_fn), task.optimizer, Clipping())
-    captured = world.copy().capture(world.look(task.batch), updates=True)
-    inputs = world.bind(captured, world.look(task.batch))
+    now = world.look(task.batch)
+    captured = world.copy().capture(now, updates=True)
+    inputs = world.bind(captured, now)
     with torch.no_grad():
         compiled: Any = torch._inductor.compile(captured.module, inputs)
         return {"whole step MiB": _mib(_peak_of_settled(lambda: compiled(*inputs)))}
@@ -259,15 +260,12 @@ MEASUREMENTS: dict[str, Callable[[str, int], dict[str, str]]] = {
 
 
 def _in_a_process(name: str, measurement: str, options: argparse.Namespace) -> dict[str, str]:
-    command = [sys.executable, "-W", "ignore", __file__, "--one", name, measurement]
-    command += ["--threads", str(options.threads), "--pairs", str(options.pairs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-        return found
-    told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    print(f"{name}, {measurement}: {told[-1][:200]}", file=sys.stderr)
-    return {"identical": "NO"} if measurement == "ours" else {}
+    counts = ("--threads", str(options.threads), "--pairs", str(options.pairs))
+    try:
+        return run_one(__file__, (name, measurement), *counts)
+    except ChildError as error:
+        print(f"{name}, {measurement}: {str(error)[:200]}", file=sys.stderr)
+        return {"identical": "NO"} if measurement == "ours" else {}
 
 
 def _options() -> argparse.Namespace:
@@ -278,7 +276,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch; default: 1")
     parser.add_argument("--pairs", type=int, default=20, help="of timed steps; default: 20")
-    parser.add_argument("--one", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
+    add_one(parser, "MODEL", "WHAT")
     add_output(parser, "training")
     options = parser.parse_args()
     if not options.one:

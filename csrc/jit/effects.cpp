@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <string_view>
 
 #include "jit/nodes.h"
@@ -99,7 +100,7 @@ std::string WhyUndeclared(Node* node) {
 bool HidesAliases(Node* node) {
   // Composite ops that make something new whatever they are given. Those that follow a convolution
   // or a norm by an in-place op are common, and must not tie the whole network together.
-  static constexpr std::array<std::string_view, 34> kMakeNew = {
+  static constexpr auto kMakeNew = std::to_array<std::string_view>({
       "aten::conv1d",
       "aten::conv2d",
       "aten::conv3d",
@@ -134,11 +135,11 @@ bool HidesAliases(Node* node) {
       "aten::scaled_dot_product_attention",
       "aten::pad",
       "aten::square",
-  };
+  });
   // Not composite, and yet they do not declare whose memory is shared afterwards.
-  static constexpr std::array<std::string_view, 5> kUnsafe = {
-      "aten::_unsafe_view", "aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::set_",
-      "aten::set_data"};
+  static constexpr auto kUnsafe = std::to_array<std::string_view>(
+      {"aten::_unsafe_view", "aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::set_",
+       "aten::set_data"});
   const c10::FunctionSchema* schema = node->maybeSchema();
   if (IsOneOf(node, kUnsafe)) return true;
   if (schema == nullptr || node->kind().is_prim() || HasAliasAnnotation(*schema)) return false;
@@ -166,9 +167,9 @@ bool DrawsRandomNumbers(Node* node) {
 }
 
 bool IsStateful(Node* node) {
-  static constexpr std::array<std::string_view, 6> kKinds = {
-      "prim::fork",       "aten::wait", "prim::Enter", "prim::Exit", "aten::set_grad_enabled",
-      "aten::manual_seed"};
+  static constexpr auto kKinds =
+      std::to_array<std::string_view>({"prim::fork", "aten::wait", "prim::Enter", "prim::Exit",
+                                       "aten::set_grad_enabled", "aten::manual_seed"});
   return IsOneOf(node, kKinds);
 }
 

@@ -1,7 +1,6 @@
 #include "jit/hazards.h"
 
 #include <torch/csrc/jit/ir/alias_analysis.h>
-#include <torch/csrc/jit/ir/constants.h>
 
 #include <algorithm>
 #include <exception>
@@ -18,13 +17,6 @@ using torch::jit::Graph;
 using torch::jit::Node;
 using torch::jit::Value;
 
-template <typename Test>
-bool AnyInnerNode(Node* node, const Test& test) {
-  bool any = false;
-  ForEachInnerNode(node, [&](Node* inner) { any = any || test(inner); });
-  return any;
-}
-
 // --- rule "unknown" --------------------------------------------------------------------------
 
 // Why this node, or one inside it, must not be passed by anything; empty if it may.
@@ -35,7 +27,8 @@ std::string WhyBarrier(Node* node, const HazardRules& rules) {
     const std::string kind = inner->kind().toQualString();
     if (IsStateful(inner)) {
       if (rules.stateful) why = kind + ": changes what other ops do";
-    } else if (const std::string undeclared = WhyUndeclared(inner); rules.unknown) {
+    } else if (rules.unknown) {
+      const std::string undeclared = WhyUndeclared(inner);
       if (!undeclared.empty()) why = kind + ": " + undeclared;
     }
   });

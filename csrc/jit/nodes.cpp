@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <regex>
 #include <sstream>
-#include <unordered_set>
 
 namespace torch_ext::jit {
 

@@ -3,7 +3,6 @@
 
 #include <torch/csrc/jit/ir/ir.h>
 
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,6 +21,13 @@ void ForEachInnerNode(torch::jit::Node* node, const Visit& visit) {
   for (torch::jit::Block* block : node->blocks()) {
     for (torch::jit::Node* inner : block->nodes()) ForEachInnerNode(inner, visit);
   }
+}
+
+template <typename Test>
+bool AnyInnerNode(torch::jit::Node* node, const Test& test) {
+  bool any = false;
+  ForEachInnerNode(node, [&](torch::jit::Node* inner) { any = any || test(inner); });
+  return any;
 }
 
 // The constant value of the schema argument `name`, if the node has it and it is a constant.

@@ -13,7 +13,6 @@
 #include <unordered_map>
 
 #include "jit/effects.h"
-#include "jit/hazards.h"
 #include "jit/values.h"
 
 namespace torch_ext::jit {

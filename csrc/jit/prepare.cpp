@@ -11,6 +11,7 @@
 #include <torch/csrc/jit/passes/remove_expands.h>
 #include <torch/csrc/jit/passes/shape_analysis.h>
 
+#include <algorithm>
 #include <unordered_set>
 
 #include "jit/effects.h"
@@ -41,11 +42,9 @@ NormCounts CountNorms(Block* block) {
 }
 
 bool DeclaresTooLittle(Block* block) {
-  bool too_little = false;
-  for (Node* node : block->nodes()) {
-    ForEachInnerNode(node, [&](Node* inner) { too_little |= !WhyUndeclared(inner).empty(); });
-  }
-  return too_little;
+  const auto is_undeclared = [](Node* inner) { return !WhyUndeclared(inner).empty(); };
+  return std::ranges::any_of(block->nodes(),
+                             [&](Node* node) { return AnyInnerNode(node, is_undeclared); });
 }
 
 }  // namespace

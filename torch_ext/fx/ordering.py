@@ -19,7 +19,7 @@ def to_graph(probe: Probe) -> Graph:
     for op in probe.ops:
         for storage, size_bytes in op.made.items():
             graph.add_buffer(_buffer(storage), size_bytes, kept=storage in probe.results)
-    before = _edges(probe)
+    before = _Edges(probe).find()
     for op in probe.ops:
         reads = sorted({s for held in op.storages.values() for s in held} - probe.outside)
         graph.add_op(
@@ -47,16 +47,12 @@ def _buffer(storage: int) -> str:
     return f"s{storage}"
 
 
-def _edges(probe: Probe) -> dict[str, list[str]]:
+class _Edges:
     """For each op, the earlier ops that must come before it: data flow and hazards."""
-    home = {node: op for op in probe.ops for node in op.nodes}
-    return _Hazards(probe, home).find()
 
-
-class _Hazards:
-    def __init__(self, probe: Probe, home: dict[fx.Node, Op]) -> None:
+    def __init__(self, probe: Probe) -> None:
         self.probe = probe
-        self.home = home
+        self.home = {node: op for op in probe.ops for node in op.nodes}
         self.before: dict[str, dict[str, None]] = {op.node.name: {} for op in probe.ops}
 
     def find(self) -> dict[str, list[str]]:
@@ -77,11 +73,11 @@ class _Hazards:
                     self._add(self.home.get(used), op)
 
     def _mutations(self) -> None:
-        written = {s for op in self.probe.ops for s in self._writes(op)}
+        writes_of = [self._writes(op) for op in self.probe.ops]
+        written = set[int]().union(*writes_of)
         writer: dict[int, Op] = {}
         readers: dict[int, list[Op]] = {}
-        for op in self.probe.ops:
-            writes = self._writes(op)
+        for op, writes in zip(self.probe.ops, writes_of, strict=True):
             touched = {s for held in op.storages.values() for s in held} | op.made.keys()
             for storage in sorted(touched & written):
                 self._add(writer.get(storage), op)

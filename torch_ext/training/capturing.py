@@ -1,7 +1,6 @@
 """One training step as one flat graph: forward, loss, backward, clipping, update per parameter."""
 
 import dataclasses
-import functools
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from torch_ext.training.updates import UnsupportedError, Update
+from torch_ext.training.updates import Operands, UnsupportedError, Update
 
 _aten = torch.ops.aten
 LossFunction = Callable[..., Any]
@@ -30,6 +29,11 @@ class Objective(nn.Module):
         return self.loss_fn(self.model(*batch[:-1]), batch[-1])
 
 
+def loss_of(result: Any) -> Any:
+    """What is minimised, of what loss_fn returns."""
+    return result[0] if isinstance(result, tuple) else result
+
+
 @dataclasses.dataclass(frozen=True)
 class Clipping:
     """What happens to gradients before the update, as torch.nn.utils.clip_grad_* do it."""
@@ -45,6 +49,20 @@ class Trained:
     name: str
     parameter: torch.Tensor
     group: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """What follows the backward pass."""
+
+    trained: Sequence[Trained]
+    accumulated: Collection[str]  # parameters whose gradient is there already and is added to
+    updates: bool  # else the gradients stay
+    clipping: Clipping
+    update: Update
+    groups: Sequence[dict[str, Any]]  # of the optimizer
+    states: dict[str, tuple[str, ...]]  # per parameter: state that is there; the rest is made
+    number_keys: dict[str, str]  # per parameter: whose numbers its update shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,24 +85,9 @@ class Captured:
     result_spec: pytree.TreeSpec
 
 
-def capture(
-    objective: Objective,
-    batch: Sequence[Any],
-    trained: Sequence[Trained],
-    *,
-    update: Update,
-    groups: Sequence[dict[str, Any]],
-    states: dict[str, tuple[str, ...]],
-    number_keys: dict[str, str],
-    accumulated: Collection[str],
-    updates: bool,
-    clipping: Clipping,
-) -> Captured:
+def capture(objective: Objective, batch: Sequence[Any], ending: Ending) -> Captured:
     """Trace a step of `objective`, which is a copy: its buffers and the random state change.
 
-    `states`: per parameter, the state tensors it already has; others are made by the graph.
-    `number_keys`: per parameter, whose numbers its update shares. `accumulated`:
-    parameters whose gradient is there already and is added to. `updates`: else gradients stay.
     Raises UnsupportedError for what cannot be captured, and whatever the model raises.
     """
     parameters = dict(objective.named_parameters())
@@ -106,13 +109,13 @@ def capture(
         result = torch.func.functional_call(
             objective, given, tuple(pytree.tree_unflatten(all_leaves, spec))
         )
-        loss = result[0] if isinstance(result, tuple) else result
+        loss = loss_of(result)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise UnsupportedError("loss_fn must return a tensor of one element, or a tuple of it")
         gradients = torch.autograd.grad(
-            loss, [given[one.name] for one in trained], allow_unused=True
+            loss, [given[one.name] for one in ending.trained], allow_unused=True
         )
-        for one, gradient in zip(trained, gradients, strict=True):
+        for one, gradient in zip(ending.trained, gradients, strict=True):
             if gradient is not None and gradient.layout != torch.strided:
                 raise UnsupportedError(
                     f"the gradient of {one.name} is sparse, which is unsupported"
@@ -127,17 +130,7 @@ def capture(
         module = make_fx(forward_and_backward)(*flat_inputs)
     except RuntimeError as error:
         raise _explained(error) from error
-    return _Builder(module, roles, result_spec[0]).add_updates(
-        trained,
-        parameters,
-        update=update,
-        groups=groups,
-        states=states,
-        number_keys=number_keys,
-        accumulated=accumulated,
-        updates=updates,
-        clipping=clipping,
-    )
+    return _Builder(module, roles, result_spec[0]).add(ending, parameters)
 
 
 class _Builder:
@@ -155,61 +148,49 @@ class _Builder:
         )
         [self.output] = [node for node in self.graph.nodes if node.op == "output"]
 
-    def add_updates(
-        self,
-        trained: Sequence[Trained],
-        parameters: dict[str, nn.Parameter],
-        *,
-        update: Update,
-        groups: Sequence[dict[str, Any]],
-        states: dict[str, tuple[str, ...]],
-        number_keys: dict[str, str],
-        accumulated: Collection[str],
-        updates: bool,
-        clipping: Clipping,
-    ) -> Captured:
+    def add(self, ending: Ending, parameters: dict[str, nn.Parameter]) -> Captured:
         """Accumulate, clip, update; what remains becomes the graph's output."""
         values = self.output.args[0]
-        count = len(values) - len(trained)
+        count = len(values) - len(ending.trained)
         results = list(values[:count])
         outputs = [Role("result", str(i)) for i in range(count)]
         gradients = {
             one.name: node
-            for one, node in zip(trained, values[count:], strict=True)
+            for one, node in zip(ending.trained, values[count:], strict=True)
             if node is not None
         }
         self._separate(gradients, parameters)
-        for name in accumulated:
+        for name in ending.accumulated:
             total = self._input(Role("gradient", name))
             if name in gradients:
                 self._emit(_aten.add_.Tensor, total, gradients[name])
             gradients[name] = total
-        if updates:
-            self._clip(gradients, clipping)
-            for one in trained:
-                if one.name not in gradients:
-                    continue  # the optimizer skips a parameter without gradient
-                group = groups[one.group]
-                key = number_keys[one.name]
-                made = update.emit(
-                    self._emit,
-                    group,
-                    self.placeholders[Role("parameter", one.name)],
-                    gradients[one.name],
-                    {item: self._input(Role("state", one.name, item)) for item in states[one.name]},
-                    _Numbers(functools.partial(self._number, key)),
-                )
-                outputs += [Role("state", one.name, item) for item in made]
-                results += made.values()
+        kept: dict[Role, fx.Node] = {}
+        if ending.updates:
+            self._clip(gradients, ending.clipping)
+            for one in ending.trained:
+                if one.name in gradients:  # the optimizer skips a parameter without gradient
+                    kept |= self._update(ending, one, gradients[one.name])
         else:
-            new = {name: node for name, node in gradients.items() if name not in accumulated}
-            outputs += [Role("gradient", name) for name in new]
-            results += new.values()
-        self.output.args = (results,)
+            new = gradients.keys() - set(ending.accumulated)
+            kept = {Role("gradient", n): node for n, node in gradients.items() if n in new}
+        self.output.args = ([*results, *kept.values()],)
         self.graph.lint()
         self.module.recompile()
-        updated = list(gradients) if updates else []
-        return Captured(self.module, self.roles, outputs, updated, self.result_spec)
+        updated = list(gradients) if ending.updates else []
+        return Captured(self.module, self.roles, [*outputs, *kept], updated, self.result_spec)
+
+    def _update(self, ending: Ending, one: Trained, gradient: fx.Node) -> dict[Role, fx.Node]:
+        """Add the update of one parameter; return the state that it makes anew."""
+        key = ending.number_keys[one.name]
+        operands = Operands(
+            self._input(Role("parameter", one.name)),
+            gradient,
+            {item: self._input(Role("state", one.name, item)) for item in ending.states[one.name]},
+            lambda item: self._input(Role("number", key, item)),
+        )
+        made = ending.update.emit(self._emit, ending.groups[one.group], operands)
+        return {Role("state", one.name, item): node for item, node in made.items()}
 
     def _input(self, role: Role) -> fx.Node:
         if role not in self.placeholders:
@@ -219,9 +200,6 @@ class _Builder:
                 self.placeholders[role] = self.graph.placeholder(name)
             self.roles.append(role)
         return self.placeholders[role]
-
-    def _number(self, key: str, item: str) -> fx.Node:
-        return self._input(Role("number", key, item))
 
     def _emit(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
         with self.graph.inserting_before(self.output):
@@ -267,17 +245,6 @@ def _same_layout(gradient: torch.Tensor, parameter: torch.Tensor) -> bool:
     """Does autograd keep the gradient as it is? The stride of a dimension of one does not count."""
     strides = zip(gradient.stride(), parameter.stride(), gradient.shape, strict=True)
     return all(a == b or size == 1 for a, b, size in strides)
-
-
-class _Numbers(dict[str, fx.Node]):
-    """Placeholders of numbers, made when an update asks for them."""
-
-    def __init__(self, make: Callable[[str], fx.Node]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, item: str) -> fx.Node:
-        return self._make(item)
 
 
 def _explained(error: RuntimeError) -> Exception:

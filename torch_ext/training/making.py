@@ -15,7 +15,7 @@ from torch_ext.fx.ordering import reorder, to_graph
 from torch_ext.fx.probing import run_probe
 from torch_ext.measuring import measure_peak
 from torch_ext.planning import Plan, plan
-from torch_ext.training.capturing import Captured
+from torch_ext.training.capturing import Captured, loss_of
 from torch_ext.training.updates import UnsupportedError
 from torch_ext.training.world import Now, World
 
@@ -136,7 +136,7 @@ def _verify(
     """Eager peak, first difference after a step from the same state (or empty), our peak."""
     with torch.random.fork_rng(devices=[]):
         expected_world = world.copy()
-        expected = expected_world.run_eagerly(copied(batch), updates)
+        expected = expected_world.run_eagerly(expected_world.look(copied(batch)), updates)
         expected_random = torch.get_rng_state()
     with torch.random.fork_rng(devices=[]):
         actual_world = world.copy()
@@ -149,9 +149,10 @@ def _verify(
     del actual_world, expected, actual
     with torch.random.fork_rng(devices=[]):
         batch = copied(batch)
+        now = expected_world.look(batch)
         with measure_peak() as eager:
-            expected_world.run_eagerly(batch, updates)
-        del expected_world
+            expected_world.run_eagerly(now, updates)
+        del expected_world, now
         scratch = world.copy()
         inputs = scratch.bind(captured, scratch.look(batch))
         with torch.no_grad(), measure_peak() as ours:
@@ -207,8 +208,7 @@ def _hooks_peak(world: World, batch: Sequence[Any]) -> int | None:
             parameter.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
 
         def run() -> None:
-            result = scratch.objective(*values)
-            (result[0] if isinstance(result, tuple) else result).backward()
+            loss_of(scratch.objective(*values)).backward()
 
         values = copied(batch)
         run()

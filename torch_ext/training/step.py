@@ -58,7 +58,7 @@ class TrainingStep:
             graph = self._add_graph(key, now)
         self._last = graph or self._last
         if graph is None or graph.captured is None:
-            result = self._world.run_eagerly(batch, self._updates())
+            result = self._world.run_eagerly(now, self._updates())
         else:
             result = self._world.run(graph.captured, now)
         self._batches = (self._batches + 1) % self._accumulate
@@ -70,7 +70,7 @@ class TrainingStep:
             return
         with torch.random.fork_rng(devices=[]):
             later = self._world.copy()
-            later.run_eagerly(copied(first.batch), updates=True)
+            later.run_eagerly(later.look(copied(first.batch)), updates=True)
         now = later.look(first.batch)
         key = (True, *now.key)
         if key not in self._graphs:

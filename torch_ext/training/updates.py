@@ -7,6 +7,7 @@ weight decay, a momentum, ...) is part of a graph's key.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,12 +22,27 @@ class UnsupportedError(ValueError):
     """The step cannot be captured so that it stays equal bit for bit; the message says why."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Operands:
+    """The nodes of one parameter's update."""
+
+    parameter: fx.Node
+    gradient: fx.Node
+    state: Mapping[str, fx.Node]
+    number: Callable[[str], fx.Node]  # by name, see Update.numbers
+
+
 class Update(abc.ABC):
     """How one kind of optimizer changes one parameter of one group."""
 
-    @abc.abstractmethod
     def structure(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
         """What decides which ops run. Raises UnsupportedError."""
+        _require_plain(group)
+        return (group["weight_decay"] != 0, bool(group["maximize"]), *self._choices(group))
+
+    @abc.abstractmethod
+    def _choices(self, group: Mapping[str, Any]) -> tuple[bool, ...]:
+        """What else decides which ops run."""
 
     @abc.abstractmethod
     def state_names(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]:
@@ -48,17 +64,21 @@ class Update(abc.ABC):
     def finish(self, state: dict[str, Any]) -> None:
         """What torch changes in the state besides tensors of the parameter's shape."""
 
-    @abc.abstractmethod
-    def emit(
-        self,
-        emit: Emit,
-        group: Mapping[str, Any],
-        parameter: fx.Node,
-        gradient: fx.Node,
-        state: Mapping[str, fx.Node],
-        numbers: Mapping[str, fx.Node],
-    ) -> dict[str, fx.Node]:
+    def emit(self, emit: Emit, group: Mapping[str, Any], of: Operands) -> dict[str, fx.Node]:
         """Add the ops; return state that is made anew, by name."""
+        gradient = of.gradient
+        if group["maximize"]:
+            gradient = emit(_aten.neg.default, gradient)
+        if group["weight_decay"] != 0 and not group.get("decoupled_weight_decay"):
+            decay = of.number("weight_decay")
+            gradient = emit(_aten.add.Tensor, gradient, of.parameter, alpha=decay)
+        return self._emit_change(emit, group, dataclasses.replace(of, gradient=gradient))
+
+    @abc.abstractmethod
+    def _emit_change(
+        self, emit: Emit, group: Mapping[str, Any], of: Operands
+    ) -> dict[str, fx.Node]:
+        """As emit, with the sign and the weight decay in the gradient."""
 
 
 def update_of(optimizer: torch.optim.Optimizer) -> Update:
@@ -90,14 +110,8 @@ def _require_plain(group: Mapping[str, Any]) -> None:
 
 
 class _Sgd(Update):
-    def structure(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
-        _require_plain(group)
-        return (
-            group["weight_decay"] != 0,
-            group["momentum"] != 0,
-            bool(group["nesterov"]),
-            bool(group["maximize"]),
-        )
+    def _choices(self, group: Mapping[str, Any]) -> tuple[bool, ...]:
+        return group["momentum"] != 0, bool(group["nesterov"])
 
     def state_names(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]:
         # The first update makes the buffer.
@@ -121,47 +135,31 @@ class _Sgd(Update):
     def finish(self, state: dict[str, Any]) -> None:
         pass
 
-    def emit(
-        self,
-        emit: Emit,
-        group: Mapping[str, Any],
-        parameter: fx.Node,
-        gradient: fx.Node,
-        state: Mapping[str, fx.Node],
-        numbers: Mapping[str, fx.Node],
+    def _emit_change(
+        self, emit: Emit, group: Mapping[str, Any], of: Operands
     ) -> dict[str, fx.Node]:
-        decays, has_momentum, nesterov, maximize = self.structure(group)
         made = {}
-        if maximize:
-            gradient = emit(_aten.neg.default, gradient)
-        if decays:
-            gradient = emit(_aten.add.Tensor, gradient, parameter, alpha=numbers["weight_decay"])
-        if has_momentum:
-            buffer = state.get("momentum_buffer")
+        change = of.gradient
+        if group["momentum"] != 0:
+            buffer = of.state.get("momentum_buffer")
             if buffer is None:
-                buffer = made["momentum_buffer"] = emit(_aten.clone.default, gradient)
+                buffer = made["momentum_buffer"] = emit(_aten.clone.default, change)
             else:
-                emit(_aten.mul_.Tensor, buffer, numbers["momentum"])
-                emit(_aten.add_.Tensor, buffer, gradient, alpha=numbers["inflow"])
-            if nesterov:
-                gradient = emit(_aten.add.Tensor, gradient, buffer, alpha=numbers["momentum"])
+                emit(_aten.mul_.Tensor, buffer, of.number("momentum"))
+                emit(_aten.add_.Tensor, buffer, change, alpha=of.number("inflow"))
+            if group["nesterov"]:
+                change = emit(_aten.add.Tensor, change, buffer, alpha=of.number("momentum"))
             else:
-                gradient = buffer
-        emit(_aten.add_.Tensor, parameter, gradient, alpha=numbers["step"])
+                change = buffer
+        emit(_aten.add_.Tensor, of.parameter, change, alpha=of.number("step"))
         return made
 
 
 class _Adam(Update):
     """Adam, and AdamW, which decays the weight instead of the gradient."""
 
-    def structure(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
-        _require_plain(group)
-        return (
-            group["weight_decay"] != 0,
-            bool(group["decoupled_weight_decay"]),
-            bool(group["amsgrad"]),
-            bool(group["maximize"]),
-        )
+    def _choices(self, group: Mapping[str, Any]) -> tuple[bool, ...]:
+        return bool(group["decoupled_weight_decay"]), bool(group["amsgrad"])
 
     def state_names(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if group["amsgrad"] else ())
@@ -194,32 +192,22 @@ class _Adam(Update):
     def finish(self, state: dict[str, Any]) -> None:
         state["step"] += 1
 
-    def emit(
-        self,
-        emit: Emit,
-        group: Mapping[str, Any],
-        parameter: fx.Node,
-        gradient: fx.Node,
-        state: Mapping[str, fx.Node],
-        numbers: Mapping[str, fx.Node],
+    def _emit_change(
+        self, emit: Emit, group: Mapping[str, Any], of: Operands
     ) -> dict[str, fx.Node]:
-        decays, decoupled, amsgrad, maximize = self.structure(group)
-        if maximize:
-            gradient = emit(_aten.neg.default, gradient)
-        if decays and decoupled:
-            emit(_aten.mul_.Tensor, parameter, numbers["shrink"])
-        elif decays:
-            gradient = emit(_aten.add.Tensor, gradient, parameter, alpha=numbers["weight_decay"])
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
-        emit(_aten.lerp_.Scalar, mean, gradient, numbers["inflow1"])
-        emit(_aten.mul_.Tensor, square, numbers["beta2"])
-        emit(_aten.addcmul_.default, square, gradient, gradient, value=numbers["inflow2"])
-        if amsgrad:
-            highest = state["max_exp_avg_sq"]
+        if group["weight_decay"] != 0 and group["decoupled_weight_decay"]:
+            emit(_aten.mul_.Tensor, of.parameter, of.number("shrink"))
+        gradient = of.gradient
+        mean, square = of.state["exp_avg"], of.state["exp_avg_sq"]
+        emit(_aten.lerp_.Scalar, mean, gradient, of.number("inflow1"))
+        emit(_aten.mul_.Tensor, square, of.number("beta2"))
+        emit(_aten.addcmul_.default, square, gradient, gradient, value=of.number("inflow2"))
+        if group["amsgrad"]:
+            highest = of.state["max_exp_avg_sq"]
             emit(_aten.maximum.out, highest, square, out=highest)
             square = highest
         root = emit(_aten.sqrt.default, square)
-        denominator = emit(_aten.div.Tensor, root, numbers["root"])
-        emit(_aten.add_.Tensor, denominator, numbers["eps"])
-        emit(_aten.addcdiv_.default, parameter, mean, denominator, value=numbers["step"])
+        denominator = emit(_aten.div.Tensor, root, of.number("root"))
+        emit(_aten.add_.Tensor, denominator, of.number("eps"))
+        emit(_aten.addcdiv_.default, of.parameter, mean, denominator, value=of.number("step"))
         return {}

@@ -9,10 +9,19 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from torch_ext.training.capturing import Captured, Clipping, Objective, Trained, capture
+from torch_ext.training.capturing import (
+    Captured,
+    Clipping,
+    Ending,
+    Objective,
+    Trained,
+    capture,
+    loss_of,
+)
 from torch_ext.training.updates import UnsupportedError, Update, update_of
 
 Key = tuple[Any, ...]
+Homes = dict[str, tuple[dict[str, Any], str]]  # name -> a module's own table, and the key there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +70,7 @@ class World:
         """What decides which graph runs. Done at every step: it has to be quick."""
         batch = tuple(batch)
         leaves, spec = pytree.tree_flatten(batch)
-        parameters = {name: home[key] for name, (home, key) in self.parameter_homes.items()}
+        parameters = _found(self.parameter_homes)
         names = {id(parameter): name for name, parameter in parameters.items()}
         trained, states, number_keys = {}, {}, {}
         accumulated = []
@@ -93,18 +102,17 @@ class World:
 
     def capture(self, now: Now, updates: bool) -> Captured:
         """The step as a graph. Changes buffers and the random state: call it on a copy."""
-        return capture(
-            self.objective,
-            now.batch,
+        ending = Ending(
             list(now.trained.values()),
-            update=self.update,
-            groups=self.optimizer.param_groups,
-            states=now.states,
-            number_keys=now.number_keys,
-            accumulated=now.accumulated,
-            updates=updates,
-            clipping=self.clipping,
+            now.accumulated,
+            updates,
+            self.clipping,
+            self.update,
+            self.optimizer.param_groups,
+            now.states,
+            now.number_keys,
         )
+        return capture(self.objective, now.batch, ending)
 
     def bind(self, captured: Captured, now: Now) -> list[Any]:
         """What the graph's placeholders stand for now; makes empty optimizer states."""
@@ -165,14 +173,13 @@ class World:
             self.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask
         return pytree.tree_unflatten(results, captured.result_spec)
 
-    def run_eagerly(self, batch: Sequence[Any], updates: bool) -> Any:
+    def run_eagerly(self, now: Now, updates: bool) -> Any:
         """The loop that the graph replaces."""
-        result = self.objective(*batch)
-        loss = result[0] if isinstance(result, tuple) else result
-        loss.backward()
+        result = self.objective(*now.batch)
+        loss_of(result).backward()
         result = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
         if updates:
-            parameters = [one.parameter for one in self.look(batch).trained.values()]
+            parameters = [one.parameter for one in now.trained.values()]
             if self.clipping.norm is not None:
                 nn.utils.clip_grad_norm_(parameters, self.clipping.norm)
             if self.clipping.value is not None:
@@ -183,9 +190,8 @@ class World:
 
     def contents(self) -> dict[str, Any]:
         """Everything that a step may change."""
-        parameters = {name: home[key] for name, (home, key) in self.parameter_homes.items()}
-        buffers = {name: home[key] for name, (home, key) in self.buffer_homes.items()}
-        found: dict[str, Any] = {**parameters, **buffers}
+        parameters = _found(self.parameter_homes)
+        found = {**parameters, **_found(self.buffer_homes)}
         for name, parameter in parameters.items():
             found[f"{name}.grad"] = parameter.grad
             for item, value in self.optimizer.state.get(parameter, {}).items():
@@ -207,14 +213,16 @@ def _require_no_hooks(objective: nn.Module, optimizer: torch.optim.Optimizer) ->
             raise UnsupportedError(f"parameter {name} is on {parameter.device}; only CPU works")
 
 
-def _homes(
-    root: nn.Module, table: str, named: Iterator[tuple[str, Any]]
-) -> dict[str, tuple[dict[str, Any], str]]:
+def _homes(root: nn.Module, table: str, named: Iterator[tuple[str, Any]]) -> Homes:
     homes = {}
     for name, _ in named:
         path, _, key = name.rpartition(".")
         homes[name] = (getattr(root.get_submodule(path), table), key)
     return homes
+
+
+def _found(homes: Homes) -> dict[str, Any]:
+    return {name: home[key] for name, (home, key) in homes.items()}
 
 
 def _description(leaf: Any) -> Any:

@@ -1,0 +1,39 @@
+"""Measurements in processes of their own: a crash or too much memory ends one row, not the run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+class ChildError(Exception):
+    """A child that failed; its exit code, and as text its last line on standard error."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def add_one(parser: argparse.ArgumentParser, *metavar: str) -> None:
+    """Argument --one: what only a child is started with."""
+    parser.add_argument("--one", nargs=len(metavar), metavar=metavar, help=argparse.SUPPRESS)
+
+
+def run_one(
+    script: str, one: Sequence[str], *options: str, seconds: float | None = None
+) -> dict[str, Any]:
+    """The JSON object that `script --one ...` prints last.
+
+    Raises ChildError, or subprocess.TimeoutExpired after `seconds`.
+    """
+    command = [sys.executable, "-W", "ignore", script, "--one", *one, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    if done.returncode != 0:
+        told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ChildError(done.returncode, told[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
