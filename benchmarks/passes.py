@@ -1,7 +1,7 @@
 """The registered pass beside optimize: peaks of the third call, and what enabling it costs.
 
-Each network of the zoo is traced anew for every variant, for a module keeps the plan of its second
-call. Cost: `cold` is what the pass adds when nothing has been learned yet, in settled calls of the
+One process per network, so that nothing has been learned before it; the network is traced anew for
+every variant, for a module keeps the plan of its second call. Cost: `cold` is what the pass adds when nothing has been learned yet, in settled calls of the
 network; `warm` is the time of the first two calls with the pass over that without it, the median
 of pairs. Exits with 1 if a result differs or a peak is higher than without the pass.
 """
@@ -9,13 +9,16 @@ of pairs. Exits with 1 if a result differs or a peak is higher than without the 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import zoo
+from children import ChildError, add_one, run_one
 from results import Table, add_output, check_output, circumstances, write_csv
 from rich.console import Console
 from rich.progress import track
@@ -63,7 +66,9 @@ def call_three_times(model: zoo.Model) -> Calls:
     return Calls(results, memory.peak_bytes, first_two, third)
 
 
-def _measure(model: zoo.Model, pairs: int) -> tuple[tuple[str, ...], list[str]]:
+def measure(name: str, pairs: int) -> dict[str, Any]:
+    """One row as a dictionary of texts; `failures` are the promises broken."""
+    model = zoo.model(name)
     before = call_three_times(model)
     script, inputs = zoo.traced(model)
     _, report = optimize(script, inputs)
@@ -92,18 +97,26 @@ def _measure(model: zoo.Model, pairs: int) -> tuple[tuple[str, ...], list[str]]:
         failures.append("a higher peak with the pass")
     if afterwards.peak_bytes != before.peak_bytes:
         failures.append("after disable not what it was")
-    row = (
-        model.name,
-        f"{before.peak_bytes / MIB:.2f}",
-        f"{optimized_bytes / MIB:.2f}",
-        f"{after.peak_bytes / MIB:.2f}",
-        f"{after.peak_bytes / optimized_bytes:.3f}",
-        f"{afterwards.peak_bytes / MIB:.2f}",
-        "yes" if identical else "NO",
-        f"{cold_calls:.2f}",
-        f"{statistics.median(ratios):.3f}",
-    )
-    return row, failures
+    return {
+        "model": name,
+        "original MiB": f"{before.peak_bytes / MIB:.2f}",
+        "optimize MiB": f"{optimized_bytes / MIB:.2f}",
+        "pass MiB": f"{after.peak_bytes / MIB:.2f}",
+        "pass / optimize": f"{after.peak_bytes / optimized_bytes:.3f}",
+        "after disable MiB": f"{afterwards.peak_bytes / MIB:.2f}",
+        "identical": "yes" if identical else "NO",
+        "cold calls": f"{cold_calls:.2f}",
+        "warm ratio": f"{statistics.median(ratios):.3f}",
+        "failures": failures,
+    }
+
+
+def _in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    counts = ("--threads", str(options.threads), "--pairs", str(options.pairs))
+    try:
+        return run_one(__file__, (name,), *counts)
+    except ChildError as error:
+        return {"model": name, "failures": [str(error)]}
 
 
 def _options() -> argparse.Namespace:
@@ -111,9 +124,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", type=lambda text: text.split(","), metavar="A,B,C")
     parser.add_argument("--threads", type=int, default=2, help="of torch; default: 2")
     parser.add_argument("--pairs", type=int, default=10, help="of runs; default: 10")
+    add_one(parser, "MODEL")
     add_output(parser, "passes")
     options = parser.parse_args()
-    check_output(parser, options.output)
+    if not options.one:
+        check_output(parser, options.output)
     return options
 
 
@@ -121,20 +136,25 @@ def main() -> None:
     """Run what the command line asks for."""
     options = _options()
     torch.set_num_threads(options.threads)
-    models = [zoo.model(name) for name in options.models] if options.models else zoo.MODELS
-    rows, failures = [], []
-    terminal = Console(stderr=True)
-    for model in track(models, "models", console=terminal, disable=not terminal.is_terminal):
-        row, failed = _measure(model, options.pairs)
-        rows.append(row)
-        failures += [f"{model.name}: {failure}" for failure in failed]
-    table = Table(HEADER, rows, WORDS)
-    (table.print_markdown if options.markdown else table.print)()
+    if options.one:
+        print(json.dumps(measure(*options.one, options.pairs)))
+        return
+    names = options.models or [model.name for model in zoo.MODELS]
     comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
-    write_csv(options.output, [*comments, *(f"failed: {told}" for told in failures)], table)
-    for told in failures:
+    table = Table(HEADER, [], WORDS)
+    failed = []
+    terminal = Console(stderr=True)
+    for name in track(names, "networks", console=terminal, disable=not terminal.is_terminal):
+        row = _in_a_process(name, options)
+        for failure in row["failures"]:
+            failed.append(f"{name}: {failure}")
+            comments.append(f"failed: {failed[-1]}")
+        table.rows.append(tuple(row.get(column, "-") for column in HEADER))
+        write_csv(options.output, comments, table)
+    (table.print_markdown if options.markdown else table.print)()
+    for told in failed:
         print(f"failed: {told}", file=sys.stderr)
-    sys.exit(1 if failures else 0)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
