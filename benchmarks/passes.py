@@ -1,9 +1,10 @@
 """The registered pass beside optimize: peaks of the third call, and what enabling it costs.
 
 One process per network, so that nothing has been learned before it; the network is traced anew for
-every variant, for a module keeps the plan of its second call. Cost: `cold` is what the pass adds when nothing has been learned yet, in settled calls of the
-network; `warm` is the time of the first two calls with the pass over that without it, the median
-of pairs. Exits with 1 if a result differs or a peak is higher than without the pass.
+every variant, for a module keeps the plan of its second call. Cost: `cold` is what the pass adds
+when nothing has been learned yet, in settled calls of the network; `warm` is the time of the first
+two calls with the pass over that without it, the median of pairs. Exits with 1 if a result differs
+or a peak is higher than without the pass.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     if options.one:
-        print(json.dumps(measure(*options.one, options.pairs)))
+        print(json.dumps(measure(options.one[0], options.pairs)))
         return
     names = options.models or [model.name for model in zoo.MODELS]
     comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
