@@ -75,7 +75,7 @@ def load_model(path: pathlib.Path) -> "tuple[torch.jit.ScriptModule, dict[str, b
         )
     extra = {name.split("/extra/", 1)[1]: b"" for name in names if "/extra/" in name}
     try:
-        with _without_jit_warnings():
+        with without_jit_warnings():
             module = torch.jit.load(  # type: ignore[no-untyped-call]
                 path, map_location="cpu", _extra_files=extra
             )
@@ -91,7 +91,7 @@ def save_model(
     import torch
 
     # Through a Python file: torch's own writer ends the process when the disk is full.
-    with replacing(path) as temporary, _without_jit_warnings(), temporary.open("wb") as file:
+    with replacing(path) as temporary, without_jit_warnings(), temporary.open("wb") as file:
         torch.jit.save(module, file, _extra_files=extra_files)
 
 
@@ -102,7 +102,8 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _without_jit_warnings() -> Iterator[None]:
+def without_jit_warnings() -> Iterator[None]:
+    """Without what torch says about TorchScript to whoever uses it."""
     with warnings.catch_warnings():
         for kind in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=kind)

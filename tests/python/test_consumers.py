@@ -10,6 +10,8 @@ import pytest
 import torch
 from models import traced_wide, wide_input
 
+import torch_ext
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONSUMERS = ROOT / "tests" / "consumers"
 TORCH_CMAKE = torch.utils.cmake_prefix_path
@@ -143,6 +145,42 @@ def test_the_optimiser_needs_no_python(prefix, tmp_path):
 
     assert int(printed["bytes saved by the pass"]) == original - peak
     assert torch.equal(torch.jit.load(after)(wide_input()), module(wide_input()))
+
+
+def test_a_saved_step_trains_with_libtorch_alone(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(32, 64), torch.nn.BatchNorm1d(64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    batch = (torch.randn(16, 32), torch.randint(0, 10, (16,)))
+    loss_fn = torch.nn.functional.cross_entropy
+    steps = 6
+    with torch.enable_grad():
+        step = torch_ext.training_step(model, loss_fn, optimizer, batch, runtime="torchscript")
+        step.save(tmp_path / "step.pt")
+        expected = []
+        for number in range(steps):
+            if number == steps // 2:
+                optimizer.param_groups[0]["lr"] = 0.002
+            loss = loss_fn(model(batch[0]), batch[1])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            expected.append(loss.item())
+    torch.save(batch, tmp_path / "batch.pt")
+
+    output_of(*configure("train", tmp_path / "build", TORCH_CMAKE))
+    output_of("cmake", "--build", str(tmp_path / "build"))
+    program = tmp_path / "build" / "train_model"
+    assert not [name for name in libraries_of(program) if re.search("python|torch_ext", name)]
+    files = [tmp_path / name for name in ("step.pt", "batch.pt", "trained.pt")]
+    losses = output_of(program, files[0], files[1], str(steps), "0.002", files[2]).splitlines()
+    assert [float.fromhex(loss) for loss in losses] == expected
+    trained = torch.jit.load(files[2]).model.state_dict()
+    assert trained.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trained[name]), name
 
 
 def test_another_version_of_torch_is_refused(prefix, tmp_path):

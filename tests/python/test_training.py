@@ -133,10 +133,11 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.parametrize("runtime", ["fx", "torchscript"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_ten_steps_are_those_of_the_eager_loop(name):
+def test_ten_steps_are_those_of_the_eager_loop(name, runtime):
     batches = [batch(seed=number) for number in range(10)]
-    report = compare(Net(), OPTIMIZERS[name], batches).report
+    report = compare(Net(), OPTIMIZERS[name], batches, runtime=runtime).report
     assert report.identical
     assert report.measured_peak_bytes <= report.measured_original_peak_bytes
 
@@ -160,6 +161,54 @@ def test_a_scheduler_changes_the_rate_without_a_new_graph():
             scheduler.step()
     assert_equal(everything(loop.model, loop.optimizer), everything(model, optimizer))
     assert len(step._graphs) == graphs
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_file_goes_on_training(name, steps_before, tmp_path):
+    model = Net()
+    loop = Loop(model, OPTIMIZERS[name])
+    step = torch_ext.training_step(
+        model, loop.loss_fn, OPTIMIZERS[name](model), batch(), runtime="torchscript"
+    )
+    for number in range(steps_before):
+        torch.manual_seed(number)
+        loop(*batch(seed=number))
+        torch.manual_seed(number)
+        step(*batch(seed=number))
+    step.save(tmp_path / "step.pt")
+    file = torch.jit.load(tmp_path / "step.pt")
+    for number in range(4):
+        if number == 2:  # as a scheduler would
+            loop.optimizer.param_groups[0]["lr"] = 0.02
+            file.set_lr(0.02, 0)
+        torch.manual_seed(number)
+        expected = loop(*batch(seed=number))
+        torch.manual_seed(number)
+        with torch.jit.optimized_execution(False):
+            assert torch.equal(expected.detach(), file(*batch(seed=number)))
+    trained = dict(file.model.state_dict())
+    assert_equal(dict(loop.model.state_dict()), trained)
+    model.load_state_dict(trained)
+
+
+def test_a_file_refuses_other_shapes(tmp_path):
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model)
+    loss_fn = nn.functional.cross_entropy
+    step = torch_ext.training_step(model, loss_fn, optimizer, batch(), runtime="torchscript")
+    step.save(tmp_path / "step.pt")
+    with pytest.raises(torch.jit.Error, match=r"batch_0 must be torch.float32 of sizes \[32, 64\]"):
+        torch.jit.load(tmp_path / "step.pt")(*batch(size=BATCH + 1))
+
+
+def test_what_cannot_be_saved(tmp_path):
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model)
+    step = torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, batch())
+    with pytest.raises(ValueError, match="torchscript"):
+        step.save(tmp_path / "step.pt")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("option", ["clip_grad_norm", "clip_grad_value"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from torch_ext.training.capturing import LossFunction
-from torch_ext.training.making import TrainingReport
+from torch_ext.training.making import Runtime, TrainingReport
 from torch_ext.training.step import TrainingStep
 from torch_ext.training.updates import UnsupportedError
 
@@ -25,6 +25,7 @@ def training_step(
     accumulate: int = 1,
     on_new_shape: Literal["capture", "eager"] = "capture",
     max_graphs: int = 8,
+    runtime: Runtime = "fx",
     time_budget: float = 5.0,
 ) -> TrainingStep:
     """Return `step`; `loss = step(*batch)` replaces forward, backward, update and zero_grad.
@@ -39,7 +40,8 @@ def training_step(
     norm needs all gradients before the first update, which costs their memory. `accumulate`: update
     after every so many batches. Another shape, dtype or mode gets a graph of its own, up to
     `max_graphs`; beyond that, or with on_new_shape="eager", it runs as the eager loop.
-    `time_budget`: seconds to plan each graph.
+    `runtime`: what runs a graph, the Python code of "fx" or TorchScript's interpreter, which makes
+    `step.save(path)` possible: a file that trains in C++. `time_budget`: seconds to plan a graph.
 
     Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line
     if it is in the model, and whatever the model raises.
@@ -48,6 +50,8 @@ def training_step(
         raise ValueError("accumulate and max_graphs must be at least 1")
     if on_new_shape not in ("capture", "eager"):
         raise ValueError(f"on_new_shape must be 'capture' or 'eager', not {on_new_shape!r}")
+    if runtime not in ("fx", "torchscript"):
+        raise ValueError(f"runtime must be 'fx' or 'torchscript', not {runtime!r}")
     return TrainingStep(
         model,
         loss_fn,
@@ -58,5 +62,6 @@ def training_step(
         accumulate=accumulate,
         on_new_shape=on_new_shape,
         max_graphs=max_graphs,
+        runtime=runtime,
         time_budget=time_budget,
     )

@@ -76,12 +76,13 @@ class Role:
 
 @dataclasses.dataclass(frozen=True)
 class Captured:
-    """A graph, and what goes in and comes out."""
+    """A graph, what goes in, and what comes out: a tuple."""
 
     module: fx.GraphModule
+    run: nn.Module  # runs the graph: `module` itself, or the same in TorchScript
     inputs: list[Role]
     outputs: list[Role]  # "result" leaves first, then what is kept: gradients, states made anew
-    updated: list[str]  # parameters that get an update
+    updated: dict[str, str]  # parameters that get an update -> whose numbers it shares
     result_spec: pytree.TreeSpec
 
 
@@ -174,11 +175,12 @@ class _Builder:
         else:
             new = gradients.keys() - set(ending.accumulated)
             kept = {Role("gradient", n): node for n, node in gradients.items() if n in new}
-        self.output.args = ([*results, *kept.values()],)
+        self.output.args = ((*results, *kept.values()),)
         self.graph.lint()
         self.module.recompile()
-        updated = list(gradients) if ending.updates else []
-        return Captured(self.module, self.roles, [*outputs, *kept], updated, self.result_spec)
+        updated = {n: ending.number_keys[n] for n in gradients} if ending.updates else {}
+        outputs += kept
+        return Captured(self.module, self.module, self.roles, outputs, updated, self.result_spec)
 
     def _update(self, ending: Ending, one: Trained, gradient: fx.Node) -> dict[Role, fx.Node]:
         """Add the update of one parameter; return the state that it makes anew."""

@@ -5,7 +5,7 @@ import dataclasses
 import gc
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,10 +16,12 @@ from torch_ext.fx.probing import run_probe
 from torch_ext.measuring import measure_peak
 from torch_ext.planning import Plan, plan
 from torch_ext.training.capturing import Captured, loss_of
+from torch_ext.training.scripting import as_torchscript
 from torch_ext.training.updates import UnsupportedError
 from torch_ext.training.world import Now, World
 
 MIB = 2**20
+Runtime = Literal["fx", "torchscript"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,9 @@ class PlannedGraph:
     report: TrainingReport
 
 
-def make_graph(world: World, now: Now, updates: bool, time_budget: float) -> PlannedGraph:
+def make_graph(
+    world: World, now: Now, updates: bool, runtime: Runtime, time_budget: float
+) -> PlannedGraph:
     """Capture, probe, plan, reorder, verify: all on copies."""
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
@@ -76,6 +80,8 @@ def make_graph(world: World, now: Now, updates: bool, time_budget: float) -> Pla
         del scratch, looked
     found = plan(to_graph(probe), time_budget=time_budget)
     reorder(captured.module, probe, found.order)
+    if runtime == "torchscript":
+        captured = as_torchscript(captured)
     eager_peak_bytes, difference, peak_bytes = _verify(world, captured, now.batch, updates)
     if difference:
         raise UnsupportedError(
@@ -156,7 +162,7 @@ def _verify(
         scratch = world.copy()
         inputs = scratch.bind(captured, scratch.look(batch))
         with torch.no_grad(), measure_peak() as ours:
-            captured.module(*inputs)
+            captured.run(*inputs)
     return eager.peak_bytes, difference, ours.peak_bytes
 
 

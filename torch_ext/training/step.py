@@ -1,5 +1,7 @@
 """The step that replaces forward, backward, optimizer.step() and zero_grad()."""
 
+import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -7,7 +9,14 @@ import torch
 from torch import nn
 
 from torch_ext.training.capturing import Clipping, LossFunction, Objective
-from torch_ext.training.making import PlannedGraph, TrainingReport, copied, make_graph
+from torch_ext.training.making import (
+    PlannedGraph,
+    Runtime,
+    TrainingReport,
+    copied,
+    make_graph,
+)
+from torch_ext.training.scripting import save_step
 from torch_ext.training.world import Key, Now, World
 
 
@@ -26,6 +35,7 @@ class TrainingStep:
         accumulate: int,
         on_new_shape: Literal["capture", "eager"],
         max_graphs: int,
+        runtime: Runtime,
         time_budget: float,
     ) -> None:
         self._world = World(
@@ -34,12 +44,14 @@ class TrainingStep:
         self._accumulate = accumulate
         self._on_new_shape = on_new_shape
         self._max_graphs = max_graphs
+        self._runtime = runtime
         self._time_budget = time_budget
         self._graphs: dict[Key, PlannedGraph] = {}
         self._batches = 0  # since the last update
         now = self._world.look(example_batch)
-        self._last = self._add_graph((self._updates(), *now.key), now)
-        self._add_second_graph(now)
+        self._first = self._last = self._add_graph((self._updates(), *now.key), now)
+        self._settled = self._add_second_graph(now) or self._first
+        self._last = self._settled
 
     @property
     def report(self) -> TrainingReport:
@@ -64,17 +76,33 @@ class TrainingStep:
         self._batches = (self._batches + 1) % self._accumulate
         return result
 
-    def _add_second_graph(self, first: Now) -> None:
+    def _add_second_graph(self, first: Now) -> PlannedGraph | None:
         """Where the first update makes state, all later steps run another graph: make it now."""
         if not self._updates():
-            return
+            return None
         with torch.random.fork_rng(devices=[]):
             later = self._world.copy()
             later.run_eagerly(later.look(copied(first.batch)), updates=True)
         now = later.look(first.batch)
         key = (True, *now.key)
         if key not in self._graphs:
-            self._last = self._graphs[key] = make_graph(later, now, True, self._time_budget)
+            self._graphs[key] = make_graph(later, now, True, self._runtime, self._time_budget)
+        return self._graphs[key]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a TorchScript file that trains from here on without Python, torch_ext or autograd.
+
+        Its `forward(*tensors of a batch)` makes one step and returns what loss_fn returns; batches
+        must have the example's shapes. Needs runtime="torchscript" and accumulate=1. The file is
+        written whole or not at all. See docs/training.md.
+        """
+        if self._runtime != "torchscript" or self._accumulate != 1:
+            raise ValueError('save needs runtime="torchscript" and accumulate=1')
+        first, settled = self._first.captured, self._settled.captured
+        if first is None or settled is None:
+            raise ValueError(f"there is no graph to save: {self._settled.report.reason}")
+        started = any(self._world.optimizer.state.values())
+        save_step(self._world, settled if started else first, settled, pathlib.Path(path))
 
     def _updates(self) -> bool:
         """Does the coming batch end with an update?"""
@@ -88,5 +116,7 @@ class TrainingStep:
         )
 
     def _add_graph(self, key: Key, now: Now) -> PlannedGraph:
-        graph = self._graphs[key] = make_graph(self._world, now, self._updates(), self._time_budget)
+        graph = self._graphs[key] = make_graph(
+            self._world, now, self._updates(), self._runtime, self._time_budget
+        )
         return graph

@@ -2,7 +2,8 @@
 
 Source: _single_tensor_sgd and _single_tensor_adam in torch/optim. What those compute with Python
 numbers (rates, bias corrections) is computed outside the graph at every step and handed in, so a
-learning rate that changes is no reason to capture again. What decides which ops run (is there a
+learning rate that changes is no reason to capture again; by functions that TorchScript can compile,
+for files that train without Python. What decides which ops run (is there a
 weight decay, a momentum, ...) is part of a graph's key.
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import fx
 
 Emit = Callable[..., fx.Node]  # an overload and its arguments -> the node that calls it
+Numbers = Callable[[dict[str, float], float], dict[str, float]]
 _aten = torch.ops.aten
 
 
@@ -29,7 +31,7 @@ class Operands:
     parameter: fx.Node
     gradient: fx.Node
     state: Mapping[str, fx.Node]
-    number: Callable[[str], fx.Node]  # by name, see Update.numbers
+    number: Callable[[str], fx.Node]  # by name
 
 
 class Update(abc.ABC):
@@ -56,9 +58,12 @@ class Update(abc.ABC):
     def updates_done(self, state: Mapping[str, Any]) -> float:
         """As far as the numbers depend on it: parameters of a group that agree share them."""
 
+    # The numbers of the coming update, by name: from a group's options and the updates done.
+    numbers: Numbers
+
     @abc.abstractmethod
-    def numbers(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
-        """The Python numbers of the coming update, by name."""
+    def options(self, group: Mapping[str, Any]) -> dict[str, float]:
+        """What the numbers depend on, by name."""
 
     @abc.abstractmethod
     def finish(self, state: dict[str, Any]) -> None:
@@ -109,7 +114,32 @@ def _require_plain(group: Mapping[str, Any]) -> None:
             raise UnsupportedError(f"the optimizer's {name} is a tensor; give it as a number")
 
 
+def _sgd_numbers(group: dict[str, float], updates_done: float) -> dict[str, float]:
+    return {
+        "weight_decay": group["weight_decay"],
+        "momentum": group["momentum"],
+        "inflow": 1.0 - group["dampening"],
+        "step": -group["lr"],
+    }
+
+
+def _adam_numbers(group: dict[str, float], updates_done: float) -> dict[str, float]:
+    step = updates_done + 1.0
+    return {
+        "weight_decay": group["weight_decay"],
+        "shrink": 1.0 - group["lr"] * group["weight_decay"],
+        "inflow1": 1.0 - group["beta1"],
+        "beta2": group["beta2"],
+        "inflow2": 1.0 - group["beta2"],
+        "root": (1.0 - group["beta2"] ** step) ** 0.5,
+        "eps": group["eps"],
+        "step": -(group["lr"] / (1.0 - group["beta1"] ** step)),
+    }
+
+
 class _Sgd(Update):
+    numbers = staticmethod(_sgd_numbers)
+
     def _choices(self, group: Mapping[str, Any]) -> tuple[bool, ...]:
         return group["momentum"] != 0, bool(group["nesterov"])
 
@@ -124,13 +154,9 @@ class _Sgd(Update):
     def updates_done(self, state: Mapping[str, Any]) -> float:
         return 0.0
 
-    def numbers(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
-        return {
-            "weight_decay": group["weight_decay"],
-            "momentum": group["momentum"],
-            "inflow": 1 - group["dampening"],
-            "step": -group["lr"],
-        }
+    def options(self, group: Mapping[str, Any]) -> dict[str, float]:
+        names = ("lr", "weight_decay", "momentum", "dampening")
+        return {name: float(group[name]) for name in names}
 
     def finish(self, state: dict[str, Any]) -> None:
         pass
@@ -158,6 +184,8 @@ class _Sgd(Update):
 class _Adam(Update):
     """Adam, and AdamW, which decays the weight instead of the gradient."""
 
+    numbers = staticmethod(_adam_numbers)
+
     def _choices(self, group: Mapping[str, Any]) -> tuple[bool, ...]:
         return bool(group["decoupled_weight_decay"]), bool(group["amsgrad"])
 
@@ -175,19 +203,10 @@ class _Adam(Update):
     def updates_done(self, state: Mapping[str, Any]) -> float:
         return float(state["step"]) if state else 0.0
 
-    def numbers(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, float]:
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        step = self.updates_done(state) + 1
-        return {
-            "weight_decay": group["weight_decay"],
-            "shrink": 1 - lr * group["weight_decay"],
-            "inflow1": 1 - beta1,
-            "beta2": beta2,
-            "inflow2": 1 - beta2,
-            "root": (1 - beta2**step) ** 0.5,
-            "eps": group["eps"],
-            "step": -(lr / (1 - beta1**step)),
-        }
+    def options(self, group: Mapping[str, Any]) -> dict[str, float]:
+        beta1, beta2 = group["betas"]
+        plain = {name: float(group[name]) for name in ("lr", "weight_decay", "eps")}
+        return {**plain, "beta1": float(beta1), "beta2": float(beta2)}
 
     def finish(self, state: dict[str, Any]) -> None:
         state["step"] += 1

@@ -123,7 +123,8 @@ class World:
             if key not in numbers:
                 one = now.trained[name]
                 state = of_state.get(one.parameter, {})
-                numbers[key] = self.update.numbers(groups[one.group], state)
+                options = self.update.options(groups[one.group])
+                numbers[key] = self.update.numbers(options, self.update.updates_done(state))
         for name in captured.updated:
             one = now.trained[name]
             state = of_state[one.parameter]
@@ -151,7 +152,7 @@ class World:
         inputs = self.bind(captured, now)
         try:
             with torch.no_grad():
-                outputs = captured.module(*inputs)
+                outputs = captured.run(*inputs)
         except BaseException as error:
             error.add_note(
                 "torch_ext: the step ended in the middle, some parameters may be updated and some "
