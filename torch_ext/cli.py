@@ -5,14 +5,13 @@ unreadable input; 3 memory budget not met; 4 verification failed; 130 interrupte
 """
 
 import argparse
-import contextlib
 import json
 import os
 import pathlib
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch_ext import __version__
@@ -26,6 +25,7 @@ from torch_ext.files import (
 )
 from torch_ext.input_spec import make_inputs, parse_input_spec
 from torch_ext.planning import FORMAT, Plan, plan
+from torch_ext.progress import progress
 
 if TYPE_CHECKING:
     from torch_ext.optimizing import Report
@@ -99,7 +99,7 @@ def _interruptible(work: Callable[[], int]) -> int:
 
 def _run_plan(options: argparse.Namespace) -> int:
     try:
-        with _progress("planning"):
+        with progress("planning"):
             result = plan(
                 options.graph, time_budget=options.time_budget, memory_budget=options.memory_budget
             )
@@ -120,7 +120,7 @@ def _run_analyze(options: argparse.Namespace) -> int:
     from torch_ext.optimizing import analyze_with_graphs
 
     module, _ = load_model(options.model)
-    with _progress("probing and planning"):
+    with progress("probing and planning"):
         report, graph, region = analyze_with_graphs(
             module,
             make_inputs(options.input),
@@ -142,7 +142,7 @@ def _run_optimize(options: argparse.Namespace) -> int:
     from torch_ext.optimizing import optimize_verified
 
     module, extra_files = load_model(options.model)
-    with _progress("probing, planning and verifying"):
+    with progress("probing, planning and verifying"):
         optimized, report, failed = optimize_verified(
             module,
             make_inputs(options.input),
@@ -164,7 +164,7 @@ def _run_verify(options: argparse.Namespace) -> int:
     from torch_ext.optimizing import compare
 
     a, b = load_model(options.a)[0], load_model(options.b)[0]
-    with _progress("running both"):
+    with progress("running both"):
         difference, peaks_a, peaks_b = compare(a, b, make_inputs(options.input))
     result = {
         "format": FORMAT,
@@ -239,18 +239,6 @@ def _budget_code(result: Plan) -> int:
 
 
 # --- output ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """A spinner on a terminal, nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"{what} ..."):
-        yield
 
 
 def _mib(size_bytes: int | None) -> str:

@@ -447,6 +447,35 @@ def test_a_model_that_raises():
     assert_equal(before, everything(model, optimizer))
 
 
+def test_a_tensor_that_is_no_buffer_and_changes():
+    class Counts(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = torch.zeros(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(x) / self.calls
+
+    with pytest.raises(UnsupportedError, match=r"add_.*register it as a buffer"):
+        compare(Counts(), OPTIMIZERS["sgd"], [batch()])
+
+
+def test_too_little_memory_for_capturing_changes_nothing():
+    class Huge(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + torch.zeros(1 << 50).sum()
+
+    model = Huge()
+    optimizer = OPTIMIZERS["adam"](model)
+    before = copy.deepcopy(everything(model, optimizer))
+    random_state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="allocate"):
+        torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, batch())
+    assert_equal(before, everything(model, optimizer))
+    assert torch.equal(random_state, torch.get_rng_state())
+
+
 def test_sparse_gradients():
     class Sparse(nn.Module):
         def __init__(self):

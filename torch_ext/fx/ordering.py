@@ -43,6 +43,14 @@ def reorder(module: fx.GraphModule, probe: Probe, order: Sequence[str]) -> None:
     module.recompile()
 
 
+def written_storages(probe: Probe, op: Op) -> set[int]:
+    """Which storages the op writes to, besides those that it makes."""
+    nodes: list[fx.Node] = []
+    for argument in written_arguments(op.node):
+        fx.node.map_arg(argument, nodes.append)
+    return {storage for node in nodes for storage in probe.values[node]}
+
+
 def _buffer(storage: int) -> str:
     return f"s{storage}"
 
@@ -73,7 +81,7 @@ class _Edges:
                     self._add(self.home.get(used), op)
 
     def _mutations(self) -> None:
-        writes_of = [self._writes(op) for op in self.probe.ops]
+        writes_of = [written_storages(self.probe, op) for op in self.probe.ops]
         written = set[int]().union(*writes_of)
         writer: dict[int, Op] = {}
         readers: dict[int, list[Op]] = {}
@@ -87,12 +95,6 @@ class _Edges:
                     writer[storage] = op
                 else:
                     readers.setdefault(storage, []).append(op)
-
-    def _writes(self, op: Op) -> set[int]:
-        nodes: list[fx.Node] = []
-        for argument in written_arguments(op.node):
-            fx.node.map_arg(argument, nodes.append)
-        return {storage for node in nodes for storage in self.probe.values[node]}
 
     def _barriers(self) -> None:
         since: list[Op] = []

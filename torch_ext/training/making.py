@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from torch_ext.fx.ordering import reorder, to_graph
-from torch_ext.fx.probing import run_probe
+from torch_ext.fx.ordering import reorder, to_graph, written_storages
+from torch_ext.fx.probing import Probe, run_probe
 from torch_ext.measuring import measure_peak
 from torch_ext.planning import Plan, plan
 from torch_ext.training.capturing import Captured, loss_of
@@ -78,6 +78,7 @@ def make_graph(
         captured = scratch.capture(looked, updates)
         probe = run_probe(captured.module, scratch.bind(captured, looked))
         del scratch, looked
+    _require_constants_kept(probe)
     found = plan(to_graph(probe), time_budget=time_budget)
     reorder(captured.module, probe, found.order)
     if runtime == "torchscript":
@@ -109,6 +110,19 @@ def make_graph(
         reason=_why_no_gain(found, eager_peak_bytes, peak_bytes),
     )
     return PlannedGraph(captured if peak_bytes <= eager_peak_bytes else None, report)
+
+
+def _require_constants_kept(probe: Probe) -> None:
+    """A constant of the graph was taken from the copy: writes to it would not reach the model."""
+    constants = {
+        storage for node in probe.first if node.op == "get_attr" for storage in probe.values[node]
+    }
+    for op in probe.ops:
+        if constants & written_storages(probe, op):
+            raise UnsupportedError(
+                f"the model changes a tensor in place ({op.node.target}) that is neither a "
+                "parameter nor a buffer nor an input; register it as a buffer"
+            )
 
 
 def _why_no_gain(found: Plan, eager_peak_bytes: int, peak_bytes: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from torch_ext.progress import progress
 from torch_ext.training.capturing import Clipping, LossFunction, Objective
 from torch_ext.training.making import (
     PlannedGraph,
@@ -86,7 +87,7 @@ class TrainingStep:
         now = later.look(first.batch)
         key = (True, *now.key)
         if key not in self._graphs:
-            self._graphs[key] = make_graph(later, now, True, self._runtime, self._time_budget)
+            self._graphs[key] = self._make_graph(later, now)
         return self._graphs[key]
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -116,7 +117,9 @@ class TrainingStep:
         )
 
     def _add_graph(self, key: Key, now: Now) -> PlannedGraph:
-        graph = self._graphs[key] = make_graph(
-            self._world, now, self._updates(), self._runtime, self._time_budget
-        )
+        graph = self._graphs[key] = self._make_graph(self._world, now)
         return graph
+
+    def _make_graph(self, world: World, now: Now) -> PlannedGraph:
+        with progress("capturing a training step"):
+            return make_graph(world, now, self._updates(), self._runtime, self._time_budget)

@@ -1,4 +1,5 @@
-// Trains the module of a file that `step.save` of torch_ext.training_step wrote, with LibTorch alone:
+// Trains the module of a file that `step.save` of torch_ext.training_step wrote, with LibTorch
+// alone:
 //   train_model STEP.pt BATCH.pt STEPS LR TRAINED.pt
 // BATCH.pt holds a tuple of tensors. The first half of the steps uses the file's learning rate, the
 // rest LR. Prints the loss of each step in hexadecimal, which loses no bit.
@@ -19,7 +20,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    // The bits of the eager loop; with the executor's optimisations they may differ in the last place.
+    // The bits of the eager loop; with the executor's optimisations they may differ in the last
+    // place.
     torch::jit::GraphOptimizerEnabledGuard without_optimisations(false);
     torch::jit::Module step = torch::jit::load(argv[1]);
     std::ifstream file(argv[2], std::ios::binary);
