@@ -54,6 +54,12 @@ def draws_random_numbers(node: fx.Node) -> bool:
     )
 
 
+def is_collective(node: fx.Node) -> bool:
+    """Must it meet the same op of other processes, so that collectives keep their order?"""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and "c10d" in target.namespace
+
+
 def _updates_statistics(node: fx.Node, schema: torch.FunctionSchema) -> bool:
     flags = {argument.name: value for argument, value in _arguments(node, schema)}
     return any(flags.get(name, False) for name in ("training", "train", "use_input_stats"))

@@ -1,11 +1,11 @@
 """From a probed FX graph to the core's graph, and from an order back to the FX graph."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import fx
 
-from torch_ext.fx.hazards import draws_random_numbers, is_barrier, written_arguments
+from torch_ext.fx.hazards import draws_random_numbers, is_barrier, is_collective, written_arguments
 from torch_ext.fx.probing import Op, Probe
 from torch_ext.planning import Graph
 
@@ -67,7 +67,8 @@ class _Edges:
         self._data_flow()
         self._mutations()
         self._barriers()
-        self._random_numbers()
+        self._chain(lambda op: op.draws or draws_random_numbers(op.node))
+        self._chain(lambda op: is_collective(op.node))
         return {name: list(before) for name, before in self.before.items()}
 
     def _add(self, earlier: Op | None, later: Op) -> None:
@@ -108,9 +109,9 @@ class _Edges:
             else:
                 since.append(op)
 
-    def _random_numbers(self) -> None:
+    def _chain(self, belongs: Callable[[Op], bool]) -> None:
         last: Op | None = None
         for op in self.probe.ops:
-            if op.draws or draws_random_numbers(op.node):
+            if belongs(op):
                 self._add(last, op)
                 last = op

@@ -10,9 +10,11 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from torch_ext.training.replicas import Replicas
 from torch_ext.training.updates import Operands, UnsupportedError, Update
 
 _aten = torch.ops.aten
+_c10d = torch.ops._c10d_functional
 LossFunction = Callable[..., Any]
 
 
@@ -59,6 +61,7 @@ class Ending:
     accumulated: Collection[str]  # parameters whose gradient is there already and is added to
     updates: bool  # else the gradients stay
     clipping: Clipping
+    replicas: Replicas | None
     update: Update
     groups: Sequence[dict[str, Any]]  # of the optimizer
     states: dict[str, tuple[str, ...]]  # per parameter: state that is there; the rest is made
@@ -168,6 +171,8 @@ class _Builder:
             gradients[name] = total
         kept: dict[Role, fx.Node] = {}
         if ending.updates:
+            if ending.replicas is not None:
+                self._average(gradients, ending)
             self._clip(gradients, ending.clipping)
             for one in ending.trained:
                 if one.name in gradients:  # the optimizer skips a parameter without gradient
@@ -220,6 +225,24 @@ class _Builder:
                 copy = self._emit(_aten.empty_like.default, like)
                 gradients[name] = self._emit(_aten.copy_.default, copy, node)
             seen.add(node)
+
+    def _average(self, gradients: dict[str, fx.Node], ending: Ending) -> None:
+        """See Replicas.average; collectives in the order in which the first graph has gradients."""
+        replicas = ending.replicas
+        assert replicas is not None
+        for one in ending.trained:
+            if one.name not in gradients:
+                raise UnsupportedError(
+                    f"parameter {one.name} gets no gradient, which processes cannot average; "
+                    "freeze it"
+                )
+        if not replicas.reduced:
+            nodes = list(self.graph.nodes)
+            replicas.reduced = sorted(gradients, key=lambda name: nodes.index(gradients[name]))
+        for name in replicas.reduced:
+            own = self._emit(_aten.mul_.Tensor, gradients[name], replicas.share)
+            total = self._emit(_c10d.all_reduce_.default, own, "sum", replicas.group_name)
+            gradients[name] = self._emit(_c10d.wait_tensor.default, total)
 
     def _clip(self, gradients: dict[str, fx.Node], clipping: Clipping) -> None:
         """Source: torch/nn/utils/clip_grad.py. The norm needs all gradients before any update."""

@@ -76,14 +76,17 @@ def make_graph(
         scratch = world.copy()
         looked = scratch.look(copied(now.batch))
         captured = scratch.capture(looked, updates)
+        if world.replicas is not None:
+            world.replicas.require_same(captured.module.graph)
         probe = run_probe(captured.module, scratch.bind(captured, looked))
         del scratch, looked
     _require_constants_kept(probe)
     found = plan(to_graph(probe), time_budget=time_budget)
-    reorder(captured.module, probe, found.order)
+    reorder(captured.module, probe, _common(world, found.order)[0])
     if runtime == "torchscript":
         captured = as_torchscript(captured)
     eager_peak_bytes, difference, peak_bytes = _verify(world, captured, now.batch, updates)
+    difference = next(filter(None, _common(world, difference)), "")
     if difference:
         raise UnsupportedError(
             f"the captured step does not do what the loop does: {difference} differs"
@@ -109,7 +112,13 @@ def make_graph(
         capture_seconds=time.perf_counter() - start,
         reason=_why_no_gain(found, eager_peak_bytes, peak_bytes),
     )
-    return PlannedGraph(captured if peak_bytes <= eager_peak_bytes else None, report)
+    is_kept = all(_common(world, peak_bytes <= eager_peak_bytes))
+    return PlannedGraph(captured if is_kept else None, report)
+
+
+def _common(world: World, value: Any) -> list[Any]:
+    """The value of every process that trains the model: all do the same with them."""
+    return [value] if world.replicas is None else world.replicas.gathered(value)
 
 
 def _require_constants_kept(probe: Probe) -> None:
@@ -202,9 +211,10 @@ def _same_bits(a: Any, b: Any) -> bool:
 def _hooks_peak(world: World, batch: Sequence[Any]) -> int | None:
     """The peak of the loop whose optimizer runs in backward hooks, in a settled step.
 
-    None where that loop does something else: clipping by norm needs all gradients.
+    None where that loop does something else: clipping by norm needs all gradients, and other
+    processes need the gradient before the update.
     """
-    if world.clipping.norm is not None:
+    if world.clipping.norm is not None or world.replicas is not None:
         return None
     with torch.random.fork_rng(devices=[]):
         scratch = world.copy()

@@ -17,7 +17,9 @@ from torch_ext.training.making import (
     copied,
     make_graph,
 )
+from torch_ext.training.replicas import unwrapped
 from torch_ext.training.scripting import save_step
+from torch_ext.training.updates import UnsupportedError
 from torch_ext.training.world import Key, Now, World
 
 
@@ -39,9 +41,11 @@ class TrainingStep:
         runtime: Runtime,
         time_budget: float,
     ) -> None:
-        self._world = World(
-            Objective(model, loss_fn), optimizer, Clipping(clip_grad_norm, clip_grad_value)
-        )
+        module, replicas = unwrapped(model)
+        if replicas is not None and accumulate != 1:
+            raise UnsupportedError("DistributedDataParallel needs accumulate=1")
+        clipping = Clipping(clip_grad_norm, clip_grad_value)
+        self._world = World(Objective(module, loss_fn), optimizer, clipping, replicas)
         self._accumulate = accumulate
         self._on_new_shape = on_new_shape
         self._max_graphs = max_graphs
@@ -97,8 +101,8 @@ class TrainingStep:
         must have the example's shapes. Needs runtime="torchscript" and accumulate=1. The file is
         written whole or not at all. See docs/training.md.
         """
-        if self._runtime != "torchscript" or self._accumulate != 1:
-            raise ValueError('save needs runtime="torchscript" and accumulate=1')
+        if self._runtime != "torchscript" or self._accumulate != 1 or self._world.replicas:
+            raise ValueError('save needs runtime="torchscript", accumulate=1 and one process')
         first, settled = self._first.captured, self._settled.captured
         if first is None or settled is None:
             raise ValueError(f"there is no graph to save: {self._settled.report.reason}")
@@ -110,7 +114,12 @@ class TrainingStep:
         return self._batches + 1 == self._accumulate
 
     def _may_capture(self, key: Key) -> bool:
-        """Is it the same batch in another role, or a new one that may have a graph?"""
+        """Is it the same batch in another role, or a new one that may have a graph?
+
+        Capturing takes all processes: where others train too, who knows what they do just now.
+        """
+        if self._world.replicas is not None:
+            return False
         is_new = all(known[1] != key[1] for known in self._graphs)
         return len(self._graphs) < self._max_graphs and not (
             is_new and self._on_new_shape == "eager"

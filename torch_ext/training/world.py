@@ -18,6 +18,7 @@ from torch_ext.training.capturing import (
     capture,
     loss_of,
 )
+from torch_ext.training.replicas import Replicas
 from torch_ext.training.updates import UnsupportedError, Update, update_of
 
 Key = tuple[Any, ...]
@@ -42,11 +43,16 @@ class World:
     """Model, loss, optimizer: everything a step reads and writes, the user's or a copy."""
 
     def __init__(
-        self, objective: Objective, optimizer: torch.optim.Optimizer, clipping: Clipping
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        clipping: Clipping,
+        replicas: Replicas | None = None,
     ) -> None:
         self.objective = objective
         self.optimizer = optimizer
         self.clipping = clipping
+        self.replicas = replicas
         self.update: Update = update_of(optimizer)
         _require_no_hooks(objective, optimizer)
         self.modules = list(objective.modules())
@@ -64,7 +70,7 @@ class World:
         pairs = zip(self.objective.parameters(), objective.parameters(), strict=True)
         for original, parameter in pairs:
             parameter.grad = copy.deepcopy(original.grad)
-        return type(self)(objective, optimizer, self.clipping)
+        return type(self)(objective, optimizer, self.clipping, self.replicas)
 
     def look(self, batch: Sequence[Any]) -> Now:
         """What decides which graph runs. Done at every step: it has to be quick."""
@@ -107,6 +113,7 @@ class World:
             now.accumulated,
             updates,
             self.clipping,
+            self.replicas,
             self.update,
             self.optimizer.param_groups,
             now.states,
@@ -149,6 +156,7 @@ class World:
 
     def run(self, captured: Captured, now: Now) -> Any:
         """One step through the graph."""
+        self._sync_buffers()
         inputs = self.bind(captured, now)
         try:
             with torch.no_grad():
@@ -176,10 +184,13 @@ class World:
 
     def run_eagerly(self, now: Now, updates: bool) -> Any:
         """The loop that the graph replaces."""
+        self._sync_buffers()
         result = self.objective(*now.batch)
         loss_of(result).backward()
         result = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
         if updates:
+            if self.replicas is not None:
+                self.replicas.average(now.parameters)
             parameters = [one.parameter for one in now.trained.values()]
             if self.clipping.norm is not None:
                 nn.utils.clip_grad_norm_(parameters, self.clipping.norm)
@@ -188,6 +199,10 @@ class World:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return result
+
+    def _sync_buffers(self) -> None:
+        if self.replicas is not None:
+            self.replicas.sync_buffers(self.objective.model)
 
     def contents(self) -> dict[str, Any]:
         """Everything that a step may change."""
