@@ -2,14 +2,15 @@
 
 One process per network. Memory is the allocator's, above the start of a settled step, gradients in.
 Ours is compared with the eager loop bit for bit over ten steps, and in time, in pairs. Resident
-memory is the highest of a settled step in a fresh process. `file's loss` is the largest relative
-difference in ten steps of a saved file that TorchScript's executor may optimise. Exits with 1 if a
-step differs.
+memory is the highest of a settled step in a fresh process; `mmap`: with glibc's malloc told to give
+back what is freed. `file's loss` is the largest relative difference in ten steps of a saved file
+that TorchScript's executor may optimise. Exits with 1 if a step differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import pathlib
@@ -34,6 +35,7 @@ from torch_ext.training.capturing import Clipping, Objective
 from torch_ext.training.world import World
 
 MIB = 2**20
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 STEPS = 10
 HEADER = (
     "model",
@@ -55,6 +57,8 @@ HEADER = (
     "eager resident MiB",
     "ours resident MiB",
     "capture resident MiB",
+    "eager resident, mmap MiB",
+    "ours resident, mmap MiB",
 )
 WORDS = ("model", "status", "identical", "torchscript identical")
 
@@ -252,19 +256,24 @@ def _whole_step(name: str) -> dict[str, str]:
         return {"whole step MiB": _mib(_peak_of_settled(lambda: compiled(*inputs)))}
 
 
-def _resident(name: str, ours: bool) -> dict[str, str]:
+def _resident(name: str, ours: bool, use_mmap: bool) -> dict[str, str]:
+    if use_mmap:
+        # As MALLOC_MMAP_THRESHOLD_: what is freed goes back to the system at once.
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MIB)
     task = _task(name)
     found = {}
     run: Callable[[], object] = task.eager_step
     if ours:
         step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
-        found["capture resident MiB"] = _mib(_highest_resident_bytes())
+        if not use_mmap:
+            found["capture resident MiB"] = _mib(_highest_resident_bytes())
         run = lambda: step(*task.batch)  # noqa: E731
     for _ in range(2):
         run()
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     run()
-    found["ours resident MiB" if ours else "eager resident MiB"] = _mib(_highest_resident_bytes())
+    column = f"{'ours' if ours else 'eager'} resident{', mmap' if use_mmap else ''} MiB"
+    found[column] = _mib(_highest_resident_bytes())
     return found
 
 
@@ -285,8 +294,10 @@ MEASUREMENTS: dict[str, Callable[[str, int], dict[str, str]]] = {
     "compile": lambda name, _: _compiled(name, True),
     "compile, no layout": lambda name, _: _compiled(name, False),
     "whole step": lambda name, _: _whole_step(name),
-    "eager resident": lambda name, _: _resident(name, False),
-    "ours resident": lambda name, _: _resident(name, True),
+    "eager resident": lambda name, _: _resident(name, ours=False, use_mmap=False),
+    "ours resident": lambda name, _: _resident(name, ours=True, use_mmap=False),
+    "eager resident, mmap": lambda name, _: _resident(name, ours=False, use_mmap=True),
+    "ours resident, mmap": lambda name, _: _resident(name, ours=True, use_mmap=True),
 }
 
 

@@ -1,6 +1,7 @@
 """The captured step against the eager loop: everything bit for bit, and less memory."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -299,6 +300,20 @@ def test_capturing_changes_nothing():
     assert torch.equal(state, torch.get_rng_state())
     assert_equal(before, everything(model, optimizer))
     assert all(map(torch.equal, values, values_before))
+
+
+def test_no_copy_of_the_model_stays():
+    def large() -> int:
+        gc.collect()
+        tensors = (o for o in gc.get_objects() if type(o) in (torch.Tensor, nn.Parameter))
+        return sum(tensor.numel() == WIDTH * WIDTH for tensor in tensors)
+
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model)
+    before = large()
+    step = torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, batch())
+    assert step.report.measured_hooks_peak_bytes is not None
+    assert large() == before
 
 
 def test_a_checkpoint_in_the_middle(tmp_path):

@@ -93,7 +93,6 @@ def make_graph(
         )
     one_batch = updates and not now.accumulated
     hooks_peak_bytes = _hooks_peak(world, now.batch) if one_batch else None
-    _return_free_memory()
     report = TrainingReport(
         **{field.name: getattr(found, field.name) for field in dataclasses.fields(Plan)},
         measured_original_peak_bytes=eager_peak_bytes,
@@ -151,7 +150,7 @@ def copied(batch: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(pytree.tree_map_only(torch.Tensor, torch.clone, tuple(batch)))
 
 
-def _return_free_memory() -> None:
+def return_free_memory() -> None:
     """Give the system back what the copies took: what malloc keeps would hide the gain."""
     gc.collect()
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
@@ -234,8 +233,10 @@ def _hooks_peak(world: World, batch: Sequence[Any]) -> int | None:
             optimizers[parameter].step()
             parameter.grad = None
 
-        for parameter in optimizers:
+        hooks = [
             parameter.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
+            for parameter in optimizers
+        ]
 
         def run() -> None:
             loss_of(scratch.objective(*values)).backward()
@@ -244,4 +245,6 @@ def _hooks_peak(world: World, batch: Sequence[Any]) -> int | None:
         run()
         with measure_peak() as memory:
             run()
+        for hook in hooks:
+            hook.remove()  # else parameters and hooks hold each other, unseen by the collector
     return memory.peak_bytes

@@ -16,6 +16,7 @@ from torch_ext.training.making import (
     TrainingReport,
     copied,
     make_graph,
+    return_free_memory,
 )
 from torch_ext.training.replicas import unwrapped
 from torch_ext.training.scripting import save_step
@@ -57,6 +58,7 @@ class TrainingStep:
         self._first = self._last = self._add_graph((self._updates(), *now.key), now)
         self._settled = self._add_second_graph(now) or self._first
         self._last = self._settled
+        return_free_memory()
 
     @property
     def report(self) -> TrainingReport:
@@ -73,6 +75,7 @@ class TrainingStep:
         graph = self._graphs.get(key)
         if graph is None and self._may_capture(key):
             graph = self._add_graph(key, now)
+            return_free_memory()
         self._last = graph or self._last
         if graph is None or graph.captured is None:
             result = self._world.run_eagerly(now, self._updates())
