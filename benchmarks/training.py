@@ -292,12 +292,12 @@ MEASUREMENTS: dict[str, Callable[[str, int], dict[str, str]]] = {
     "ours": _ours,
     "torchscript": lambda name, _: _torchscript(name),
     "compile": lambda name, _: _compiled(name, True),
-    "compile, no layout": lambda name, _: _compiled(name, False),
+    "compile without layout": lambda name, _: _compiled(name, False),
     "whole step": lambda name, _: _whole_step(name),
     "eager resident": lambda name, _: _resident(name, ours=False, use_mmap=False),
     "ours resident": lambda name, _: _resident(name, ours=True, use_mmap=False),
-    "eager resident, mmap": lambda name, _: _resident(name, ours=False, use_mmap=True),
-    "ours resident, mmap": lambda name, _: _resident(name, ours=True, use_mmap=True),
+    "eager resident mmap": lambda name, _: _resident(name, ours=False, use_mmap=True),
+    "ours resident mmap": lambda name, _: _resident(name, ours=True, use_mmap=True),
 }
 
 
