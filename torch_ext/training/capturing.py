@@ -237,8 +237,8 @@ class _Builder:
                     "freeze it"
                 )
         if not replicas.reduced:
-            nodes = list(self.graph.nodes)
-            replicas.reduced = sorted(gradients, key=lambda name: nodes.index(gradients[name]))
+            place = {node: index for index, node in enumerate(self.graph.nodes)}
+            replicas.reduced = sorted(gradients, key=lambda name: place[gradients[name]])
         for name in replicas.reduced:
             own = self._emit(_aten.mul_.Tensor, gradients[name], replicas.share)
             total = self._emit(_c10d.all_reduce_.default, own, "sum", replicas.group_name)

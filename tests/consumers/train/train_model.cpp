@@ -20,8 +20,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    // The bits of the eager loop; with the executor's optimisations they may differ in the last
-    // place.
+    // The bits of the eager loop; the executor's optimisations may round differently, which
+    // training magnifies.
     torch::jit::GraphOptimizerEnabledGuard without_optimisations(false);
     torch::jit::Module step = torch::jit::load(argv[1]);
     std::ifstream file(argv[2], std::ios::binary);
