@@ -103,9 +103,9 @@ def _mlp(depth: int = 12, width: int = 2048, batch: int = 64) -> Task:
     network = nn.Sequential(*layers[:-1])
     return Task(
         network,
-        nn.functional.mse_loss,
+        nn.functional.cross_entropy,
         torch.optim.SGD(network.parameters(), lr=0.01),
-        (torch.randn(batch, width), torch.randn(batch, width)),
+        (torch.randn(batch, width), torch.randint(0, width, (batch,))),
     )
 
 
