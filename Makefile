@@ -54,11 +54,14 @@ asan-test: $(STAMPS)/packages
 python-test: build
 	$(BIN)/python -m pytest -q tests/python
 
-# Random TorchScript programs, original against reordered; a later call goes on where it stopped.
+# Random programs, original against reordered, by both doors; a later call goes on where it stopped.
 FUZZ_PROGRAMS ?= 50000
 fuzz: build
 	@mkdir -p build-fuzz
-	$(BIN)/python -m tests.fuzz --count $(FUZZ_PROGRAMS) --jobs $(JOBS) --state build-fuzz/programs.json
+	for door in torchscript fx; do \
+	  $(BIN)/python -m tests.fuzz --door $$door --count $(FUZZ_PROGRAMS) --jobs $(JOBS) \
+	    --state build-fuzz/$$door.json || exit 1; \
+	done
 
 # Each fuzzer for FUZZ_SECONDS. What it keeps is in build-fuzz/corpus; an input that breaks something
 # ends the run and is build-fuzz/FUZZER-crash-...; give it to the fuzzer as argument to see it again.

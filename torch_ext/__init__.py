@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch_ext import inductor
     from torch_ext.measuring import PeakMemory, measure_peak
     from torch_ext.optimizing import Report, analyze, optimize
     from torch_ext.passing import disable, enable, enabled, is_enabled, pass_stats
@@ -25,6 +26,7 @@ __all__ = [
     "disable",
     "enable",
     "enabled",
+    "inductor",
     "is_enabled",
     "measure_peak",
     "optimize",
@@ -50,8 +52,12 @@ _HOME = {
     "training_step": "training",
 }
 
+_MODULES = {"fx", "inductor"}  # reached as attributes
+
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"torch_ext.{name}")  # which sets the attribute
     if name not in _HOME:
         raise AttributeError(f"module 'torch_ext' has no attribute '{name}'")
     value = getattr(importlib.import_module(f"torch_ext.{_HOME[name]}"), name)

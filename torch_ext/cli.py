@@ -24,7 +24,7 @@ from torch_ext.files import (
     write_text,
 )
 from torch_ext.input_spec import make_inputs, parse_input_spec
-from torch_ext.planning import FORMAT, Plan, plan
+from torch_ext.planning import FORMAT, Plan, plan, read_graph
 from torch_ext.progress import progress
 
 if TYPE_CHECKING:
@@ -101,7 +101,9 @@ def _run_plan(options: argparse.Namespace) -> int:
     try:
         with progress("planning"):
             result = plan(
-                options.graph, time_budget=options.time_budget, memory_budget=options.memory_budget
+                read_graph(options.graph, options.name),
+                time_budget=options.time_budget,
+                memory_budget=options.memory_budget,
             )
     except OSError as error:
         raise UnreadableInputError(f"{options.graph}: {error.strerror}") from None
@@ -357,8 +359,13 @@ def _parser() -> argparse.ArgumentParser:
             help="bottleneck: move ops only around the op that sets the peak",
         )
 
-    sub = command("plan", _run_plan, "plan a bare graph in the text format (imports no torch)")
-    sub.add_argument("graph", type=pathlib.Path)
+    sub = command("plan", _run_plan, "plan a bare graph, or one from Inductor (imports no torch)")
+    sub.add_argument(
+        "graph",
+        type=pathlib.Path,
+        help="a graph in the text format, as Inductor dumps it, or a log of TORCH_TRACE",
+    )
+    sub.add_argument("--name", default="", help="which graph, where a log holds several")
     sub.add_argument("-o", "--output", type=pathlib.Path, help="write the order, an op per line")
     with_budget(sub)
     sub.add_argument("--memory-budget", type=_memory, metavar="SIZE", help="e.g. 512MiB")

@@ -6,11 +6,11 @@ explains each decision through the logger "torch_ext".
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch_ext._native import _jit
+from torch_ext.logs import set_up_logging
 
 Mode = Literal["reorder", "observe"]
 
@@ -72,18 +72,10 @@ def _options(mode: Mode, time_budget: float, learning_budget: float) -> tuple[bo
     for name, value in (("time_budget", time_budget), ("learning_budget", learning_budget)):
         if not 0 <= value <= 1e6:
             raise ValueError(f"{name} must be between 0 and 1e6 seconds, not {value}")
-    _set_up_logging()
-    return mode == "observe", time_budget, learning_budget
-
-
-def _set_up_logging() -> None:
-    wanted = os.environ.get("TORCH_EXT_LOG", "").upper()
-    if wanted in ("INFO", "DEBUG"):
-        _log.setLevel(wanted)
-        if not _log.hasHandlers():
-            logging.basicConfig()
+    set_up_logging()
     _jit.set_pass_logger(
         lambda is_detail, message: _log.log(
             logging.DEBUG if is_detail else logging.INFO, "%s", message
         )
     )
+    return mode == "observe", time_budget, learning_budget

@@ -116,6 +116,27 @@ class Graph:
         return graph
 
 
+def read_graph(path: str | os.PathLike[str], name: str = "") -> Graph:
+    """Read a graph from a file: the text format, or what Inductor writes (inductor_dump).
+
+    `name` chooses where a file holds several. Raises ValueError naming file and place, OSError if
+    the file cannot be read.
+    """
+    from torch_ext import inductor_dump
+
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file in UTF-8") from None
+    if inductor_dump.is_dump(text):
+        return inductor_dump.read_dump(text, str(path), name)
+    if name:
+        raise ValueError(f"{path}: holds one graph, without a name")
+    graph = Graph()
+    graph._builder = _sched.parse_text(text, str(path))
+    return graph
+
+
 def plan(
     graph: Graph | str | os.PathLike[str],
     *,
@@ -124,7 +145,7 @@ def plan(
     scope: str = "all",
     without: Sequence[str] = (),
 ) -> Plan:
-    """Find an order of low peak memory for a Graph, or for a file in the text format.
+    """Find an order of low peak memory for a Graph, or for a file that read_graph can read.
 
     `time_budget` (seconds) is turned into counted work, so results do not depend on the machine; a
     clock ends planning at twice that, and `clock_stopped` says so.
@@ -132,14 +153,6 @@ def plan(
     to measure what each brings (csrc/sched/rules.h). Raises ValueError for a bad graph, OSError if
     the file cannot be read.
     """
-    if isinstance(graph, Graph):
-        builder = graph._builder
-    else:
-        path = pathlib.Path(graph)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}: not a text file in UTF-8") from None
-        builder = _sched.parse_text(text, str(path))
+    builder = (graph if isinstance(graph, Graph) else read_graph(graph))._builder
     fields = _sched.plan(builder, time_budget, memory_budget, scope, list(without))
     return Plan(**plan_fields(fields))

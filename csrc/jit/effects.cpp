@@ -1,13 +1,12 @@
 #include "jit/effects.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/jit/ir/constants.h>
 
 #include <algorithm>
 #include <array>
 #include <optional>
 #include <string_view>
-
-#include "jit/nodes.h"
 
 namespace torch_ext::jit {
 
@@ -25,9 +24,18 @@ std::optional<c10::OperatorHandle> FindOperator(const c10::FunctionSchema& schem
   return c10::Dispatcher::singleton().findSchema(schema.operator_name());
 }
 
-bool IsConstantZero(Node* node, const char* argument) {
-  const auto value = ConstantArgument(node, argument);
-  return value && value->isDouble() && value->toDouble() == 0.0;
+Constants ConstantsOf(const Node* node, const c10::FunctionSchema& schema) {
+  Constants constants;
+  for (std::size_t i = 0; i < schema.arguments().size() && i < node->inputs().size(); ++i) {
+    const Value* input = node->input(i);
+    const bool is_bool = input->type()->kind() == c10::TypeKind::BoolType;
+    if (!is_bool && input->type()->kind() != c10::TypeKind::FloatType) continue;
+    const std::string& name = schema.arguments()[i].name();
+    if (const auto value = torch::jit::toIValue(input)) {
+      constants[name] = is_bool ? Constants::mapped_type(value->toBool()) : value->toDouble();
+    }
+  }
+  return constants;
 }
 
 // Nodes without a schema whose meaning is known: they read their inputs and nothing else.
@@ -80,21 +88,30 @@ bool IsMutable(const Value* value) {
   }
 }
 
-std::string WhyUndeclared(Node* node) {
-  if (IsKnownWithoutSchema(node)) return {};
+OperatorEffects EffectsOf(Node* node) {
+  static constexpr auto kStateful =
+      std::to_array<std::string_view>({"prim::fork", "prim::Enter", "prim::Exit"});
+  OperatorEffects effects;
   const c10::FunctionSchema* schema = node->maybeSchema();
-  if (schema == nullptr) return "not inlined, or of a kind that is not known";
-  if (!node->kind().is_aten() && !node->kind().is_prim() && !HasAliasAnnotation(*schema)) {
-    return "a custom op without alias annotation";
+  if (schema != nullptr) effects = EffectsOf(*schema, ConstantsOf(node, *schema));
+  if (IsKnownWithoutSchema(node)) {
+    effects.undeclared.clear();
+  } else if (schema == nullptr) {
+    effects.undeclared = "not inlined, or of a kind that is not known";
+  } else if (schema->name().starts_with("prims::")) {
+    effects.undeclared = "written in Python";
   }
-  if (node->maybeOperator() == nullptr) return {};
-  // An internal special case that is not in our list, as prim::PythonOp: only AliasDb's code knows
-  // what it is taken for.
-  const c10::AliasAnalysisKind declares = node->getOperator().aliasAnalysisKind();
-  return declares == c10::AliasAnalysisKind::CONSERVATIVE ||
-                 declares == c10::AliasAnalysisKind::INTERNAL_SPECIAL_CASE
-             ? "declares nothing about what it writes"
-             : "";
+  if (node->kind() == c10::prim::SetAttr) effects.writes.push_back(0);
+  effects.is_stateful |= IsOneOf(node, kStateful);
+  if (schema != nullptr || node->kind().is_prim()) {  // else torch does not answer
+    effects.has_side_effect |= node->hasSideEffects();
+  }
+  return effects;
+}
+
+bool HasStatistics(Node* node) {
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  return schema != nullptr && HasStatistics(*schema);
 }
 
 bool HidesAliases(Node* node) {
@@ -147,40 +164,6 @@ bool HidesAliases(Node* node) {
   const auto op = FindOperator(*schema);
   return op && op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
          !IsOneOf(node, kMakeNew);
-}
-
-bool DrawsRandomNumbers(Node* node) {
-  // Out of training, or with probability 0, dropout and its kin draw nothing.
-  if (IsConstantFalse(node, "train") || IsConstantFalse(node, "training") ||
-      IsConstantZero(node, "dropout_p")) {
-    return false;
-  }
-  if (node->isNondeterministic()) return true;
-  const c10::FunctionSchema* schema = node->maybeSchema();
-  if (schema == nullptr) return false;
-  for (const c10::Argument& argument : schema->arguments()) {
-    const c10::TypePtr& type = argument.type();
-    if (type->isSubtypeOf(*c10::OptionalType::create(c10::GeneratorType::get()))) return true;
-  }
-  const auto op = FindOperator(*schema);
-  return op && op->hasTag(at::Tag::nondeterministic_seeded);
-}
-
-bool IsStateful(Node* node) {
-  static constexpr auto kKinds =
-      std::to_array<std::string_view>({"prim::fork", "aten::wait", "prim::Enter", "prim::Exit",
-                                       "aten::set_grad_enabled", "aten::manual_seed"});
-  return IsOneOf(node, kKinds);
-}
-
-bool HasStatistics(Node* node) {
-  const c10::FunctionSchema* schema = node->maybeSchema();
-  return schema != nullptr && schema->argumentIndexWithName("running_mean").has_value();
-}
-
-bool MayUpdateStatistics(Node* node) {
-  return HasStatistics(node) && !IsConstantFalse(node, "training") &&
-         !IsConstantFalse(node, "train") && !IsConstantFalse(node, "use_input_stats");
 }
 
 }  // namespace torch_ext::jit

@@ -17,41 +17,25 @@ using torch::jit::Graph;
 using torch::jit::Node;
 using torch::jit::Value;
 
-// --- rule "unknown" --------------------------------------------------------------------------
-
-// Why this node, or one inside it, must not be passed by anything; empty if it may.
-std::string WhyBarrier(Node* node, const HazardRules& rules) {
-  std::string why;
-  ForEachInnerNode(node, [&](Node* inner) {
-    if (!why.empty()) return;
-    const std::string kind = inner->kind().toQualString();
-    if (IsStateful(inner)) {
-      if (rules.stateful) why = kind + ": changes what other ops do";
-    } else if (rules.unknown) {
-      const std::string undeclared = WhyUndeclared(inner);
-      if (!undeclared.empty()) why = kind + ": " + undeclared;
-    }
-  });
-  return why;
+// Why nothing may pass the node itself (not its inner blocks); empty if something may.
+std::string WhyBarrier(const Node* node, const OperatorEffects& effects, const HazardRules& rules) {
+  const std::string kind = node->kind().toQualString();
+  if (effects.is_stateful) return rules.stateful ? kind + ": changes what other ops do" : "";
+  const bool is_unknown = rules.unknown && !effects.undeclared.empty();
+  return is_unknown ? kind + ": " + effects.undeclared : "";
 }
 
-// --- rule "mutation" -------------------------------------------------------------------------
-
-// The values this node itself (not its inner blocks) may write to.
-std::vector<Value*> WrittenValues(Node* node, const HazardRules& rules) {
+// The values that the node itself may write to.
+std::vector<Value*> WrittenValues(Node* node, const OperatorEffects& effects,
+                                  const HazardRules& rules) {
   std::vector<Value*> written;
-  if (rules.mutation && node->kind() == c10::prim::SetAttr) written.push_back(node->input(0));
-  const c10::FunctionSchema* schema = node->maybeSchema();
-  if (schema == nullptr) return written;
-  const bool updates_statistics = MayUpdateStatistics(node);
-  for (std::size_t i = 0; i < schema->arguments().size() && i < node->inputs().size(); ++i) {
-    const c10::Argument& argument = schema->arguments()[i];
-    if (rules.mutation && argument.alias_info() != nullptr && argument.alias_info()->isWrite()) {
-      written.push_back(node->input(i));
+  const auto add = [&](const std::vector<std::size_t>& positions) {
+    for (const std::size_t i : positions) {
+      if (i < node->inputs().size()) written.push_back(node->input(i));
     }
-    const bool is_statistic = argument.name() == "running_mean" || argument.name() == "running_var";
-    if (rules.statistics && is_statistic && updates_statistics) written.push_back(node->input(i));
-  }
+  };
+  if (rules.mutation) add(effects.writes);
+  if (rules.statistics) add(effects.statistics);
   return written;
 }
 
@@ -92,6 +76,7 @@ class Finder {
     barrier_.assign(n, 0);
     side_effect_.assign(n, 0);
     random_.assign(n, 0);
+    collective_.assign(n, 0);
     writes_outside_.assign(n, 0);
     written_.resize(n);
     FindOutside();
@@ -102,6 +87,7 @@ class Finder {
     OrderBarriers();
     if (rules_.random) Chain(random_);
     if (rules_.side_effect) Chain(side_effect_);
+    Chain(collective_);
     if (rules_.outlives) OrderSideEffectsAgainstWhatOutlives();
     return std::move(hazards_);
   }
@@ -165,11 +151,16 @@ class Finder {
 
   void Classify(std::int32_t i) {
     Node* node = nodes_[i];
+    std::string why;
     ForEachInnerNode(node, [&](Node* inner) {
-      for (Value* v : WrittenValues(inner, rules_)) written_[i].push_back(v);
+      const OperatorEffects effects = EffectsOf(inner);
+      for (Value* v : WrittenValues(inner, effects, rules_)) written_[i].push_back(v);
+      if (why.empty()) why = WhyBarrier(inner, effects, rules_);
+      side_effect_[i] |= effects.has_side_effect;
+      random_[i] |= effects.draws_random_numbers;
+      collective_[i] |= effects.is_collective;
     });
     AddUndeclaredAliases(written_[i]);
-    std::string why = WhyBarrier(node, rules_);
     if (rules_.unknown && rules_.mutation && why.empty() && alias_db_.isMutable(node) &&
         written_[i].empty()) {
       why = std::string(node->kind().toQualString()) + ": may write to what it does not declare";
@@ -178,8 +169,6 @@ class Finder {
       barrier_[i] = 1;
       hazards_.barriers.push_back(why);
     }
-    side_effect_[i] = AnyInnerNode(node, [](Node* inner) { return inner->hasSideEffects(); });
-    random_[i] = AnyInnerNode(node, DrawsRandomNumbers);
     for (const Probe& probe : probes_) random_[i] |= probe.nodes[i].uses_random_state;
     for (Value* v : written_[i]) {
       if (!IsMutable(v)) continue;
@@ -253,7 +242,7 @@ class Finder {
   std::vector<Value*> constants_;                        // mutable ones
   std::vector<std::vector<Value*>> undeclared_aliases_;  // of each op that HidesAliases
   std::vector<std::vector<Value*>> written_;
-  std::vector<char> barrier_, side_effect_, random_, writes_outside_;
+  std::vector<char> barrier_, side_effect_, random_, collective_, writes_outside_;
 };
 
 }  // namespace

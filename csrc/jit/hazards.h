@@ -9,12 +9,15 @@
 //   statistics     running statistics of batch norm in training are written, the schema does not
 //                  tell
 //   random         ops that draw random numbers, among themselves, inner blocks included
-//   side_effect    prints, raises, warnings, attribute writes among themselves
+//   side_effect    prints, raises, assertions, warnings among themselves
 //   outlives       these against random ops and writes to memory that outlives the call: an
 //                  exception must find them as they were
 //   unknown        calls that are not inlined, custom ops without alias annotation, nodes AliasDb
 //                  knows more about than we do: barriers
 //   stateful       forks and waits, contexts, what changes the state other ops run in: barriers
+// Collectives of several processes keep their order among themselves; no rule switches that off,
+// for one process cannot notice. What an operator does is looked up in one table for both doors:
+// operator_effects.h.
 #pragma once
 
 #include <torch/csrc/jit/ir/alias_analysis.h>

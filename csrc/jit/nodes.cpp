@@ -1,7 +1,5 @@
 #include "jit/nodes.h"
 
-#include <torch/csrc/jit/ir/constants.h>
-
 #include <algorithm>
 #include <regex>
 #include <sstream>
@@ -53,19 +51,6 @@ std::vector<Value*> ReadValues(Node* node) {
     if (std::find(unique.begin(), unique.end(), value) == unique.end()) unique.push_back(value);
   }
   return unique;
-}
-
-std::optional<c10::IValue> ConstantArgument(Node* node, const std::string& name) {
-  const c10::FunctionSchema* schema = node->maybeSchema();
-  if (schema == nullptr) return std::nullopt;
-  const auto index = schema->argumentIndexWithName(name);
-  if (!index || *index >= static_cast<int>(node->inputs().size())) return std::nullopt;
-  return torch::jit::toIValue(node->input(*index));
-}
-
-bool IsConstantFalse(Node* node, const char* argument) {
-  const auto value = ConstantArgument(node, argument);
-  return value && value->isBool() && !value->toBool();
 }
 
 std::string OpName(const Node* node, std::size_t index) {

@@ -30,11 +30,6 @@ bool AnyInnerNode(torch::jit::Node* node, const Test& test) {
   return any;
 }
 
-// The constant value of the schema argument `name`, if the node has it and it is a constant.
-std::optional<c10::IValue> ConstantArgument(torch::jit::Node* node, const std::string& name);
-
-bool IsConstantFalse(torch::jit::Node* node, const char* argument);
-
 std::string OpName(const torch::jit::Node* node, std::size_t index);  // e.g. "conv2d.17"
 
 // The user's line that made the node, "file:line", as far as the graph knows it; frames inside

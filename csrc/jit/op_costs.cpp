@@ -215,13 +215,15 @@ std::optional<TensorShape> ShapeOf(const c10::TypePtr& type) {
 }
 
 bool MayRunOnStandIns(Node* node) {
-  if (!node->blocks().empty() || node->hasSideEffects() || DrawsRandomNumbers(node)) return false;
+  const OperatorEffects effects = EffectsOf(node);
+  if (effects.has_side_effect || effects.draws_random_numbers || effects.is_stateful) return false;
+  if (!node->blocks().empty()) return false;
   if (!node->kind().is_aten() && !node->kind().is_prim()) return false;
   if (node->maybeOperator() == nullptr) return false;
   if (node->hasAttributes() && node->kind() != c10::prim::ConstantChunk) return false;
   const bool is_attribute =
       node->kind() == c10::prim::GetAttr || node->kind() == c10::prim::SetAttr;
-  return !is_attribute && !IsStateful(node) &&
+  return !is_attribute &&
          node->getOperator().aliasAnalysisKind() != c10::AliasAnalysisKind::CONSERVATIVE;
 }
 

@@ -35,14 +35,14 @@ NormCounts CountNorms(Block* block) {
   for (Node* node : block->nodes()) {
     ForEachInnerNode(node, [&](Node* inner) {
       counts.all += HasStatistics(inner);
-      counts.updating += MayUpdateStatistics(inner);
+      counts.updating += !EffectsOf(inner).statistics.empty();
     });
   }
   return counts;
 }
 
 bool DeclaresTooLittle(Block* block) {
-  const auto is_undeclared = [](Node* inner) { return !WhyUndeclared(inner).empty(); };
+  const auto is_undeclared = [](Node* inner) { return !EffectsOf(inner).undeclared.empty(); };
   return std::ranges::any_of(block->nodes(),
                              [&](Node* node) { return AnyInnerNode(node, is_undeclared); });
 }

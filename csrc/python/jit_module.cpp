@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "jit/memory_meter.h"
+#include "jit/operator_effects.h"
 #include "jit/optimize.h"
 #include "jit/pass.h"
 #include "jit/shuffle.h"
@@ -187,6 +188,23 @@ PYBIND11_MODULE(_jit, m) {
     });
   });
   m.def("is_disabled_by_environment", &jit::IsDisabledByEnvironment);
+
+  m.def(
+      "operator_effects",
+      [](const std::string& name, const std::string& overload, const jit::Constants& constants) {
+        const jit::OperatorEffects effects = jit::EffectsOf(name, overload, constants);
+        py::dict fields;
+        fields["writes"] = effects.writes;
+        fields["statistics"] = effects.statistics;
+        fields["undeclared"] = effects.undeclared;
+        fields["draws_random_numbers"] = effects.draws_random_numbers;
+        fields["is_stateful"] = effects.is_stateful;
+        fields["has_side_effect"] = effects.has_side_effect;
+        fields["changes_metadata"] = effects.changes_metadata;
+        fields["is_collective"] = effects.is_collective;
+        return fields;
+      },
+      py::arg("name"), py::arg("overload"), py::arg("constants"));
 
   m.def(
       "shuffle",

@@ -9,11 +9,10 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from tests.fuzz.checking import RULES
-from tests.fuzz.searching import Outcome, search
+from tests.fuzz.searching import DOORS, Outcome, search
 
 _PROGRAMS_PER_RULE = 10_000
 _SHRINK_SECONDS = 60.0
@@ -50,16 +49,16 @@ class _Totals:
 class _Progress:
     """What a search has done, kept in a file if it is to be resumed."""
 
-    def __init__(self, path: pathlib.Path | None, start: int, without: Sequence[str]) -> None:
-        self.path = path
-        self.search = {"start": start, "without": list(without)}
-        self.next = start
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.path: pathlib.Path | None = options.state
+        self.search = {"door": options.door, "start": options.start, "without": options.without}
+        self.next: int = options.start
         self.totals = _Totals()
         self.saved_at = time.monotonic()
-        if path is not None and path.exists():
-            state = json.loads(path.read_text())
-            if {key: state[key] for key in self.search} != self.search:
-                raise SystemExit(f"{path} is of another search: {state}")
+        if self.path is not None and self.path.exists():
+            state = json.loads(self.path.read_text())
+            if {key: state.get(key) for key in self.search} != self.search:
+                raise SystemExit(f"{self.path} is of another search: {state}")
             self.next = state["next"]
             self.totals = _Totals(**state["totals"])
 
@@ -91,12 +90,16 @@ def _show(outcome: Outcome) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    progress = _Progress(options.state, options.start, options.without)
+    progress = _Progress(options)
     seeds = range(progress.next, options.start + options.count)
     deadline = time.monotonic() + options.seconds
     on_terminal = sys.stderr.isatty()
     for outcome in search(
-        seeds, options.without, jobs=options.jobs, shrink_seconds=_SHRINK_SECONDS
+        seeds,
+        options.without,
+        jobs=options.jobs,
+        shrink_seconds=_SHRINK_SECONDS,
+        door=options.door,
     ):
         progress.add(outcome)
         if on_terminal:
@@ -115,10 +118,10 @@ def _run_rules(options: argparse.Namespace) -> int:
     """Which program first notices that a rule is off?"""
     unnoticed = 0
     print(f"{'rule off':12} {'first seed':>10} {'programs':>8}  difference")
-    for rule in RULES:
+    for rule in DOORS[options.door].rules:
         seeds = itertools.islice(itertools.count(options.start), _PROGRAMS_PER_RULE)
         programs, found = 0, None
-        for outcome in search(seeds, [rule], jobs=options.jobs):
+        for outcome in search(seeds, [rule], jobs=options.jobs, door=options.door):
             programs += 1
             if outcome.verdict.failure:
                 found = outcome
@@ -134,6 +137,9 @@ def _run_rules(options: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument(
+        "--door", choices=DOORS, default="torchscript", help="how the programs come in"
+    )
     parser.add_argument("--count", type=int, default=1000, help="how many programs")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes")

@@ -4,11 +4,11 @@ Each does one thing that an order must respect; programs differ in how they put 
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 ON_PURPOSE = "on purpose:"  # begins the message of every exception a program raises itself
 
-# Every op but bump_ leaves out the alias annotation, so nothing may pass it; sneak is why.
+# All but bump_ and show leave out the alias annotation, so nothing may pass them; sneak is why.
 LIBRARY = torch.library.Library("torch_ext_fuzz", "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -26,6 +26,17 @@ for _schema, _implementation in {
 }.items():
     _name = LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
     LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+def _show(x: Tensor) -> Tensor:
+    print(x[(0,) * x.dim()].item())
+    return x
+
+
+_name = LIBRARY.define("show(Tensor(a) x) -> Tensor(a)")  # type: ignore[no-untyped-call]
+LIBRARY.impl(_name, _show, "CPU")  # type: ignore[no-untyped-call]
+LIBRARY.impl(_name, lambda x: x, "Meta")  # type: ignore[no-untyped-call]
+fx.node.has_side_effect(torch.ops.torch_ext_fuzz.show.default)
 
 
 # --- functions: inlined when the program is prepared ----------------------------------------------
@@ -60,6 +71,19 @@ def damped(x: Tensor) -> Tensor:
     for _ in range(3):
         x.mul_(0.5)
     return x.sum()
+
+
+def halved_copy(x: Tensor) -> tuple[Tensor]:
+    return (x * 0.5,)
+
+
+def raised_at_random(x: Tensor) -> tuple[Tensor]:
+    return (x + torch.rand_like(x),)
+
+
+def bumped_copy(x: Tensor) -> tuple[Tensor]:
+    x.add_(0.5)
+    return (x * 1.0,)
 
 
 @torch.jit.ignore  # type: ignore[untyped-decorator]

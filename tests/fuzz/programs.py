@@ -7,13 +7,13 @@ full of views, others of raises.
 import re
 
 from tests.fuzz.source import Program, Statement
-from tests.fuzz.statements import GROUPS
+from tests.fuzz.statements import GRAPH_GROUPS, GROUPS
 from tests.fuzz.writing import Container, Value, Writer
 
 
-def generate(seed: int) -> Program:
-    """The program of this number: the same in every process."""
-    g = Writer(seed, GROUPS)
+def generate(seed: int, door: str = "torchscript") -> Program:
+    """The program of this number for this door: the same in every process."""
+    g = Writer(seed, GROUPS if door == "torchscript" else {**GROUPS, **GRAPH_GROUPS})
     attributes = _attributes(g)
     inputs = _inputs(g)
     while g.budget > 0:

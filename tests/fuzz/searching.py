@@ -9,10 +9,23 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
-from tests.fuzz.checking import Failure, InvalidProgramError, Verdict, check, check_without
+from tests.fuzz.checking import (
+    SHUFFLES,
+    Door,
+    Failure,
+    InvalidProgramError,
+    NotForThisDoorError,
+    Verdict,
+    check,
+    check_without,
+)
+from tests.fuzz.graphs import Captured
 from tests.fuzz.programs import generate
 from tests.fuzz.shrinking import shrink
 from tests.fuzz.source import Program
+from tests.fuzz.torchscript import Scripted
+
+DOORS: dict[str, Door] = {"torchscript": Scripted, "fx": Captured}
 
 _PROGRAMS_PER_PROCESS = 200  # TorchScript never forgets a module it has compiled
 _SHUFFLES_TO_SHRINK = 10  # a smaller program has other orders, of which one must fail again
@@ -28,21 +41,28 @@ class Outcome:
     small_source: str = ""  # of a failing program that was made smaller
 
 
-def examine(seed: int, without: Sequence[str] = (), shrink_seconds: float = 0.0) -> Outcome:
+def examine(
+    seed: int,
+    without: Sequence[str] = (),
+    shrink_seconds: float = 0.0,
+    door: str = "torchscript",
+) -> Outcome:
     """Check one program, in this process; make it small if it fails."""
-    program = generate(seed)
+    program = generate(seed, door)
     try:
-        verdict = _check(program, without)
+        verdict = _check(door, program, without)
     except InvalidProgramError as error:
         return Outcome(seed, invalid=str(error))
+    except NotForThisDoorError as error:
+        return Outcome(seed, Verdict(refused=str(error)))
     source = ""
     if verdict.failure and shrink_seconds > 0:
         kind = verdict.failure.kind
 
         def fails(smaller: Program) -> bool:
             try:
-                failure = _check(smaller, without, _SHUFFLES_TO_SHRINK).failure
-            except InvalidProgramError:
+                failure = _check(door, smaller, without, _SHUFFLES_TO_SHRINK).failure
+            except (InvalidProgramError, NotForThisDoorError):
                 return False
             return failure is not None and failure.kind == kind
 
@@ -50,9 +70,12 @@ def examine(seed: int, without: Sequence[str] = (), shrink_seconds: float = 0.0)
     return Outcome(seed, verdict, small_source=source)
 
 
-def _check(program: Program, without: Sequence[str], shuffles: int | None = None) -> Verdict:
-    options = {} if shuffles is None else {"shuffles": shuffles}
-    return check_without(program, without, **options) if without else check(program, **options)
+def _check(
+    door: str, program: Program, without: Sequence[str], shuffles: int = SHUFFLES
+) -> Verdict:
+    if without:
+        return check_without(DOORS[door], program, without, shuffles)
+    return check(DOORS[door], program, shuffles)
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -70,6 +93,7 @@ def search(
     *,
     jobs: int = 1,
     shrink_seconds: float = 0.0,
+    door: str = "torchscript",
 ) -> Iterator[Outcome]:
     """The outcome of each seed, in their order."""
     context = multiprocessing.get_context("spawn")
@@ -90,7 +114,9 @@ def search(
                     break
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(
-                    target=_work, args=(theirs, chunk, tuple(without), shrink_seconds), daemon=True
+                    target=_work,
+                    args=(theirs, chunk, tuple(without), shrink_seconds, door),
+                    daemon=True,
                 )
                 process.start()
                 theirs.close()
@@ -122,7 +148,11 @@ def search(
 
 
 def _work(
-    connection: Connection, seeds: list[int], without: Sequence[str], shrink_seconds: float
+    connection: Connection,
+    seeds: list[int],
+    without: Sequence[str],
+    shrink_seconds: float,
+    door: str,
 ) -> None:
     import torch
 
@@ -130,4 +160,4 @@ def _work(
     warnings.simplefilter("ignore")
     with contextlib.suppress(BrokenPipeError):
         for seed in seeds:
-            connection.send(examine(seed, without, shrink_seconds))
+            connection.send(examine(seed, without, shrink_seconds, door))

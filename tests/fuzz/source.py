@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from tests.fuzz import helpers
 
@@ -72,13 +73,18 @@ class Program:
     def can_be_saved(self) -> bool:
         return f"{helpers.outside.__name__}(" not in self.source
 
-    def compile(self) -> tuple[torch.jit.ScriptModule, tuple[Any, ...]]:
-        """A new module that has not run yet, and inputs. Raises whatever TorchScript raises."""
+    def instantiate(self) -> tuple[nn.Module, tuple[Any, ...]]:
+        """A new module and inputs. Raises whatever Python raises."""
         source = self.source
         linecache.cache[_FILE] = (len(source), None, source.splitlines(keepends=True), _FILE)
         names: dict[str, Any] = {"__name__": "tests.fuzz.generated"}
         exec(compile(source, _FILE, "exec"), names)
+        return names["Program"](), names["inputs"]()
+
+    def compile(self) -> tuple[torch.jit.ScriptModule, tuple[Any, ...]]:
+        """A new module that has not run yet, and inputs. Raises whatever TorchScript raises."""
+        module, inputs = self.instantiate()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module: torch.jit.ScriptModule = torch.jit.script(names["Program"]())
-        return module, names["inputs"]()
+            scripted: torch.jit.ScriptModule = torch.jit.script(module)
+        return scripted, inputs

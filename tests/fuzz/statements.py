@@ -20,12 +20,15 @@ from tests.fuzz.writing import (
     simplest_line,
 )
 
-GROUPS: dict[str, list[tuple[float, Kind]]] = {}
+Groups = dict[str, list[tuple[float, Kind]]]
+
+GROUPS: Groups = {}
+GRAPH_GROUPS: Groups = {}  # what a graph can hold, and TorchScript's compiler drops
 
 
-def _statement(group: str, weight: float = 1.0) -> Callable[[Kind], Kind]:
+def _statement(group: str, weight: float = 1.0, groups: Groups = GROUPS) -> Callable[[Kind], Kind]:
     def register(kind: Kind) -> Kind:
-        GROUPS.setdefault(group, []).append((weight, kind))
+        groups.setdefault(group, []).append((weight, kind))
         return kind
 
     return register
@@ -888,6 +891,35 @@ def _checked(g: Writer) -> None:
     g.require_no_task()
     v = g.pick()
     g.fresh(f"checked({v.name}, {g.random.choice(('5.0', '100.0'))})", v.shape)
+
+
+@_statement("visible", 2, GRAPH_GROUPS)
+def _show(g: Writer) -> None:
+    v = g.pick()
+    if g.chance(0.5):
+        g.alias(v, f"torch.ops.torch_ext_fuzz.show({v.name})")
+    else:
+        g.emit(f"torch.ops.torch_ext_fuzz.show({v.name})")
+
+
+@_statement("visible", 2, GRAPH_GROUPS)
+def _assert_tensor(g: Writer) -> None:
+    limit = g.random.choice(("4.0", "100.0", "1000.0"))
+    g.emit(f'torch._assert_async({g.pick().name}.sum() < {limit}, "{ON_PURPOSE} {g.names}")')
+
+
+@_statement("branches", 2, GRAPH_GROUPS)
+def _branch(g: Writer) -> None:
+    v = g.pick(writable=True)
+    first, second = g.random.choices(("halved_copy", "raised_at_random", "bumped_copy"), k=2)
+    condition = f"{v.name}.sum() > {g.number()}"
+    g.fresh(f"torch.ops.higher_order.cond({condition}, {first}, {second}, ({v.name},))[0]", v.shape)
+
+
+@_statement("branches", 1, GRAPH_GROUPS)
+def _map(g: Writer) -> None:
+    v = g.matrix()
+    g.fresh(f"torch.ops.higher_order.map_impl(halved_copy, [{v.name}], [])[0]", v.shape)
 
 
 # --- calls ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Random TorchScript programs compute the same when they are reordered; `python -m tests.fuzz`."""
+"""Random programs compute the same when they are reordered; `python -m tests.fuzz`."""
 
 import os
 import pathlib
@@ -10,47 +10,64 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.fuzz.checking import RULES  # noqa: E402
 from tests.fuzz.programs import generate  # noqa: E402
-from tests.fuzz.searching import examine, search  # noqa: E402
+from tests.fuzz.searching import DOORS, examine, search  # noqa: E402
 
-PROGRAMS = max(1, int(1000 * float(os.environ.get("TORCH_EXT_TEST_SCALE", "1"))))
+SCALE = float(os.environ.get("TORCH_EXT_TEST_SCALE", "1"))
 
-# The first program that notices that the rule is off: python -m tests.fuzz --rules
+# The first program that notices that the rule is off: python -m tests.fuzz --rules --door DOOR
 NOTICES = {
-    "mutation": 0,
-    "statistics": 116,
-    "random": 26,
-    "side_effect": 49,
-    "outlives": 23,
-    "unknown": 76,
-    "stateful": 186,
+    "torchscript": {
+        "mutation": 0,
+        "statistics": 116,
+        "random": 26,
+        "side_effect": 49,
+        "outlives": 23,
+        "unknown": 76,
+        "stateful": 186,
+    },
+    "fx": {
+        "mutation": 6,
+        "statistics": 17,
+        "random": 5,
+        "side_effect": 34,
+        "outlives": 85,
+        "unknown": 24,
+    },
 }
 
 
-def test_programs_compute_the_same_when_reordered():
-    invalid = moved_by_optimize = moved_by_shuffle = 0
-    for outcome in search(range(PROGRAMS), jobs=2, shrink_seconds=60):
+@pytest.mark.parametrize(("door", "count"), [("torchscript", 1000), ("fx", 300)])
+def test_programs_compute_the_same_when_reordered(door, count):
+    programs = max(1, int(count * SCALE))
+    invalid = captured = moved_by_optimize = moved_by_shuffle = 0
+    for outcome in search(range(programs), jobs=2, shrink_seconds=60, door=door):
         failure = outcome.verdict.failure
         assert failure is None, (
             f"seed {outcome.seed}, {failure.variant}: {failure.difference}\n{outcome.small_source}"
         )
         invalid += bool(outcome.invalid)
+        captured += not outcome.verdict.refused
         moved_by_optimize += outcome.verdict.moved_by_optimize
         moved_by_shuffle += outcome.verdict.moved_by_shuffle
-    assert invalid <= PROGRAMS / 100
-    assert moved_by_optimize >= PROGRAMS / 4
-    assert moved_by_shuffle >= PROGRAMS / 2
+    assert invalid <= programs / 100
+    assert captured >= programs / 2
+    assert moved_by_optimize >= programs / 4
+    assert moved_by_shuffle >= programs / 2
 
 
 def test_every_rule_has_a_program():
-    assert tuple(NOTICES) == RULES
+    assert {door: tuple(rules) for door, rules in NOTICES.items()} == {
+        name: door.rules for name, door in DOORS.items()
+    }
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_program_notices_that_a_rule_is_off(rule):
+@pytest.mark.parametrize(
+    ("door", "rule"), [(door, rule) for door, rules in NOTICES.items() for rule in rules]
+)
+def test_a_program_notices_that_a_rule_is_off(door, rule):
     for _ in range(5):  # what a task does at the same time may hide it once
-        [outcome] = search([NOTICES[rule]], [rule])
+        [outcome] = search([NOTICES[door][rule]], [rule], door=door)
         assert not outcome.invalid
         if outcome.verdict.failure is not None:
             return
@@ -66,10 +83,12 @@ def test_a_seed_gives_the_same_program_in_every_process():
         assert other.stdout == generate(7).source
 
 
-def test_a_failing_program_is_made_small():
-    outcome = examine(NOTICES["random"], ["random"], shrink_seconds=20)
+@pytest.mark.parametrize("door", DOORS)
+def test_a_failing_program_is_made_small(door):
+    seed = NOTICES[door]["random"]
+    outcome = examine(seed, ["random"], shrink_seconds=20, door=door)
     assert outcome.verdict.failure is not None
-    assert len(outcome.small_source) < len(generate(NOTICES["random"]).source)
+    assert len(outcome.small_source) < len(generate(seed, door).source)
 
 
 def test_a_search_goes_on_where_it_stopped(tmp_path):

@@ -1,16 +1,65 @@
-"""What must keep its order in an FX graph: the rules of csrc/jit/hazards.h, on ATen overloads.
+"""What must keep its order in an FX graph: the rules of csrc/jit/hazards.h, on nodes of torch.fx.
+
+What an operator does is looked up in the table that TorchScript uses too, operator_effects.h. Here
+is what only FX has: functions of Python, and higher-order ops, which run graphs they are given.
 
 Which memory an op touches is taken from a run (probing.py), not from alias analysis: an FX graph is
 captured for given shapes and strides, so the same storages are shared in every run.
+
+`without` names rules to do without, to show that a test finds what a rule prevents.
 """
 
-from collections.abc import Iterator
+import functools
+import math
+import operator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.sym_node import METHOD_TO_OPERATOR
+from torch.utils import _pytree as pytree
 
-_BATCH_STATISTICS = ("running_mean", "running_var")
+from torch_ext._native import _jit
+
+# What computes with symbolic sizes, and does the same for tensors.
+_PURE_FUNCTIONS = {
+    *METHOD_TO_OPERATOR.values(),
+    *(torch.sym_int, torch.sym_sum),
+    *(getattr(math, name) for name in dir(math) if not name.startswith("_")),
+    *(
+        getattr(operator, name)
+        for name in "abs add and_ concat contains countOf eq floordiv ge getitem gt index indexOf "
+        "inv invert is_ is_not le lshift lt matmul mod mul ne neg not_ or_ pos pow rshift sub "
+        "truediv truth xor".split()
+    ),
+}
+# They write to their first argument.
+_IN_PLACE_FUNCTIONS = {
+    getattr(operator, name)
+    for name in "iadd iand ifloordiv ilshift imatmul imod imul ior ipow irshift isub itruediv ixor "
+    "setitem".split()
+}
+# Higher-order ops that run the graphs among their arguments on the others, and do nothing else.
+_RUNNERS = {
+    "associative_scan",
+    "cond",
+    "flex_attention",
+    "flex_attention_backward",
+    "hints_wrapper",
+    "invoke_subgraph",
+    "map_impl",
+    "out_dtype",
+    "scan",
+    "strict_mode",
+    "tag_activation_checkpoint",
+    "while_loop",
+    "while_loop_stack_output",
+    "wrap",
+    "wrap_activation_checkpoint",
+    "wrap_with_autocast",
+    "wrap_with_set_grad_enabled",
+}
 
 
 def schema_of(node: fx.Node) -> torch.FunctionSchema | None:
@@ -19,55 +68,115 @@ def schema_of(node: fx.Node) -> torch.FunctionSchema | None:
     return target._schema if isinstance(target, torch._ops.OpOverload) else None
 
 
-def written_arguments(node: fx.Node) -> Iterator[Any]:
+def written_arguments(node: fx.Node, without: Collection[str] = ()) -> Iterator[Any]:
     """Arguments whose memory the node writes to; running statistics, of which no schema tells."""
-    schema = schema_of(node)
-    if schema is None:
-        return
-    training = _updates_statistics(node, schema)
-    for argument, value in _arguments(node, schema):
-        is_write = argument.alias_info is not None and argument.alias_info.is_write
-        if is_write or (training and argument.name in _BATCH_STATISTICS):
-            yield value
+    if node.target in _IN_PLACE_FUNCTIONS and "mutation" not in without:
+        yield node.args[0]
+    if effects := _effects(node):
+        values = list(_arguments(node).values())
+        for rule, written in (("mutation", "writes"), ("statistics", "statistics")):
+            if rule not in without:
+                yield from (values[position] for position in effects[written])
 
 
-def is_barrier(node: fx.Node) -> bool:
-    """Is it unknown what the node does, so that nothing may pass it?"""
-    schema = schema_of(node)
-    if schema is None:
-        return True
-    assert isinstance(node.target, torch._ops.OpOverload)
-    if torch.Tag.inplace_view in node.target.tags:
-        return True
-    if node.target.namespace in ("aten", "prims"):
+def is_barrier(node: fx.Node, without: Collection[str] = ()) -> bool:
+    """Is it unknown what the node does, or is it more than an order of reads and writes can tell?
+
+    Nothing may pass it then. What changes metadata is a barrier: views would be other views.
+    """
+    if effects := _effects(node):
+        reasons = {
+            "unknown": effects["undeclared"],
+            "stateful": effects["is_stateful"],
+            "mutation": effects["changes_metadata"],
+        }
+        return any(reason and rule not in without for rule, reason in reasons.items())
+    if "unknown" in without:
         return False
-    return all(argument.alias_info is None for argument in schema.arguments)
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return not _runs_pure_graphs(node)
+    return node.target not in _PURE_FUNCTIONS and node.target not in _IN_PLACE_FUNCTIONS
 
 
 def draws_random_numbers(node: fx.Node) -> bool:
-    """Does the schema say so? A probe may see more."""
-    schema = schema_of(node)
-    if schema is None or torch.Tag.nondeterministic_seeded not in node.target.tags:  # type: ignore[union-attr]
-        return False
-    return all(
-        value != 0.0 for argument, value in _arguments(node, schema) if argument.name == "dropout_p"
-    )
+    """Does the op say so? A probe may see more."""
+    return bool(_effects(node).get("draws_random_numbers"))
+
+
+def has_side_effect(node: fx.Node) -> bool:
+    """Must what the node shows, a failed assertion or a print, keep its place among the others'?"""
+    effects = _effects(node)
+    is_registered = bool(effects) and node.target in fx.node._side_effectful_functions
+    return is_registered or bool(effects.get("has_side_effect"))
 
 
 def is_collective(node: fx.Node) -> bool:
     """Must it meet the same op of other processes, so that collectives keep their order?"""
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and "c10d" in target.namespace
+    return bool(_effects(node).get("is_collective"))
 
 
-def _updates_statistics(node: fx.Node, schema: torch.FunctionSchema) -> bool:
-    flags = {argument.name: value for argument, value in _arguments(node, schema)}
-    return any(flags.get(name, False) for name in ("training", "train", "use_input_stats"))
+# --- the table ------------------------------------------------------------------------------------
 
 
-def _arguments(node: fx.Node, schema: torch.FunctionSchema) -> Iterator[tuple[torch.Argument, Any]]:
-    for index, argument in enumerate(schema.arguments):
-        if index < len(node.args):
-            yield argument, node.args[index]
-        elif argument.name in node.kwargs:
-            yield argument, node.kwargs[argument.name]
+def _effects(node: fx.Node) -> dict[str, Any]:
+    """What the table says; empty for what is no operator."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {}
+    arguments = _arguments(node).items()
+    constants = [(name, value) for name, value in arguments if isinstance(value, bool | float)]
+    return _looked_up(node.target, tuple(constants))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _looked_up(
+    target: torch._ops.OpOverload, constants: tuple[tuple[str, bool | float], ...]
+) -> dict[str, Any]:
+    schema = target._schema
+    effects = _jit.operator_effects(schema.name, schema.overload_name, dict(constants))
+    if target.namespace != "aten":  # tags that were given in Python may be known there alone
+        effects["draws_random_numbers"] |= torch.Tag.nondeterministic_seeded in target.tags
+    return effects
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """All arguments in the order of the schema; the default of those that are not given."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    arguments = {**_defaults(node.target), **node.kwargs}
+    return {**arguments, **dict(zip(arguments, node.args, strict=False))}
+
+
+@functools.cache
+def _defaults(target: torch._ops.OpOverload) -> dict[str, Any]:
+    return {argument.name: argument.default_value for argument in target._schema.arguments}
+
+
+# --- higher-order ops -----------------------------------------------------------------------------
+
+
+def _runs_pure_graphs(node: fx.Node) -> bool:
+    assert isinstance(node.target, torch._ops.HigherOrderOperator)
+    leaves = [_held(leaf) for leaf in pytree.tree_leaves((node.args, node.kwargs))]
+    called = [leaf for leaf in leaves if callable(leaf) and not isinstance(leaf, fx.Node)]
+    return node.target._name in _RUNNERS and bool(called) and all(map(_is_pure, called))
+
+
+def _held(value: Any) -> Any:
+    """What a node takes from its module; any other value as it is."""
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return value
+    return operator.attrgetter(str(value.target))(value.graph.owning_module)
+
+
+def _is_pure(called: Any) -> bool:
+    if isinstance(called, torch._ops.OpOverload):
+        return not any(_looked_up(called, ()).values())
+    return isinstance(called, fx.GraphModule) and all(map(_is_pure_node, called.graph.nodes))
+
+
+def _is_pure_node(node: fx.Node) -> bool:
+    if node.op == "get_attr":  # a tensor held inside would be memory that the probe does not see
+        return isinstance(_held(node), fx.GraphModule)
+    if node.op != "call_function":
+        return node.op in ("placeholder", "output")
+    is_pure = not is_barrier(node) and not any(_effects(node).values())
+    return is_pure and not has_side_effect(node) and node.target not in _IN_PLACE_FUNCTIONS

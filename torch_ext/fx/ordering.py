@@ -1,11 +1,17 @@
 """From a probed FX graph to the core's graph, and from an order back to the FX graph."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import fx
 
-from torch_ext.fx.hazards import draws_random_numbers, is_barrier, is_collective, written_arguments
+from torch_ext.fx.hazards import (
+    draws_random_numbers,
+    has_side_effect,
+    is_barrier,
+    is_collective,
+    written_arguments,
+)
 from torch_ext.fx.probing import Op, Probe
 from torch_ext.planning import Graph
 
@@ -19,7 +25,7 @@ def to_graph(probe: Probe) -> Graph:
     for op in probe.ops:
         for storage, size_bytes in op.made.items():
             graph.add_buffer(_buffer(storage), size_bytes, kept=storage in probe.results)
-    before = _Edges(probe).find()
+    before = order_edges(probe)
     for op in probe.ops:
         reads = sorted({s for held in op.storages.values() for s in held} - probe.outside)
         graph.add_op(
@@ -32,23 +38,36 @@ def to_graph(probe: Probe) -> Graph:
     return graph
 
 
-def reorder(module: fx.GraphModule, probe: Probe, order: Sequence[str]) -> None:
+def order_edges(probe: Probe, without: Collection[str] = ()) -> dict[str, list[str]]:
+    """For each op, the earlier ops that must come before it: data flow and hazards.
+
+    `without`: rules to do without, by the names of csrc/jit/hazards.h, to show that a test finds
+    what a rule prevents.
+    """
+    return _Edges(probe, without).find()
+
+
+def apply_order(module: fx.GraphModule, probe: Probe, order: Sequence[str]) -> None:
     """Put the nodes into the given order of ops and compile the graph anew."""
     ops = {op.node.name: op for op in probe.ops}
-    nodes = [*probe.first, *(node for name in order for node in ops[name].nodes)]
-    for previous, node in itertools.pairwise(nodes):
-        if previous.next is not node:
-            previous.append(node)
+    arrange([*probe.first, *(node for name in order for node in ops[name].nodes)])
     module.graph.lint()
     module.recompile()
 
 
-def written_storages(probe: Probe, op: Op) -> set[int]:
+def arrange(nodes: Sequence[fx.Node]) -> None:
+    """Put the nodes of a graph one behind the other, as they come, from the first on."""
+    for previous, node in itertools.pairwise(nodes):
+        if previous.next is not node:
+            previous.append(node)
+
+
+def written_storages(probe: Probe, op: Op, without: Collection[str] = ()) -> set[int]:
     """Which storages the op writes to, besides those that it makes."""
     nodes: list[fx.Node] = []
-    for argument in written_arguments(op.node):
+    for argument in written_arguments(op.node, without):
         fx.node.map_arg(argument, nodes.append)
-    return {storage for node in nodes for storage in probe.values[node]}
+    return {storage for node in nodes for storage in op.storages[node]}
 
 
 def _buffer(storage: int) -> str:
@@ -56,20 +75,33 @@ def _buffer(storage: int) -> str:
 
 
 class _Edges:
-    """For each op, the earlier ops that must come before it: data flow and hazards."""
-
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, without: Collection[str]) -> None:
         self.probe = probe
+        self.without = without
         self.home = {node: op for op in probe.ops for node in op.nodes}
         self.before: dict[str, dict[str, None]] = {op.node.name: {} for op in probe.ops}
 
     def find(self) -> dict[str, list[str]]:
+        def draws(op: Op) -> bool:
+            return op.draws or draws_random_numbers(op.node)
+
+        def is_seen(op: Op) -> bool:
+            return has_side_effect(op.node)
+
         self._data_flow()
         self._mutations()
         self._barriers()
-        self._chain(lambda op: op.draws or draws_random_numbers(op.node))
+        if "random" not in self.without:
+            self._chain(draws)
+        if "side_effect" not in self.without:
+            self._chain(is_seen)
+        if "outlives" not in self.without:
+            self._against(is_seen, lambda op: draws(op) or self._writes_outside(op))
         self._chain(lambda op: is_collective(op.node))
         return {name: list(before) for name, before in self.before.items()}
+
+    def _writes_outside(self, op: Op) -> bool:
+        return not self.probe.outside.isdisjoint(written_storages(self.probe, op))
 
     def _add(self, earlier: Op | None, later: Op) -> None:
         if earlier is not None and earlier is not later:
@@ -82,7 +114,7 @@ class _Edges:
                     self._add(self.home.get(used), op)
 
     def _mutations(self) -> None:
-        writes_of = [written_storages(self.probe, op) for op in self.probe.ops]
+        writes_of = [written_storages(self.probe, op, self.without) for op in self.probe.ops]
         written = set[int]().union(*writes_of)
         writer: dict[int, Op] = {}
         readers: dict[int, list[Op]] = {}
@@ -102,7 +134,7 @@ class _Edges:
         last: Op | None = None
         for op in self.probe.ops:
             self._add(last, op)
-            if is_barrier(op.node):
+            if is_barrier(op.node, self.without):
                 for earlier in since:
                     self._add(earlier, op)
                 last, since = op, []
@@ -115,3 +147,14 @@ class _Edges:
             if belongs(op):
                 self._add(last, op)
                 last = op
+
+    def _against(self, these: Callable[[Op], bool], those: Callable[[Op], bool]) -> None:
+        """Each of these keeps its order to each of those."""
+        near, far = filter(these, self.probe.ops), list(filter(those, self.probe.ops))
+        place = {op.node: index for index, op in enumerate(self.probe.ops)}
+        for op in near:
+            for other in far:
+                if place[other.node] < place[op.node]:
+                    self._add(other, op)
+                else:
+                    self._add(op, other)

@@ -9,8 +9,10 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from torch_ext.fx.hazards import schema_of
+from torch_ext.fx.hazards import draws_random_numbers, has_side_effect, is_barrier, schema_of
 from torch_ext.measuring import measure_peak
+
+_WAIT = "_c10d_functional::wait_tensor"
 
 
 @dataclasses.dataclass
@@ -48,10 +50,21 @@ class Probe:
 def run_probe(module: fx.GraphModule, inputs: Sequence[Any]) -> Probe:
     """Run the graph once on `inputs`, with all its effects. Raises what the graph raises."""
     with torch.no_grad():
-        return _Runner(module, inputs).run()
+        return Runner(module, inputs).run()
 
 
-class _Runner:
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """What a node did."""
+
+    value: Any
+    peak_bytes: int  # that it took, result and scratch
+    drew: bool  # random numbers
+
+
+class Runner:
+    """Runs the nodes one by one; `execute` says how."""
+
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
         self.module = module
         self.inputs = iter(inputs)
@@ -62,8 +75,20 @@ class _Runner:
         self.next_storage = 0
         self.probe = Probe([], [], frozenset(), frozenset(), {})
         self.home: dict[fx.Node, Op | None] = {}  # the op a node belongs to; None: before all ops
+        self.era = 0  # grows with every op that views must not pass: they might be other views
+        self.era_of: dict[fx.Node, int] = {}  # that an op began
+
+    def execute(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Executed:
+        """Run one node and measure it."""
+        assert callable(node.target), f"{node.format_node()}: not a function"
+        random_state = torch.get_rng_state()
+        with measure_peak() as memory:
+            value = node.target(*args, **kwargs)
+        drew = not torch.equal(random_state, torch.get_rng_state())
+        return Executed(value, memory.peak_bytes, drew)
 
     def run(self) -> Probe:
+        """Run all nodes. Raises what they raise."""
         outside: set[int] = set()
         last_use = _last_uses(self.module.graph)
         for node in self.module.graph.nodes:
@@ -88,14 +113,12 @@ class _Runner:
         return operator.attrgetter(str(node.target))(self.module)
 
     def _call(self, node: fx.Node) -> None:
-        assert callable(node.target), f"{node.format_node()}: not a function"
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.environment.__getitem__)
-        random_state = torch.get_rng_state()
-        with measure_peak() as memory:
-            value = node.target(*args, **kwargs)
+        layouts = [(tensor, _layout(tensor)) for tensor in tensors_of((args, kwargs))]
+        done = self.execute(node, args, kwargs)
         storages = {used: frozenset(self.probe.values[used]) for used in node.all_input_nodes}
-        made = self._keep(node, value)
-        home = self._home(node, made, memory.peak_bytes)
+        made = self._keep(node, done.value)
+        home = self._home(node, made, done)
         self.home[node] = home
         if home is not None and home.node is not node:
             home.behind.append(node)
@@ -103,29 +126,48 @@ class _Runner:
             self.probe.first.append(node)
         else:
             home.storages, home.made = storages, made
-            home.workspace_bytes = max(0, memory.peak_bytes - sum(made.values()))
-            home.draws = not torch.equal(random_state, torch.get_rng_state())
+            home.workspace_bytes = max(0, done.peak_bytes - sum(made.values()))
+            home.draws = done.drew
             self.probe.ops.append(home)
+        changed = {id(tensor) for tensor, layout in layouts if _layout(tensor) != layout}
+        if changed:
+            self._look_again(changed)
+        if home is not None and home.node is node:
+            self.era += bool(changed) or is_barrier(node)
+            self.era_of[home.node] = self.era
 
-    def _home(self, node: fx.Node, made: dict[int, int], peak_bytes: int) -> Op | None:
+    def _look_again(self, changed: set[int]) -> None:
+        """Some tensors got other metadata, perhaps other memory, whatever name they go by."""
+        for node, value in self.environment.items():
+            if any(id(tensor) in changed for tensor in tensors_of(value)):
+                before = self.probe.values[node]
+                self._keep(node, value)
+                self._release(before)
+
+    def _home(self, node: fx.Node, made: dict[int, int], done: Executed) -> Op | None:
         own = Op(node, [], {}, {}, 0, draws=False)
-        if made or peak_bytes or len(node.all_input_nodes) != 1:
-            return own
-        if node.target is operator.getitem:
-            return self.home[node.all_input_nodes[0]]
-        schema = schema_of(node)
-        if schema is None or schema.is_mutable:
+        if made or done.peak_bytes or done.drew or len(node.all_input_nodes) != 1:
             return own
         [of] = node.all_input_nodes
+        if node.target is operator.getitem:
+            return self.home[of]
+        schema = schema_of(node)
+        if schema is None or schema.is_mutable or draws_random_numbers(node):
+            return own
+        # A wait comes right behind what it waits for, although nobody knows what else it does.
+        if schema.name != _WAIT and (is_barrier(node) or has_side_effect(node)):
+            return own
         shared = set(self.probe.values[node])
         is_view = bool(shared) and shared <= set(self.probe.values[of])
-        return self.home[of] if is_view else own
+        home = self.home[of]
+        era = 0 if home is None else self.era_of[home.node]
+        return home if is_view and era == self.era else own
 
     def _keep(self, node: fx.Node, value: Any) -> dict[int, int]:
         """Remember the value; return the storages that are new with it."""
         made: dict[int, int] = {}
         numbers = []
-        for tensor in _tensors(value):
+        for tensor in tensors_of(value):
             storage = tensor.untyped_storage()
             number = self.alive.get(storage._cdata)
             if number is None:
@@ -144,16 +186,25 @@ class _Runner:
 
     def _drop(self, node: fx.Node) -> None:
         del self.environment[node]
-        for number in self.probe.values[node]:
+        self._release(self.probe.values[node])
+
+    def _release(self, numbers: tuple[int, ...]) -> None:
+        for number in numbers:
             self.holders[number] -= 1
             if self.holders[number] == 0:
                 del self.alive[self.address.pop(number)]
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in a value, however nested."""
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, torch.Tensor):
             yield leaf
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from torch_ext.fx.ordering import reorder, to_graph, written_storages
+from torch_ext.fx.ordering import apply_order, to_graph, written_storages
 from torch_ext.fx.probing import Probe, run_probe
 from torch_ext.measuring import measure_peak
 from torch_ext.planning import Plan, plan
@@ -82,7 +82,7 @@ def make_graph(
         del scratch, looked
     _require_constants_kept(probe)
     found = plan(to_graph(probe), time_budget=time_budget)
-    reorder(captured.module, probe, _common(world, found.order)[0])
+    apply_order(captured.module, probe, _common(world, found.order)[0])
     if runtime == "torchscript":
         captured = as_torchscript(captured)
     eager_peak_bytes, difference, peak_bytes = _verify(world, captured, now.batch, updates)

@@ -305,6 +305,35 @@ TEST(Hazards, ARaiseKeepsItsPlaceAgainstWritesThatOutliveTheCall) {
   EXPECT_TRUE(AreOrdered(module, c10::prim::If, c10::aten::add_));
 }
 
+TEST(Hazards, AnAssertionOnATensorIsARaise) {
+  // From TorchScript's own compiler it does not come: that drops what returns nothing.
+  Module module = DefineFromIr(R"IR(
+graph(%self, %x : Tensor):
+  %one : int = prim::Constant[value=1]()
+  %condition : Tensor = aten::lt(%x, %one)
+  aten::_assert_async(%condition)
+  %y : Tensor = aten::add_(%x, %one, %one)
+  return (%y)
+)IR");
+  EXPECT_TRUE(
+      AreOrdered(module, c10::Symbol::fromQualString("aten::_assert_async"), c10::aten::add_));
+}
+
+TEST(Hazards, CollectivesKeepTheirOrder) {
+  Module module = DefineFromIr(R"IR(
+graph(%self, %x : Tensor, %y : Tensor):
+  %sum : str = prim::Constant[value="sum"]()
+  %group : str = prim::Constant[value="0"]()
+  %root : int = prim::Constant[value=0]()
+  %first : Tensor = _c10d_functional::all_reduce_(%x, %sum, %group)
+  %second : Tensor = _c10d_functional::broadcast_(%y, %root, %group)
+  %all : (Tensor, Tensor) = prim::TupleConstruct(%first, %second)
+  return (%all)
+)IR");
+  EXPECT_TRUE(AreOrdered(module, c10::Symbol::fromQualString("_c10d_functional::all_reduce_"),
+                         c10::Symbol::fromQualString("_c10d_functional::broadcast_")));
+}
+
 TEST(Hazards, ACallThatIsNotInlinedIsABarrier) {
   Module module = Define(R"(
     def helper(self, x):

@@ -1,0 +1,145 @@
+#include "jit/operator_effects.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/enum_tag.h>
+#include <torch/csrc/jit/runtime/operator.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string_view>
+
+namespace torch_ext::jit {
+namespace {
+
+using c10::Argument;
+using c10::FunctionSchema;
+
+// --- what neither schemas nor tags tell
+// -----------------------------------------------------------
+
+// They write to what they are not given: gradients, or to what their schema does not mark.
+constexpr auto kUndeclared = std::to_array<std::string_view>(
+    {"aten::backward", "aten::_backward", "aten::dist_backward", "aten::_propagate_xla_data"});
+
+constexpr auto kStateful =
+    std::to_array<std::string_view>({"aten::wait", "aten::set_grad_enabled", "aten::manual_seed"});
+
+// They raise if their condition does not hold, and return something to keep them alive. What
+// returns nothing and writes nothing needs no list.
+constexpr auto kChecks = std::to_array<std::string_view>(
+    {"aten::_functional_assert_async", "aten::_functional_assert_scalar",
+     "aten::_functional_sym_constrain_range", "aten::_functional_sym_constrain_range_for_size"});
+
+// Without the tag inplace_view.
+constexpr auto kChangeMetadata = std::to_array<std::string_view>(
+    {"aten::set_data", "aten::_resize_output_", "aten::resize_as_sparse_", "aten::sparse_resize_",
+     "aten::sparse_resize_and_clear_", "prims::resize"});
+
+// Arguments by which an op says that it is not training, and does neither draw nor update.
+constexpr auto kRandomFlags = std::to_array<std::string_view>({"train", "training"});
+constexpr auto kStatisticFlags =
+    std::to_array<std::string_view>({"train", "training", "use_input_stats"});
+constexpr auto kStatistics = std::to_array<std::string_view>({"running_mean", "running_var"});
+
+// --------------------------------------------------------------------------------------------------
+
+template <std::size_t N>
+bool IsOneOf(std::string_view name, const std::array<std::string_view, N>& names) {
+  return std::ranges::find(names, name) != names.end();
+}
+
+std::string_view NamespaceOf(const FunctionSchema& schema) {
+  return std::string_view(schema.name()).substr(0, schema.name().find("::"));
+}
+
+bool Writes(const Argument& argument) {
+  return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
+}
+
+bool HasAliasAnnotation(const FunctionSchema& schema) {
+  return std::ranges::any_of(schema.arguments(),
+                             [](const Argument& a) { return a.alias_info() != nullptr; });
+}
+
+template <std::size_t N>
+bool IsAnyFalse(const Constants& constants, const std::array<std::string_view, N>& names) {
+  return std::ranges::any_of(constants, [&](const auto& constant) {
+    const bool* value = std::get_if<bool>(&constant.second);
+    return value != nullptr && !*value && IsOneOf(constant.first, names);
+  });
+}
+
+bool IsZero(const Constants& constants, const std::string& name) {
+  const auto found = constants.find(name);
+  return found != constants.end() && found->second == Constants::mapped_type(0.0);
+}
+
+std::string WhyUndeclared(const FunctionSchema& schema) {
+  static constexpr auto kTorch = std::to_array<std::string_view>({"aten", "prim", "prims"});
+  if (!IsOneOf(NamespaceOf(schema), kTorch) && !HasAliasAnnotation(schema)) {
+    return "a custom op without alias annotation";
+  }
+  // INTERNAL_SPECIAL_CASE, as prim::PythonOp: only AliasDb's code knows what it is taken for.
+  const c10::AliasAnalysisKind declares = schema.aliasAnalysis();
+  return declares == c10::AliasAnalysisKind::CONSERVATIVE ||
+                 declares == c10::AliasAnalysisKind::INTERNAL_SPECIAL_CASE ||
+                 IsOneOf(schema.name(), kUndeclared)
+             ? "declares nothing about what it writes"
+             : "";
+}
+
+bool DrawsRandomNumbers(const FunctionSchema& schema, bool is_seeded, const Constants& constants) {
+  // Out of training, or with probability 0, dropout and its kin draw nothing.
+  if (IsAnyFalse(constants, kRandomFlags) || IsZero(constants, "dropout_p")) return false;
+  const auto takes_generator = [](const Argument& argument) {
+    static const c10::TypePtr kGenerator = c10::OptionalType::create(c10::GeneratorType::get());
+    return argument.type()->isSubtypeOf(*kGenerator);
+  };
+  return is_seeded || std::ranges::any_of(schema.arguments(), takes_generator);
+}
+
+bool IsCollective(const FunctionSchema& schema) {
+  const std::string_view name_space = NamespaceOf(schema);
+  return name_space.find("c10d") != std::string_view::npos || name_space == "symm_mem" ||
+         name_space == "_dtensor";
+}
+
+}  // namespace
+
+OperatorEffects EffectsOf(const FunctionSchema& schema, const Constants& constants) {
+  const auto op = c10::Dispatcher::singleton().findSchema(schema.operator_name());
+  const auto has_tag = [&](at::Tag tag) { return op && op->hasTag(tag); };
+  const bool may_update = !IsAnyFalse(constants, kStatisticFlags);
+
+  OperatorEffects effects;
+  for (std::size_t i = 0; i < schema.arguments().size(); ++i) {
+    const Argument& argument = schema.arguments()[i];
+    if (Writes(argument)) effects.writes.push_back(i);
+    if (may_update && IsOneOf(argument.name(), kStatistics)) effects.statistics.push_back(i);
+  }
+  effects.undeclared = WhyUndeclared(schema);
+  effects.draws_random_numbers =
+      DrawsRandomNumbers(schema, has_tag(at::Tag::nondeterministic_seeded), constants);
+  effects.is_stateful = IsOneOf(schema.name(), kStateful);
+  const bool returns_nothing = schema.returns().empty() && !schema.is_varret();
+  effects.has_side_effect =
+      (returns_nothing && effects.writes.empty()) || IsOneOf(schema.name(), kChecks);
+  effects.changes_metadata =
+      has_tag(at::Tag::inplace_view) || IsOneOf(schema.name(), kChangeMetadata);
+  effects.is_collective = IsCollective(schema);
+  return effects;
+}
+
+OperatorEffects EffectsOf(const std::string& name, const std::string& overload,
+                          const Constants& constants) {
+  const auto op = torch::jit::findOperatorFor({name, overload});  // the dispatcher's are there too
+  TORCH_CHECK_VALUE(op != nullptr, "there is no operator ", name, ".", overload);
+  return EffectsOf(op->schema(), constants);
+}
+
+bool HasStatistics(const FunctionSchema& schema) {
+  return schema.argumentIndexWithName(std::string(kStatistics[0])).has_value();
+}
+
+}  // namespace torch_ext::jit

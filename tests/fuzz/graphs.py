@@ -1,0 +1,195 @@
+"""The door of torch.fx: a captured graph of ATen ops, shuffled and planned.
+
+The graph takes everything the program may write to: parameters, buffers, other tensors of the
+module, inputs.
+"""
+
+import contextlib
+import copy
+import functools
+import io
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.fuzz.checking import RANDOM_SEED, RULES, NotForThisDoorError, Original, Verdict, message
+from tests.fuzz.comparing import Call, difference
+from tests.fuzz.source import Program
+from torch_ext.fx.estimating import estimate_probe
+from torch_ext.fx.ordering import apply_order, order_edges, to_graph
+from torch_ext.fx.probing import Probe, run_probe
+from torch_ext.measuring import measure_peak
+from torch_ext.planning import Plan, plan
+
+_ATTRIBUTES = ("last", "parts", "named")  # tensors that are neither parameters nor buffers
+_SYMBOLIC_SIZES = 8  # one program of so many: they take long to capture
+
+Run = Callable[..., Any]
+
+logging.getLogger("torch._subclasses").setLevel(logging.CRITICAL)  # of what cannot be captured
+
+
+class Captured(Original):
+    """A graph as make_fx makes it."""
+
+    rules = tuple(rule for rule in RULES if rule != "stateful")  # no ATen op changes such state
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        try:
+            self.module, self.inputs = _capture(program)
+        except Exception as raised:
+            raise NotForThisDoorError(message(raised)) from raised
+        values = vars(self.module).values()
+        generators = [value for value in values if isinstance(value, torch.Generator)]
+        self.generators = {generator: generator.get_state() for generator in generators}
+        self.original = self._compiled()
+        self.calls = [self._call(self.original)]
+        self.require_expected(self.calls[0].error)
+
+    def _call(self, run: Run) -> Call:
+        """One call with its own copy of the inputs."""
+        inputs, output, error = copy.deepcopy(self.inputs), None, ""
+        self._start()
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            try:
+                output = run(*inputs)
+            except Exception as raised:
+                error = message(raised)
+        states = [torch.get_rng_state(), *(g.get_state() for g in self.generators)]
+        return Call(inputs, (), output, error, torch.cat(states), printed.getvalue())
+
+    def _start(self) -> None:
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        for generator, state in self.generators.items():
+            generator.set_state(state)
+
+    def difference_to(self, variant: Run) -> str:
+        return difference(self.calls, [self._call(variant)])
+
+    def made_again(self) -> Run:
+        return self.original
+
+    def _compiled(self) -> Run:
+        """The code of the graph: it stays what it is when the graph gets another order."""
+        return functools.partial(type(self.module).forward, self.module)
+
+    @functools.cached_property
+    def probe(self) -> Probe:
+        """Of inputs for which all assertions hold, as example inputs are."""
+        inputs = copy.deepcopy(self.inputs)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as stack:
+            if self.calls[0].error:
+                stack.enter_context(_WithoutAssertions())
+            self._start()
+            return run_probe(self.module, inputs)
+
+    def ordered(self, order: Sequence[str], probe: Probe) -> Run:
+        """Runs the graph in this order."""
+        apply_order(self.module, probe, order)
+        return self._compiled()
+
+    def shuffled(self, seed: int, without: Sequence[str], verdict: Verdict) -> Run:
+        return self.ordered(random_order(order_edges(self.probe, without), seed), self.probe)
+
+    def variants(self, shuffles: int, verdict: Verdict) -> Iterator[tuple[str, Callable[[], str]]]:
+        probes = {"": self.probe}
+        if self._inputs_are_separate():
+            with contextlib.suppress(DynamicOutputShapeException):
+                probes["estimated "] = estimate_probe(self.module)
+        for kind, probe in probes.items():
+            original = [op.node.name for op in probe.ops]
+            yield f"{kind}original", self._differs(original, probe)
+            for seed in range(shuffles):
+                order = random_order(order_edges(probe), seed)
+                verdict.moved_by_shuffle |= order != original
+                yield f"{kind}shuffle {seed}", self._differs(order, probe)
+            found = plan(to_graph(probe), time_budget=0.05)
+            verdict.moved_by_optimize |= found.moved_ops > 0
+            yield f"{kind}plan", self._differs(found.order, probe)
+            if kind == "" and not self.calls[0].error:
+                yield "peak", functools.partial(self._difference_in_memory, found)
+
+    def _differs(self, order: Sequence[str], probe: Probe) -> Callable[[], str]:
+        return functools.partial(self.difference_to, self.ordered(order, probe))
+
+    def _inputs_are_separate(self) -> bool:
+        """As a compiler makes them: what it estimates, it estimates of these."""
+        storages = {tensor.untyped_storage()._cdata for tensor in self.inputs}
+        return len(storages) == len(self.inputs)
+
+    def _difference_in_memory(self, found: Plan) -> str:
+        """What the probe saw adds up to what the allocator sees, in the best order too."""
+        run, inputs = self.ordered(found.order, self.probe), copy.deepcopy(self.inputs)
+        self._start()
+        with contextlib.redirect_stdout(io.StringIO()), measure_peak() as memory:
+            run(*inputs)
+        measured = memory.peak_bytes
+        return "" if measured == found.peak_bytes else f"{found.peak_bytes} became {measured}: peak"
+
+
+def _capture(program: Program) -> tuple[fx.GraphModule, list[torch.Tensor]]:
+    """The graph of everything that one call reads, to everything that it leaves behind."""
+    module, inputs = program.instantiate()
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    attributes = {name: getattr(module, name) for name in _ATTRIBUTES if hasattr(module, name)}
+    leaves, spec = pytree.tree_flatten((tensors, attributes, inputs))
+    tensor_at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+
+    def call(*given: torch.Tensor) -> list[torch.Tensor]:
+        all_leaves = list(leaves)
+        for i, tensor in zip(tensor_at, given, strict=True):
+            all_leaves[i] = tensor
+        own_tensors, own_attributes, own_inputs = pytree.tree_unflatten(all_leaves, spec)
+        for name, value in own_attributes.items():
+            setattr(module, name, value)
+        output = torch.func.functional_call(module, own_tensors, own_inputs)
+        left = [getattr(module, name) for name in own_attributes]
+        return [v for v in pytree.tree_leaves((output, left)) if isinstance(v, torch.Tensor)]
+
+    flat = [leaves[i] for i in tensor_at]
+    mode = "symbolic" if program.seed % _SYMBOLIC_SIZES == 0 else "fake"
+    with contextlib.redirect_stdout(io.StringIO()):
+        return make_fx(call, tracing_mode=mode)(*flat), flat
+
+
+class _WithoutAssertions(TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.ops.aten._assert_async.msg:
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def random_order(before: Mapping[str, Sequence[str]], seed: int) -> list[str]:
+    """Any order in which each op comes after those that have to be before it."""
+    chosen = random.Random(seed)
+    missing = {op: len(earlier) for op, earlier in before.items()}
+    later: dict[str, list[str]] = {op: [] for op in before}
+    for op, earlier in before.items():
+        for other in earlier:
+            later[other].append(op)
+    ready = [op for op, count in missing.items() if count == 0]
+    order = []
+    while ready:
+        order.append(ready.pop(chosen.randrange(len(ready))))
+        for op in later[order[-1]]:
+            missing[op] -= 1
+            if missing[op] == 0:
+                ready.append(op)
+    return order

@@ -1,0 +1,141 @@
+"""The door of TorchScript: a scripted module, shuffled, optimized, in the pass, loaded."""
+
+import contextlib
+import copy
+import functools
+import io
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.jit._recursive import wrap_cpp_module
+
+import torch_ext
+from tests.fuzz.checking import RANDOM_SEED, InvalidProgramError, Original, Verdict, message
+from tests.fuzz.comparing import Call, Comparer, difference
+from tests.fuzz.source import Program
+from torch_ext._native import _jit
+
+CALLS = 3  # the executor profiles in the first, optimises in the second and is settled in the third
+_ATTRIBUTES = ("last", "parts", "named", "count", "training")
+
+Inputs = tuple[Any, ...]
+
+
+def _run(module: torch.jit.ScriptModule, inputs: Inputs) -> list[Call]:
+    """Each call has its own copy of the module's state and of the inputs."""
+    return [_call(copy.deepcopy(module), copy.deepcopy(inputs)) for _ in range(CALLS)]
+
+
+def _call(module: torch.jit.ScriptModule, inputs: Inputs) -> Call:
+    output, error = None, ""
+    torch.default_generator.manual_seed(RANDOM_SEED)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            output = module(*inputs)
+        except Exception as raised:
+            error = message(raised)
+    random_state = torch.get_rng_state()
+    return Call(inputs, _state(module), output, error, random_state, printed.getvalue())
+
+
+def _state(module: torch.jit.ScriptModule) -> tuple[Any, ...]:
+    tensors = module.state_dict()
+    attributes = [getattr(module, name) for name in _ATTRIBUTES if hasattr(module, name)]
+    counting = [module.counting.calls] if hasattr(module, "counting") else []
+    return (tensors, attributes, counting)
+
+
+class Scripted(Original):
+    """A scripted module."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        try:
+            self.module, self.inputs = program.compile()
+        except Exception as raised:
+            raise InvalidProgramError(f"does not compile: {raised}") from raised
+        self.calls = _run(self.module, self.inputs)
+        self.require_expected(self.calls[0].error)
+
+    def difference_to(self, variant: torch.jit.ScriptModule) -> str:
+        return difference(self.calls, _run(variant, self.inputs))
+
+    def made_again(self) -> torch.jit.ScriptModule:
+        return self.program.compile()[0]
+
+    def shuffled(
+        self, seed: int, without: Sequence[str], verdict: Verdict
+    ) -> torch.jit.ScriptModule | None:
+        """None if torch's alias analysis refuses the graph."""
+        try:
+            cpp_module = _jit.shuffle(self.module._c, seed, list(without))
+        except RuntimeError as error:
+            verdict.refused = str(error).splitlines()[0]
+            return None
+        module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
+        return module
+
+    def variants(self, shuffles: int, verdict: Verdict) -> Iterator[tuple[str, Callable[[], str]]]:
+        chosen = random.Random(self.program.seed)
+        orders = set()
+        for seed in range(shuffles):
+            module = self.shuffled(seed, (), verdict)
+            if module is None:
+                break
+            orders.add(str(module.graph))
+            verdict.moved_by_shuffle = len(orders) > 1
+            yield f"shuffle {seed}", functools.partial(self.difference_to, module)
+            if seed == 0 and self.program.can_be_saved and chosen.random() < 0.5:
+                loaded = _saved_and_loaded(module)
+                yield "loaded shuffle 0", functools.partial(self.difference_to, loaded)
+        optimized: list[torch.jit.ScriptModule] = []
+        yield "optimize", functools.partial(self._check_optimize, verdict, optimized)
+        for module in optimized:
+            if self.program.can_be_saved:
+                loaded = _saved_and_loaded(module)
+                yield "loaded optimize", functools.partial(self.difference_to, loaded)
+        yield "pass", self._difference_in_the_pass
+
+    def _check_optimize(self, verdict: Verdict, optimized: list[torch.jit.ScriptModule]) -> str:
+        """Also: nothing of the caller's changes, and the peak does not rise."""
+        inputs, module = copy.deepcopy(self.inputs), copy.deepcopy(self.module)
+        before = copy.deepcopy((inputs, _state(module)))
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        random_state = torch.get_rng_state()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                result, report = torch_ext.optimize(module, inputs, time_budget=0.05)
+        except Exception as raised:
+            error, expected = message(raised), self.calls[0].error
+            return "" if error == expected else f"{expected!r} became {error!r}: exception"
+        if printed.getvalue():
+            return f"{printed.getvalue()!r} is shown while optimizing: print-out"
+        if found := Comparer().compare(before, (inputs, _state(module)), "the caller's"):
+            return found
+        if not torch.equal(random_state, torch.get_rng_state()):
+            return "the caller's random state"
+        peak, original_peak = report.measured_peak_bytes, report.measured_original_peak_bytes
+        if peak is not None and original_peak is not None and peak > original_peak:
+            return f"{original_peak} bytes became {peak}: peak"
+        if report.identical is False:
+            return f"{report.reason}: verification"
+        if result is module:
+            return ""
+        verdict.moved_by_optimize = report.moved_ops > 0
+        optimized.append(result)
+        return self.difference_to(result)
+
+    def _difference_in_the_pass(self) -> str:
+        module, _ = self.program.compile()  # its executor has not made its plan yet
+        with torch_ext.enabled():
+            return self.difference_to(module)
+
+
+def _saved_and_loaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    file = io.BytesIO()
+    torch.jit.save(module, file)
+    file.seek(0)
+    loaded: torch.jit.ScriptModule = torch.jit.load(file)  # type: ignore[no-untyped-call]
+    return loaded

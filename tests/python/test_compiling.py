@@ -1,0 +1,195 @@
+"""The backend "torch_ext" of torch.compile: the bits of aot_eager, and never more memory."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch_ext import compiling, measure_peak
+
+
+@pytest.fixture(autouse=True)
+def _gradients():
+    torch._dynamo.reset()
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    torch._dynamo.reset()
+
+
+class Branches(nn.Module):
+    """Wide branches, all made before the first is reduced."""
+
+    def __init__(self, count: int = 6, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, 8 * width) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = [torch.relu(layer(x)) for layer in self.layers]
+        return torch.stack([w.sum(1) for w in wide]).sum(0)
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Conv2d(16, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 1000),
+    )
+
+
+def trained(model: nn.Module, x: Tensor, backend: object, steps: int = 3):
+    """Losses, parameters and buffers, the random state, and the peak of the last step."""
+    model = copy.deepcopy(model)
+    torch.manual_seed(1)
+    compiled = torch.compile(model, backend=backend)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(steps):
+        with measure_peak() as memory:
+            loss = compiled(x).tanh().mean()
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return losses, model.state_dict(), torch.get_rng_state(), memory.peak_bytes
+
+
+def require_same(expected, actual) -> None:
+    assert all(map(torch.equal, expected[0], actual[0]))
+    assert all(torch.equal(value, actual[1][name]) for name, value in expected[1].items())
+    assert torch.equal(expected[2], actual[2])
+
+
+def test_training_has_the_bits_of_aot_eager_and_a_lower_peak():
+    model, x = convolutions(), torch.randn(4, 3, 32, 32)
+    expected = trained(model, x, "aot_eager")
+    actual = trained(model, x, "torch_ext")
+    require_same(expected, actual)
+    assert actual[3] < expected[3]
+
+
+def test_where_order_gains_nothing_the_peak_is_no_higher():
+    model, x = Branches(), torch.randn(256, 64)
+    expected = trained(model, x, "aot_eager")
+    actual = trained(model, x, "torch_ext")
+    require_same(expected, actual)
+    assert actual[3] <= expected[3]
+
+
+def test_inference_runs_in_an_order_of_lower_peak():
+    model, x = Branches(), torch.randn(256, 64)
+    with torch.no_grad():
+        expected = model(x)
+        peaks = {}
+        for backend in ("aot_eager", "torch_ext"):
+            compiled = torch.compile(model, backend=backend)
+            compiled(x)
+            with measure_peak() as memory:
+                assert torch.equal(compiled(x), expected)
+            peaks[backend] = memory.peak_bytes
+    assert peaks["torch_ext"] < 0.5 * peaks["aot_eager"]
+
+
+def test_what_forward_saves_may_die_in_backward(caplog):
+    """The predicted peak of both passes together is the allocator's."""
+    x = torch.randn(256, 64)
+    with caplog.at_level(logging.INFO, logger="torch_ext"):
+        *_, peak_bytes = trained(Branches(), x, "torch_ext", steps=2)
+    [message] = [r.getMessage() for r in caplog.records if r.name == "torch_ext"]
+    predicted = float(message.split(": ")[1].split(" MiB")[0])
+    assert predicted == pytest.approx(peak_bytes / 2**20, rel=0.01)
+
+
+def test_dynamic_shapes_are_ordered_by_the_first_shape():
+    model = Branches()
+    compiled = torch.compile(model, backend="torch_ext", dynamic=True)
+    for rows in (256, 64, 31):
+        x = torch.randn(rows, 64)
+        expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+        actual = torch.autograd.grad(compiled(x).sum(), list(model.parameters()))
+        assert all(map(torch.equal, expected, actual))
+
+
+def test_a_graph_break_gives_two_graphs():
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 64), Branches()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            torch._dynamo.graph_break()
+            return self.second(y)
+
+    model, x = Broken(), torch.randn(256, 64)
+    require_same(trained(model, x, "aot_eager"), trained(model, x, "torch_ext"))
+
+
+def test_an_input_that_is_changed_in_place_is_changed():
+    def scaled(x: Tensor, total: Tensor) -> Tensor:
+        y = x.sin()
+        total.add_(y.sum(0))
+        return (y * total).cos()
+
+    compiled = torch.compile(scaled, backend="torch_ext")
+    with torch.no_grad():
+        x, expected_total, total = torch.randn(64, 8), torch.ones(8), torch.ones(8)
+        assert torch.equal(compiled(x, total), scaled(x, expected_total))
+        assert torch.equal(total, expected_total)
+
+
+def test_a_result_that_shares_memory_with_an_input_shares_it():
+    compiled = torch.compile(lambda x: (x.t(), x.sin()), backend="torch_ext")
+    x = torch.randn(8, 4)
+    view, _ = compiled(x)
+    assert view.untyped_storage()._cdata == x.untyped_storage()._cdata
+
+
+def test_sizes_that_depend_on_values():
+    def chosen(x: Tensor) -> Tensor:
+        return x[x > 0].sin().sum() + x.cos().sum()
+
+    x = torch.randn(64)
+    with torch.no_grad(), torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(chosen, backend="torch_ext", fullgraph=True)
+        assert torch.equal(compiled(x), chosen(x))
+
+
+def test_two_models_at_once():
+    first, second = Branches(), convolutions()
+    x, image = torch.randn(256, 64), torch.randn(4, 3, 32, 32)
+    expected = trained(first, x, "aot_eager"), trained(second, image, "aot_eager")
+    actual = trained(first, x, "torch_ext"), trained(second, image, "torch_ext")
+    for a, b in zip(expected, actual, strict=True):
+        require_same(a, b)
+
+
+def test_a_failure_of_the_planner_leaves_the_graph_as_it_was(monkeypatch, caplog):
+    def fail(_: object) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(compiling, "estimate_probe", fail)
+    model, x = Branches(), torch.randn(256, 64)
+    with caplog.at_level(logging.WARNING, logger="torch_ext"):
+        require_same(trained(model, x, "aot_eager"), trained(model, x, "torch_ext"))
+    assert "a graph keeps its order: RuntimeError: no luck" in caplog.text
+
+
+def test_options():
+    model, x = Branches(), torch.randn(256, 64)
+    with torch.no_grad():
+        expected = model(x)
+        found = torch.compile(model, backend="torch_ext", options={"time_budget": 0.1})(x)
+        assert torch.equal(found, expected)
+        wrong = torch.compile(model, backend="torch_ext", options={"speed": 1})
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match="no option 'speed'"):
+            wrong(x)

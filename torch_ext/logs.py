@@ -1,0 +1,19 @@
+"""What the environment says: `TORCH_EXT_LOG=info` or `debug`, and `TORCH_EXT_DISABLE=1`."""
+
+import logging
+import os
+
+
+def set_up_logging() -> None:
+    """Let the logger "torch_ext" say what the environment asks it to say."""
+    log = logging.getLogger("torch_ext")
+    wanted = os.environ.get("TORCH_EXT_LOG", "").upper()
+    if wanted in ("INFO", "DEBUG"):
+        log.setLevel(wanted)
+        if not log.hasHandlers():
+            logging.basicConfig()
+
+
+def is_disabled() -> bool:
+    """Does the environment turn torch_ext off? As csrc/jit/pass.cpp reads it."""
+    return os.environ.get("TORCH_EXT_DISABLE", "") not in ("", "0")
