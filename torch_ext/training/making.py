@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from torch_ext.comparing import first_difference
 from torch_ext.fx.ordering import apply_order, to_graph, written_storages
 from torch_ext.fx.probing import Probe, run_probe
 from torch_ext.measuring import measure_peak
@@ -170,7 +171,7 @@ def _verify(
         actual_world = world.copy()
         actual = actual_world.run(captured, actual_world.look(copied(batch)))
         actual_random = torch.get_rng_state()
-    difference = _first_difference(
+    difference = first_difference(
         {"the result": expected, "the random state": expected_random, **expected_world.contents()},
         {"the result": actual, "the random state": actual_random, **actual_world.contents()},
     )
@@ -186,25 +187,6 @@ def _verify(
         with torch.no_grad(), measure_peak() as ours:
             captured.run(*inputs)
     return eager.peak_bytes, difference, ours.peak_bytes
-
-
-def _first_difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
-    if expected.keys() != actual.keys():
-        return f"{sorted(expected.keys() ^ actual.keys())[0]} (only one has it)"
-    for name, value in expected.items():
-        leaves, other = pytree.tree_leaves(value), pytree.tree_leaves(actual[name])
-        if len(leaves) != len(other) or not all(map(_same_bits, leaves, other)):
-            return name
-    return ""
-
-
-def _same_bits(a: Any, b: Any) -> bool:
-    if not isinstance(a, torch.Tensor):
-        return bool(a == b)
-    if not isinstance(b, torch.Tensor) or (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    a, b = a.detach().contiguous(), b.detach().contiguous()
-    return torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8))
 
 
 def _hooks_peak(world: World, batch: Sequence[Any]) -> int | None:
