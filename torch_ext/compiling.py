@@ -9,6 +9,9 @@ Nothing is verified by running: as in the pass for TorchScript, only what the ru
 allow is moved, only for a gain, and after any error the graph keeps its order.
 
 Both graphs free their inputs as they use them up, which the planner counts on.
+
+Environment: `TORCH_EXT_DISABLE=1` leaves every graph in its order; `TORCH_EXT_LOG=info` logs the
+peak and the bound of each through the logger "torch_ext".
 """
 
 import copy
@@ -26,6 +29,7 @@ from torch.fx.graph import _BoxedCodeGen
 
 from torch_ext.fx.estimating import estimate_probe
 from torch_ext.fx.ordering import apply_order, arrange, to_graph
+from torch_ext.logs import is_disabled, set_up_logging
 from torch_ext.planning import plan
 
 MIB = 2**20
@@ -41,6 +45,7 @@ def backend(
 
     Raises ValueError for other options.
     """
+    set_up_logging()
     options = dict(options or {})
     time_budget = float(options.pop("time_budget", 2.0))
     if options:
@@ -94,6 +99,8 @@ def _boxed(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
 
 def _reorder(module: fx.GraphModule, time_budget: float) -> None:
     """Put the nodes into an order of lower peak, if there is one; else leave them."""
+    if is_disabled():
+        return
     try:
         draft = fx.GraphModule(module, copy.deepcopy(module.graph))
         _mark_boundary(draft.graph)

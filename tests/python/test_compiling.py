@@ -183,6 +183,15 @@ def test_a_failure_of_the_planner_leaves_the_graph_as_it_was(monkeypatch, caplog
     assert "a graph keeps its order: RuntimeError: no luck" in caplog.text
 
 
+def test_the_environment_turns_it_off(monkeypatch, caplog):
+    monkeypatch.setenv("TORCH_EXT_DISABLE", "1")
+    model, x = convolutions(), torch.randn(4, 3, 32, 32)
+    with caplog.at_level(logging.INFO, logger="torch_ext"):
+        actual = trained(model, x, "torch_ext")
+    require_same(trained(model, x, "aot_eager"), actual)
+    assert not [record for record in caplog.records if record.name == "torch_ext"]
+
+
 def test_options():
     model, x = Branches(), torch.randn(256, 64)
     with torch.no_grad():

@@ -134,6 +134,24 @@ def test_cond_is_one_op_and_keeps_its_place():
         assert torch.equal(program.module()(*given), reordered.module()(*given))
 
 
+def test_calls_of_modules_keep_their_order():
+    module = fx.symbolic_trace(nn.Sequential(nn.Linear(64, 64), nn.ReLU(inplace=True)))
+    same, report = torch_ext.fx.reorder(module, inputs())
+    assert same is module
+    assert report.moved_ops == 0
+    assert report.reason
+
+
+def test_methods_of_tensors_keep_their_order():
+    class Methods(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul(2).add_(1).sum(1)
+
+    same, report = torch_ext.fx.reorder(module := fx.symbolic_trace(Methods()), inputs())
+    assert same is module
+    assert report.reason
+
+
 def test_a_failed_verification_returns_the_original(monkeypatch):
     monkeypatch.setattr("torch_ext.fx.optimizing.first_difference", lambda a, b: "a result")
     program = exported()

@@ -39,9 +39,8 @@ def estimate_probe(module: fx.GraphModule) -> Probe:
 class _Estimator(Runner):
     def execute(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Executed:
         """Run one node on fakes, and alone on stand-ins if it makes something."""
-        assert callable(node.target), f"{node.format_node()}: not a function"
         known = {tensor.untyped_storage()._cdata for tensor in tensors_of((args, kwargs))}
-        value = node.target(*args, **kwargs)
+        value = self.function_of(node, args)(*args, **kwargs)
         made = {
             tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
             for tensor in tensors_of(value)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -80,12 +80,22 @@ class Runner:
 
     def execute(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Executed:
         """Run one node and measure it."""
-        assert callable(node.target), f"{node.format_node()}: not a function"
+        function = self.function_of(node, args)
         random_state = torch.get_rng_state()
         with measure_peak() as memory:
-            value = node.target(*args, **kwargs)
+            value = function(*args, **kwargs)
         drew = not torch.equal(random_state, torch.get_rng_state())
         return Executed(value, memory.peak_bytes, drew)
+
+    def function_of(self, node: fx.Node, args: Sequence[Any]) -> Callable[..., Any]:
+        """What the node calls with `args`."""
+        if node.op == "call_module":
+            return self.module.get_submodule(str(node.target))
+        if node.op == "call_method":
+            method: Callable[..., Any] = getattr(type(args[0]), str(node.target))
+            return method
+        assert callable(node.target), f"{node.format_node()}: not a function"
+        return node.target
 
     def run(self) -> Probe:
         """Run all nodes. Raises what they raise."""
