@@ -20,8 +20,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import torch_ext.fx
 from tests.fuzz.checking import RANDOM_SEED, RULES, NotForThisDoorError, Original, Verdict, message
-from tests.fuzz.comparing import Call, difference
+from tests.fuzz.comparing import Call, Comparer, difference
 from tests.fuzz.source import Program
 from torch_ext.fx.estimating import estimate_probe
 from torch_ext.fx.ordering import apply_order, order_edges, to_graph
@@ -117,6 +118,8 @@ class Captured(Original):
             yield f"{kind}plan", self._differs(found.order, probe)
             if kind == "" and not self.calls[0].error:
                 yield "peak", functools.partial(self._difference_in_memory, found)
+        if not self.calls[0].error and not self.generators:
+            yield "reorder", functools.partial(self._check_reorder, verdict)
 
     def _differs(self, order: Sequence[str], probe: Probe) -> Callable[[], str]:
         return functools.partial(self.difference_to, self.ordered(order, probe))
@@ -127,13 +130,35 @@ class Captured(Original):
         return len(storages) == len(self.inputs)
 
     def _difference_in_memory(self, found: Plan) -> str:
-        """What the probe saw adds up to what the allocator sees, in the best order too."""
+        """The allocator sees no more than the probe told, in the best order too."""
         run, inputs = self.ordered(found.order, self.probe), copy.deepcopy(self.inputs)
         self._start()
         with contextlib.redirect_stdout(io.StringIO()), measure_peak() as memory:
             run(*inputs)
         measured = memory.peak_bytes
-        return "" if measured == found.peak_bytes else f"{found.peak_bytes} became {measured}: peak"
+        return "" if measured <= found.peak_bytes else f"{found.peak_bytes} became {measured}: peak"
+
+    def _check_reorder(self, verdict: Verdict) -> str:
+        """Also: nothing of the caller's changes, and the peak does not rise."""
+        self.ordered([op.node.name for op in self.probe.ops], self.probe)
+        inputs, nodes = copy.deepcopy(self.inputs), list(self.module.graph.nodes)
+        self._start()
+        random_state = torch.get_rng_state()
+        with contextlib.redirect_stdout(io.StringIO()):
+            result, report = torch_ext.fx.reorder(self.module, inputs, time_budget=0.05)
+        if found := Comparer().compare(self.inputs, inputs, "the caller's inputs"):
+            return found
+        if not torch.equal(random_state, torch.get_rng_state()):
+            return "the caller's random state"
+        if nodes != list(self.module.graph.nodes):
+            return "the caller's graph"
+        peak, original_peak = report.measured_peak_bytes, report.measured_original_peak_bytes
+        if peak is not None and original_peak is not None and peak > original_peak:
+            return f"{original_peak} bytes became {peak}: peak"
+        if report.identical is False:
+            return f"{report.reason}: verification"
+        verdict.moved_by_optimize |= result is not self.module
+        return self.difference_to(functools.partial(type(result).forward, result))
 
 
 def _capture(program: Program) -> tuple[fx.GraphModule, list[torch.Tensor]]:

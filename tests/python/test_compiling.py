@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from torch_ext import compiling, measure_peak
 
@@ -161,6 +162,46 @@ def test_sizes_that_depend_on_values():
     with torch.no_grad(), torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         compiled = torch.compile(chosen, backend="torch_ext", fullgraph=True)
         assert torch.equal(compiled(x), chosen(x))
+
+
+class Recomputing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(64, 256), nn.Dropout(0.3), nn.Linear(256, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)
+
+
+class Choosing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return torch.cond(y.sum() > 0, lambda t: t.sin() * 2, lambda t: t.cos(), (y,))
+
+
+class Averaging(nn.Module):
+    """A buffer is updated in place and read, in lower precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.layer(x)
+        self.mean.mul_(0.9).add_(y.detach().mean(0))
+        return y * self.mean
+
+
+@pytest.mark.parametrize("model", [Recomputing(), Choosing(), Averaging()])
+def test_what_the_graph_does_besides_computing_stays(model):
+    x = torch.randn(32, 64)
+    require_same(trained(model, x, "aot_eager"), trained(model, x, "torch_ext"))
 
 
 def test_two_models_at_once():

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from torch_ext.comparing import first_difference
+from torch_ext.fx.hazards import is_barrier, written_arguments
 from torch_ext.fx.ordering import apply_order, to_graph
 from torch_ext.fx.probing import Probe, run_probe, tensors_of
 from torch_ext.measuring import measure_peak
@@ -113,8 +114,9 @@ def _graph_module(program: Graphs) -> fx.GraphModule:
 def _state(program: Graphs) -> dict[str, Any]:
     if isinstance(program, ExportedProgram):
         return {**program.state_dict, **program.constants}
-    attributes = (n.target for n in program.graph.nodes if n.op == "get_attr")
-    return {str(name): _attribute(program, str(name)) for name in attributes}
+    names = [str(node.target) for node in program.graph.nodes if node.op == "get_attr"]
+    values = {name: _attribute(program, name) for name in names}
+    return {n: v.state_dict() if isinstance(v, nn.Module) else v for n, v in values.items()}
 
 
 def _attribute(module: fx.GraphModule, path: str) -> Any:
@@ -145,9 +147,7 @@ def _copied(program: Graphs) -> Graphs:
     """With state of its own, if the program may write to it; running it must change nothing."""
     module = _graph_module(program)
     writes = any(
-        node.op == "call_module"
-        or (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
-        or not isinstance(node.target, torch._ops.OpOverload)
+        is_barrier(node) or any(True for _ in written_arguments(node))
         for node in module.graph.nodes
         if node.op.startswith("call_")
     )
