@@ -39,7 +39,7 @@ class Table:
             shown.add_column(name.replace(" ", "\n"), justify=justify, no_wrap=True)
         for row in self.rows:
             shown.add_row(*row)
-        Console(width=200).print(shown)  # never cut: a narrow terminal wraps, no figure is lost
+        Console(width=1000).print(shown)  # never cut: a narrow terminal wraps, no figure is lost
 
     def print_markdown(self) -> None:
         """For the README."""

@@ -28,7 +28,7 @@ from children import ChildError, add_one, run_one
 from results import Table, add_output, check_output, circumstances, write_csv
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from torch_ext import measure_peak, training_step
 from torch_ext.training.capturing import Clipping, Objective
@@ -158,7 +158,8 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def _task(name: str) -> Task:
+def make_task(name: str) -> Task:
+    """The task of that name, equal on every call. Seeds torch's generator with 0."""
     torch.manual_seed(0)
     return TASKS[name]()
 
@@ -166,7 +167,8 @@ def _task(name: str) -> Task:
 # --- one measurement, in a process of its own -----------------------------------------------------
 
 
-def _peak_of_settled(run: Callable[[], object]) -> int:
+def settled_peak(run: Callable[[], object]) -> int:
+    """Of the third call, in bytes above its start."""
     for _ in range(2):
         run()
     with measure_peak() as memory:
@@ -175,7 +177,7 @@ def _peak_of_settled(run: Callable[[], object]) -> int:
 
 
 def _ours(name: str, pairs: int) -> dict[str, str]:
-    task, other = _task(name), _task(name)
+    task, other = make_task(name), make_task(name)
     step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
     report = step.report
     identical = True
@@ -199,9 +201,9 @@ def _ours(name: str, pairs: int) -> dict[str, str]:
         ratios.append(times[1] / times[0])
     quarters = statistics.quantiles(ratios, n=4)
     return {
-        "eager MiB": _mib(_peak_of_settled(other.eager_step)),
+        "eager MiB": _mib(settled_peak(other.eager_step)),
         "hooks MiB": _mib(report.measured_hooks_peak_bytes),
-        "ours MiB": _mib(_peak_of_settled(lambda: step(*task.batch))),
+        "ours MiB": _mib(settled_peak(lambda: step(*task.batch))),
         "bound MiB": _mib(report.lower_bound_bytes),
         "status": report.status,
         "identical": "yes" if identical else "NO",
@@ -213,7 +215,7 @@ def _ours(name: str, pairs: int) -> dict[str, str]:
 
 def _torchscript(name: str) -> dict[str, str]:
     """The step in TorchScript's interpreter, and its file under the default executor, as in C++."""
-    task, other = _task(name), _task(name)
+    task, other = make_task(name), make_task(name)
     step = training_step(
         task.model, task.loss_fn, task.optimizer, task.batch, runtime="torchscript"
     )
@@ -230,37 +232,41 @@ def _torchscript(name: str) -> dict[str, str]:
         torch.manual_seed(number)
         difference = max(difference, abs(file(*task.batch).item() / expected.item() - 1))
     return {
-        "torchscript MiB": _mib(_peak_of_settled(lambda: step(*task.batch))),
+        "torchscript MiB": _mib(settled_peak(lambda: step(*task.batch))),
         "file's loss": f"{difference:.0e}" if difference else "equal",
         "torchscript identical": "yes" if identical else "NO",
     }
 
 
 def _compiled(name: str, layout: bool) -> dict[str, str]:
-    task = _task(name)
+    task = make_task(name)
     torch._inductor.config.layout_optimization = layout
     task.model = torch.compile(task.model)  # type: ignore[assignment]
     column = "compile MiB" if layout else "without layout MiB"
-    return {column: _mib(_peak_of_settled(task.eager_step))}
+    return {column: _mib(settled_peak(task.eager_step))}
 
 
-def _whole_step(name: str) -> dict[str, str]:
-    """The graph that we order, compiled by Inductor, which may fuse and reuse."""
-    task = _task(name)
+def whole_step(task: Task) -> tuple[fx.GraphModule, list[Any]]:
+    """The graph that we order, and what goes in; a run of it changes the task's parameters."""
     world = World(Objective(task.model, task.loss_fn), task.optimizer, Clipping())
     now = world.look(task.batch)
     captured = world.copy().capture(now, updates=True)
-    inputs = world.bind(captured, now)
+    return captured.module, world.bind(captured, now)
+
+
+def _whole_step(name: str) -> dict[str, str]:
+    """Compiled by Inductor, which may fuse and reuse."""
+    module, inputs = whole_step(make_task(name))
     with torch.no_grad():
-        compiled: Any = torch._inductor.compile(captured.module, inputs)
-        return {"whole step MiB": _mib(_peak_of_settled(lambda: compiled(*inputs)))}
+        compiled: Any = torch._inductor.compile(module, inputs)
+        return {"whole step MiB": _mib(settled_peak(lambda: compiled(*inputs)))}
 
 
 def _resident(name: str, ours: bool, use_mmap: bool) -> dict[str, str]:
     if use_mmap:
         # As MALLOC_MMAP_THRESHOLD_: what is freed goes back to the system at once.
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MIB)
-    task = _task(name)
+    task = make_task(name)
     found = {}
     run: Callable[[], object] = task.eager_step
     if ours:

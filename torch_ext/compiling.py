@@ -29,7 +29,7 @@ from torch.fx.graph import _BoxedCodeGen
 
 from torch_ext.fx.estimating import estimate_probe
 from torch_ext.fx.ordering import apply_order, arrange, to_graph
-from torch_ext.logs import is_disabled, set_up_logging
+from torch_ext.logs import Peaks, is_disabled, set_up_logging
 from torch_ext.planning import plan
 
 MIB = 2**20
@@ -122,6 +122,9 @@ def _reorder(module: fx.GraphModule, time_budget: float) -> None:
         found.original_peak_bytes / MIB,
         found.lower_bound_bytes / MIB,
         found.status,
+        extra={
+            "peaks": Peaks(found.original_peak_bytes, found.peak_bytes, found.lower_bound_bytes)
+        },
     )
 
 

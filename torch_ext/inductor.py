@@ -31,7 +31,7 @@ import torch
 from torch_ext import __version__, _sched, inductor_calls, inductor_dump, planning
 from torch_ext.inductor_calls import Calls
 from torch_ext.inductor_dump import Buffer, Node, to_graph
-from torch_ext.logs import is_disabled, set_up_logging
+from torch_ext.logs import Peaks, is_disabled, set_up_logging
 from torch_ext.planning import plan
 
 Order = list[Any]  # of torch._inductor.scheduler.BaseSchedulerNode
@@ -249,6 +249,7 @@ def _lower(
         f"{found.lower_bound_bytes:,}",
         "optimal" if after[0] == found.lower_bound_bytes else "feasible",
         "ours" if lower else "Inductor's",
+        extra={"peaks": Peaks(before[1], (after if lower else before)[1], found.lower_bound_bytes)},
     )
     return in_order(lower[0]) if lower else theirs
 

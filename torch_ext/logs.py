@@ -1,7 +1,20 @@
 """What the environment says: `TORCH_EXT_LOG=info` or `debug`, and `TORCH_EXT_DISABLE=1`."""
 
+import dataclasses
 import logging
 import os
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks:
+    """What a record about a graph says in numbers, as its attribute `peaks`: bytes by our account.
+
+    So a handler of the logger "torch_ext" learns what a compiler's user never gets to see.
+    """
+
+    original_peak_bytes: int
+    peak_bytes: int
+    lower_bound_bytes: int
 
 
 def set_up_logging() -> None:
