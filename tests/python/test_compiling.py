@@ -5,7 +5,10 @@ import logging
 
 import pytest
 import torch
+from effects import said, say
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
 from torch.utils.checkpoint import checkpoint
 
 from torch_ext import compiling, measure_peak
@@ -183,6 +186,19 @@ class Choosing(nn.Module):
         return torch.cond(y.sum() > 0, lambda t: t.sin() * 2, lambda t: t.cos(), (y,))
 
 
+class Scanning(nn.Module):
+    """Wide branches around a loop that has a backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = Branches()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([self.branches(x), self.branches(-x)], 1)
+        carry, rows = scan(lambda c, row: (c * 0.5 + row, (c + row).tanh()), y[0], y)
+        return carry.sum() + rows.sum(1)
+
+
 class Averaging(nn.Module):
     """A buffer is updated in place and read, in lower precision."""
 
@@ -198,10 +214,58 @@ class Averaging(nn.Module):
         return y * self.mean
 
 
-@pytest.mark.parametrize("model", [Recomputing(), Choosing(), Averaging()])
+@pytest.mark.parametrize("model", [Recomputing(), Choosing(), Scanning(), Averaging()])
 def test_what_the_graph_does_besides_computing_stays(model):
     x = torch.randn(32, 64)
     require_same(trained(model, x, "aot_eager"), trained(model, x, "torch_ext"))
+
+
+def branches_and_loop(x: Tensor) -> Tensor:
+    def body(i: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return i + 1, (y @ y).tanh()
+
+    square = while_loop(lambda i, y: i < 3, body, (torch.tensor(0), x))[1]
+    wide = [torch.sin(square.repeat(1, 8) * i) for i in range(4)]
+    return torch.stack([w.sum(1) for w in wide]).sum(0)
+
+
+def test_a_loop_is_one_op(caplog):
+    """The branches behind it are ordered; it needs what it needs inside."""
+    caplog.set_level(logging.INFO, "torch_ext")
+    x = torch.randn(64, 64)
+    with torch.no_grad():
+        peaks, results = [], []
+        for backend in ("aot_eager", "torch_ext"):
+            compiled = torch.compile(branches_and_loop, backend=backend, fullgraph=True)
+            compiled(x)
+            with measure_peak() as memory:
+                results.append(compiled(x))
+            peaks.append(memory.peak_bytes)
+    assert torch.equal(*results)
+    assert peaks[1] < 0.7 * peaks[0]
+    [record] = caplog.records
+    assert record.peaks.peak_bytes == pytest.approx(peaks[1], rel=0.01)
+
+
+def test_effects_keep_their_order(caplog):
+    """A token goes from each to the next."""
+    caplog.set_level(logging.INFO, "torch_ext")
+
+    def function(x: Tensor) -> Tensor:
+        wide = [torch.sin(x.repeat(1, 8) * i) for i in range(6)]
+        first = torch.stack([w.sum(1) for w in wide]).sum()
+        return first + sum(say(x * i, f"{i}") for i in range(3))
+
+    x = torch.randn(64, 64)
+    said.clear()
+    with torch.no_grad():
+        expected = torch.compile(function, backend="aot_eager", fullgraph=True)(x)
+        assert said == ["0", "1", "2"]
+        actual = torch.compile(function, backend="torch_ext", fullgraph=True)(x)
+    assert said == ["0", "1", "2"] * 2
+    assert torch.equal(expected, actual)
+    [record] = caplog.records
+    assert record.peaks.peak_bytes < record.peaks.original_peak_bytes
 
 
 def test_two_models_at_once():

@@ -5,7 +5,9 @@ import io
 
 import pytest
 import torch
+from effects import said, say
 from torch import Tensor, fx, nn
+from torch._higher_order_ops.scan import scan
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import torch_ext.fx
@@ -132,6 +134,40 @@ def test_cond_is_one_op_and_keeps_its_place():
     assert report.identical
     for given in (inputs(), (-torch.ones(256, 64),), (torch.ones(256, 64),)):
         assert torch.equal(program.module()(*given), reordered.module()(*given))
+
+
+def test_a_loop_is_one_op_and_keeps_its_place():
+    class Looping(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = scan(lambda c, row: (c + row, (c * row).cos()), x[0], x)[1]
+            wide = [torch.sin(rows.repeat(1, 8) * i) for i in range(4)]
+            return torch.stack([w.sum(1) for w in wide]).sum(0)
+
+    given = inputs()
+    program = torch.export.export(Looping(), given)
+    reordered, report = torch_ext.fx.reorder(program, given)
+    assert report.identical
+    assert report.measured_peak_bytes == pytest.approx(report.peak_bytes, rel=0.01)
+    assert torch.equal(program.module()(*given), reordered.module()(*given))
+
+
+def test_effects_keep_their_order():
+    """Also where a token goes from each to the next, which is then an input of the program."""
+
+    class Saying(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            wide = [torch.sin(x.repeat(1, 8) * i) for i in range(4)]
+            first = torch.stack([w.sum(1) for w in wide]).sum()
+            return first + sum(say(x * i, f"{i}") for i in range(3))
+
+    program = torch.export.export(Saying(), inputs())
+    for each in (program, program.run_decompositions()):
+        reordered, report = torch_ext.fx.reorder(each, inputs())
+        assert report.identical
+        assert report.measured_peak_bytes < report.measured_original_peak_bytes
+        said.clear()
+        reordered.module()(*inputs())
+        assert said == ["0", "1", "2"]
 
 
 def test_calls_of_modules_keep_their_order():

@@ -2,7 +2,8 @@
 
 What a compiler has is a graph and the types of its values. Running it on fake tensors shows which
 storages there are; what an op takes beside its result is learned by running it alone, on memory of
-our own with the same shapes and strides. Nothing is as large as the program.
+our own with the same shapes and strides. Nothing is as large as the program. A higher-order op is
+not run at all: the graph says what it gives, and the graphs that it runs are estimated like this.
 """
 
 import dataclasses
@@ -16,8 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from torch_ext.fx.ordering import to_graph
 from torch_ext.fx.probing import Executed, Probe, Runner, tensors_of
 from torch_ext.measuring import measure_peak
+from torch_ext.planning import plan
+
+# Higher-order ops that run a graph again and again.
+_LOOPS = {"associative_scan", "map_impl", "scan", "while_loop", "while_loop_stack_output"}
 
 
 class UnknownSizeError(Exception):
@@ -31,14 +37,14 @@ def estimate_probe(module: fx.GraphModule) -> Probe:
     whatever an op raises for fake tensors.
     """
     with _disable_current_modes(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-        inputs = [_concrete(node.meta.get("val")) for node in placeholders]
-        return _Estimator(module, inputs).run()
+        return _estimate(module)
 
 
 class _Estimator(Runner):
     def execute(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Executed:
         """Run one node on fakes, and alone on stand-ins if it makes something."""
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            return self._not_executed(node)
         known = {tensor.untyped_storage()._cdata for tensor in tensors_of((args, kwargs))}
         value = self.function_of(node, args)(*args, **kwargs)
         made = {
@@ -48,6 +54,32 @@ class _Estimator(Runner):
         }
         scratch = _scratch_bytes(node.target, args, kwargs) if made else 0
         return Executed(value, sum(made.values()) + scratch, drew=False)
+
+    def _not_executed(self, node: fx.Node) -> Executed:
+        """What a higher-order op gives is fresh memory; an inner graph's results are part of it.
+
+        A loop holds what it began with, or has gathered, while it runs the inner graph once more.
+        """
+        if "val" not in node.meta:
+            raise UnknownSizeError(f"{node.format_node()}: the graph does not say what it gives")
+        value = pytree.tree_map(_concrete, node.meta["val"])
+        made_bytes = sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(value))
+        called = [self.environment[used] for used in node.all_input_nodes]
+        inner_bytes = [_peak_bytes(graph) for graph in called if isinstance(graph, fx.GraphModule)]
+        peak_bytes = max(inner_bytes, default=0)
+        if node.target._name in _LOOPS:
+            return Executed(value, made_bytes + peak_bytes, drew=False)
+        return Executed(value, max(made_bytes, peak_bytes), drew=False)
+
+
+def _estimate(module: fx.GraphModule) -> Probe:
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    return _Estimator(module, [_concrete(node.meta.get("val")) for node in placeholders]).run()
+
+
+def _peak_bytes(module: fx.GraphModule) -> int:
+    """Of an inner graph, above its inputs."""
+    return plan(to_graph(_estimate(module)), time_budget=0).original_peak_bytes
 
 
 def _concrete(value: Any) -> Any:

@@ -138,6 +138,8 @@ def _flat_inputs(program: Graphs, given: Sequence[Any]) -> list[Any]:
             flat.append(next(leaves, None))
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             flat.append(state[str(spec.target)])
+        elif spec.kind == InputKind.TOKEN:  # only its place in a chain of effects matters
+            flat.append(torch.empty(0))
         else:
             raise ValueError(f"input '{spec.arg.name}' is a {spec.kind.name}: not supported")
     return flat
