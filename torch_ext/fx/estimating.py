@@ -44,7 +44,7 @@ class _Estimator(Runner):
     def execute(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Executed:
         """Run one node on fakes, and alone on stand-ins if it makes something."""
         if isinstance(node.target, torch._ops.HigherOrderOperator):
-            return self._not_executed(node)
+            return self._not_executed(node, is_loop=node.target._name in _LOOPS)
         known = {tensor.untyped_storage()._cdata for tensor in tensors_of((args, kwargs))}
         value = self.function_of(node, args)(*args, **kwargs)
         made = {
@@ -55,7 +55,7 @@ class _Estimator(Runner):
         scratch = _scratch_bytes(node.target, args, kwargs) if made else 0
         return Executed(value, sum(made.values()) + scratch, drew=False)
 
-    def _not_executed(self, node: fx.Node) -> Executed:
+    def _not_executed(self, node: fx.Node, is_loop: bool) -> Executed:
         """What a higher-order op gives is fresh memory; an inner graph's results are part of it.
 
         A loop holds what it began with, or has gathered, while it runs the inner graph once more.
@@ -67,7 +67,7 @@ class _Estimator(Runner):
         called = [self.environment[used] for used in node.all_input_nodes]
         inner_bytes = [_peak_bytes(graph) for graph in called if isinstance(graph, fx.GraphModule)]
         peak_bytes = max(inner_bytes, default=0)
-        if node.target._name in _LOOPS:
+        if is_loop:
             return Executed(value, made_bytes + peak_bytes, drew=False)
         return Executed(value, max(made_bytes, peak_bytes), drew=False)
 
