@@ -4,11 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 JOBS   ?= $(shell nproc)
+# What torch the suite runs with; `make test-latest` sets both.
+REQUIREMENTS ?= requirements.txt
+TORCHVISION  ?= 0.28.0
 # Fuzzing the core is optional and wants libFuzzer: Clang 16 or later.
 FUZZ_SECONDS ?= 600
 FUZZ_CXX     ?= $(firstword $(shell which clang++-19 clang++-18 clang++-17 clang++-16 clang++))
 
-.PHONY: demo test build cpp-test asan-test python-test fuzz fuzz-sched lint format bench clean
+.PHONY: demo test test-latest build cpp-test asan-test python-test fuzz fuzz-sched lint format bench bench-quick \
+  clean
 
 demo: build
 	$(BIN)/python -W ignore benchmarks/demo.py
@@ -25,14 +29,19 @@ $(STAMPS)/system:
 
 # torchvision from PyPI asks for another build of torch than the CPU one, so its dependencies are
 # listed by hand.
-$(STAMPS)/packages: requirements.txt requirements-dev.txt $(STAMPS)/system
-	$(BIN)/pip install -q -r requirements.txt -r requirements-dev.txt
-	$(BIN)/pip install -q --no-deps torchvision==0.28.0
+$(STAMPS)/packages: $(REQUIREMENTS) requirements-dev.txt $(STAMPS)/system
+	$(BIN)/pip install -q -r $(REQUIREMENTS) -r requirements-dev.txt
+	$(BIN)/pip install -q --no-deps torchvision==$(TORCHVISION)
 	@touch $@
 
 # An editable install: the package is found from every folder, and its modules are built in place.
 $(STAMPS)/package: setup.py pyproject.toml $(STAMPS)/packages
 	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+# For the tests of the report's page, which are skipped where none can be had.
+$(STAMPS)/browser: $(STAMPS)/system
+	@$(PYTHON) cmake/check_system.py browser
 	@touch $@
 
 build: $(STAMPS)/package
@@ -51,8 +60,18 @@ asan-test: $(STAMPS)/packages
 	$(BIN)/cmake --build build-asan -j $(JOBS)
 	$(BIN)/ctest --test-dir build-asan --output-on-failure -j $(JOBS)
 
-python-test: build
+python-test: build $(STAMPS)/browser
 	$(BIN)/python -m pytest -q tests/python
+
+# The suite against the newest torch. The modules are built in place, so it runs in a copy of the
+# tree; what the copy built and installed stays, and kept file times keep it up to date.
+test-latest:
+	@mkdir -p build-latest
+	@find build-latest -mindepth 1 -maxdepth 1 ! -name .venv ! -name build -exec rm -rf {} +
+	@git ls-files -coz --exclude-standard | \
+	  tar --null --files-from=- --ignore-failed-read --warning=no-file-removed -c | tar -x -C build-latest
+	$(MAKE) -C build-latest REQUIREMENTS=requirements-latest.txt TORCHVISION=0.29.1 \
+	  cpp-test python-test
 
 # Random programs, original against reordered, by both doors; a later call goes on where it stopped.
 FUZZ_PROGRAMS ?= 50000
@@ -90,8 +109,13 @@ format: $(STAMPS)/packages
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Standard models, before and after and beside what torch offers. `bench` takes many hours; a later
+# call goes on where it stopped. `bench-quick` takes a few minutes.
 bench: build
-	$(BIN)/python -W ignore benchmarks/models.py
+	$(BIN)/python -W ignore benchmarks/models.py --resume
+
+bench-quick: build
+	$(BIN)/python -W ignore benchmarks/models.py --quick
 
 clean:
 	rm -rf build build-asan build-fuzz torch_ext/*.so

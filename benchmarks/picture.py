@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from torch_ext import Report, optimize
-from torch_ext.optimizing import TimelineEntry
+from torch_ext.planning import TimelineEntry
 
 MIB = 2**20
 MODEL = "randwire_seed1"

@@ -29,19 +29,36 @@ def importable(module: str) -> bool:
     return subprocess.run([sys.executable, "-c", f"import {module}"], check=False).returncode == 0
 
 
-def main() -> None:
-    """Install what is missing, or exit with a sentence that names it."""
-    missing = missing_packages()
-    if not missing:
-        return
+def install(packages: list[str]) -> str:
+    """Install Debian packages where that is possible; return one sentence if it was not."""
+    names = " ".join(packages)
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    command = [*root, "apt-get", "install", "-y", "-q", "--no-install-recommends", *missing]
+    command = [*root, "apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
     if shutil.which("apt-get") is None or (root and shutil.which("sudo") is None):
-        sys.exit(f"these system packages are missing, please install them: {' '.join(missing)}")
-    print(f"installing {' '.join(missing)}", file=sys.stderr)
+        return f"these system packages are missing, please install them: {names}"
+    print(f"installing {names}", file=sys.stderr)
     subprocess.run([*root, "apt-get", "update", "-q"], check=False, stdout=subprocess.DEVNULL)
     if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode != 0:
-        sys.exit(f"could not install {' '.join(missing)}; please install them and try again")
+        return f"could not install {names}; please install them and try again"
+    return ""
+
+
+BROWSERS = "chromium-headless-shell chromium chromium-browser google-chrome-stable google-chrome"
+
+
+def main() -> None:
+    """Install what is missing, or exit with a sentence that names it.
+
+    With the argument `browser`: a browser for tests, which can be done without.
+    """
+    if sys.argv[1:] == ["browser"]:
+        is_missing = not any(map(shutil.which, BROWSERS.split()))
+        if is_missing and (problem := install(["chromium-headless-shell"])):
+            print(f"{problem} (else some tests are skipped)", file=sys.stderr)
+        return
+    missing = missing_packages()
+    if missing and (problem := install(missing)):
+        sys.exit(problem)
 
 
 if __name__ == "__main__":

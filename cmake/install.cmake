@@ -31,6 +31,7 @@ endif()
 configure_package_config_file(cmake/TorchExtConfig.cmake.in TorchExtConfig.cmake
                               INSTALL_DESTINATION ${PACKAGE_DIR})
 write_basic_package_version_file(TorchExtConfigVersion.cmake COMPATIBILITY SameMinorVersion)
-install(FILES "${CMAKE_CURRENT_BINARY_DIR}/TorchExtConfig.cmake"
+install(FILES cmake/torch_without_cuda.cmake
+              "${CMAKE_CURRENT_BINARY_DIR}/TorchExtConfig.cmake"
               "${CMAKE_CURRENT_BINARY_DIR}/TorchExtConfigVersion.cmake"
         DESTINATION ${PACKAGE_DIR} ${DEVELOPMENT})

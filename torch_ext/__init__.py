@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch_ext import inductor
+    from torch_ext.asserting import assert_peak_below
+    from torch_ext.fitting import Capacity, capacity, training_capacity
     from torch_ext.measuring import PeakMemory, measure_peak
     from torch_ext.optimizing import Report, analyze, optimize
     from torch_ext.passing import disable, enable, enabled, is_enabled, pass_stats
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Capacity",
     "Graph",
     "PeakMemory",
     "Plan",
     "Report",
     "analyze",
+    "assert_peak_below",
+    "capacity",
     "disable",
     "enable",
     "enabled",
@@ -32,15 +37,19 @@ __all__ = [
     "optimize",
     "pass_stats",
     "plan",
+    "training_capacity",
     "training_step",
 ]
 
 _HOME = {
+    "Capacity": "fitting",
     "Graph": "planning",
     "PeakMemory": "measuring",
     "Plan": "planning",
     "Report": "optimizing",
     "analyze": "optimizing",
+    "assert_peak_below": "asserting",
+    "capacity": "fitting",
     "disable": "passing",
     "enable": "passing",
     "enabled": "passing",
@@ -49,6 +58,7 @@ _HOME = {
     "optimize": "optimizing",
     "pass_stats": "passing",
     "plan": "planning",
+    "training_capacity": "fitting",
     "training_step": "training",
 }
 

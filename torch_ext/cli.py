@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch_ext import __version__
+from torch_ext.amounts import MIB, parse_memory
+from torch_ext.amounts import mib as _mib
 from torch_ext.files import (
     UnreadableInputError,
     UnwritableOutputError,
@@ -23,15 +25,18 @@ from torch_ext.files import (
     save_model,
     write_text,
 )
-from torch_ext.input_spec import make_inputs, parse_input_spec
+from torch_ext.input_spec import letter_of, make_inputs, parse_input_spec
 from torch_ext.planning import FORMAT, Plan, plan, read_graph
 from torch_ext.progress import progress
 
 if TYPE_CHECKING:
+    import torch
+
+    from torch_ext.labels import LabelledGraph
     from torch_ext.optimizing import Report
 
+MOST_KEPT_BYTES = 2**30
 DONE, FAILED, BAD_INPUT, OVER_BUDGET, UNVERIFIED, INTERRUPTED = 0, 1, 2, 3, 4, 130
-MIB = 2**20
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -119,43 +124,51 @@ def _run_plan(options: argparse.Namespace) -> int:
 def _run_analyze(options: argparse.Namespace) -> int:
     for spec in options.input:
         parse_input_spec(spec)
-    from torch_ext.optimizing import analyze_with_graphs
+    _check_writable(*_outputs(options), options.graph, options.extract)
+    from torch_ext.measuring import resident_bytes
+    from torch_ext.optimizing import analyze_in_full
 
+    process_bytes = resident_bytes()
     module, _ = load_model(options.model)
     with progress("probing and planning"):
-        report, graph, region = analyze_with_graphs(
+        analysis = analyze_in_full(
             module,
             make_inputs(options.input),
             scope=options.scope,
             time_budget=options.time_budget,
         )
     if options.graph:
-        write_text(options.graph, graph)
+        write_text(options.graph, analysis.graph.to_graph().to_text())
     if options.extract:
-        write_text(options.extract, region)
-    _print_report(report, options.json)
+        write_text(options.extract, analysis.bottleneck_region)
+    _write_outputs(options, analysis.graph, analysis.report, module, process_bytes)
+    _print_report(analysis.report, options.json)
     return DONE
 
 
 def _run_optimize(options: argparse.Namespace) -> int:
     for spec in options.input:
         parse_input_spec(spec)
-    _check_writable(options.output)
+    _check_writable(options.output, *_outputs(options))
+    from torch_ext.measuring import resident_bytes
     from torch_ext.optimizing import optimize_verified
 
+    process_bytes = resident_bytes()
     module, extra_files = load_model(options.model)
     with progress("probing, planning and verifying"):
-        optimized, report, failed = optimize_verified(
+        optimized = optimize_verified(
             module,
             make_inputs(options.input),
             scope=options.scope,
             time_budget=options.time_budget,
             memory_budget=options.memory_budget,
         )
-    if failed:
+    report = optimized.report
+    if optimized.failed:
         _print_report(report, options.json)
         return _complain(f"{report.reason}; nothing was written", UNVERIFIED)
-    save_model(optimized, options.output, extra_files)
+    save_model(optimized.module, options.output, extra_files)
+    _write_outputs(options, optimized.graph, report, module, process_bytes)
     _print_report(report, options.json)
     return _budget_code(report)
 
@@ -186,6 +199,33 @@ def _run_verify(options: argparse.Namespace) -> int:
             ]
         )
     return UNVERIFIED if difference else DONE
+
+
+def _run_capacity(options: argparse.Namespace) -> int:
+    letter_of(options.input)  # complain before torch is imported
+    from torch_ext import capacity_text, fitting
+
+    price = None
+    if options.price_per_gib_hour is not None:
+        price = capacity_text.Price(options.price_per_gib_hour, options.replicas)
+    module, _ = load_model(options.model)
+    with progress("looking for the largest size"):
+        found = fitting.capacity(
+            module,
+            options.input,
+            options.memory_budget,
+            step=options.step,
+            time_budget=options.time_budget,
+        )
+    if options.json:
+        saving = None if price is None else price.yearly(found.saved_bytes)
+        _print_json({**found.to_dict(), "saved_per_year": saving})
+    else:
+        _print_table(capacity_text.rows(found, price))
+        print(f"\n{capacity_text.sentence(found, options.lang, price)}")
+    if found.after is not None and found.after.size == 0:
+        return _complain("nothing fits into the memory budget", OVER_BUDGET)
+    return DONE
 
 
 def _run_doctor(options: argparse.Namespace) -> int:
@@ -221,14 +261,51 @@ def _run_doctor(options: argparse.Namespace) -> int:
     return FAILED if problem else DONE
 
 
-def _check_writable(path: pathlib.Path) -> None:
+def _check_writable(*paths: pathlib.Path | None) -> None:
     """Complain before the work, not after it."""
-    if path.is_dir():
-        raise UnwritableOutputError(f"{path}: cannot write: it is a folder")
-    if not path.parent.is_dir():
-        raise UnwritableOutputError(f"{path}: cannot write: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UnwritableOutputError(f"{path}: cannot write: no permission for {path.parent}")
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UnwritableOutputError(f"{path}: cannot write: it is a folder")
+        if not path.parent.is_dir():
+            raise UnwritableOutputError(f"{path}: cannot write: there is no folder {path.parent}")
+        if not os.access(path.parent, os.W_OK):
+            raise UnwritableOutputError(f"{path}: cannot write: no permission for {path.parent}")
+
+
+def _outputs(options: argparse.Namespace) -> tuple[pathlib.Path | None, ...]:
+    return options.html, options.trace, options.csv
+
+
+def _write_outputs(
+    options: argparse.Namespace,
+    graph: "LabelledGraph",
+    report: "Report",
+    module: "torch.jit.ScriptModule",
+    process_bytes: int | None,
+) -> None:
+    if not any(_outputs(options)):
+        return
+    from torch_ext.optimizing import peak_with_gradients
+    from torch_ext.reporting import Findings, to_csv, to_html, to_trace
+
+    with progress("writing the report"):
+        gradient_peak_bytes = None
+        # A call with gradients keeps about all buffers, which may be more than there is.
+        if options.html and sum(buffer.bytes for buffer in graph.buffers) <= MOST_KEPT_BYTES:
+            gradient_peak_bytes = peak_with_gradients(module, make_inputs(options.input))
+        inputs = tuple(options.input)
+        findings = Findings(
+            graph, report, options.model.name, inputs, process_bytes, gradient_peak_bytes
+        )
+        for path, convert in (
+            (options.html, to_html),
+            (options.trace, to_trace),
+            (options.csv, to_csv),
+        ):
+            if path:
+                write_text(path, convert(findings))
 
 
 def _budget_code(result: Plan) -> int:
@@ -241,10 +318,6 @@ def _budget_code(result: Plan) -> int:
 
 
 # --- output ------------------------------------------------------------------------------------
-
-
-def _mib(size_bytes: int | None) -> str:
-    return "not measured" if size_bytes is None else f"{size_bytes / MIB:.2f} MiB"
 
 
 def _print_json(fields: dict[str, Any]) -> None:
@@ -314,13 +387,25 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _price(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1e9:
+        raise argparse.ArgumentTypeError("must be between 0 and 1e9")
+    return value
+
+
 def _memory(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|KB|MB|GB)?", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"'{text}' is not an amount of memory like 512MiB")
-    units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6}
-    units["GB"] = 10**9
-    return int(float(match[1]) * units[match[2] or "B"])
+    try:
+        return parse_memory(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -339,13 +424,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         return sub
 
-    def with_inputs(sub: argparse.ArgumentParser) -> None:
+    def with_inputs(sub: argparse.ArgumentParser, more: str = "") -> None:
         sub.add_argument(
             "--input",
             action="append",
             default=[],
             metavar="SHAPE:TYPE",
-            help="an example argument of forward, e.g. 1x3x224x224:f32; repeat for more arguments",
+            help="an example argument of forward, e.g. 1x3x224x224:f32; repeat for more arguments"
+            + (f"; {more}" if more else ""),
         )
 
     def with_budget(sub: argparse.ArgumentParser) -> None:
@@ -358,6 +444,14 @@ def _parser() -> argparse.ArgumentParser:
             default="all",
             help="bottleneck: move ops only around the op that sets the peak",
         )
+
+    def with_outputs(sub: argparse.ArgumentParser) -> None:
+        for option, text in (
+            ("--html", "write a page that shows what was found; opens in any browser"),
+            ("--trace", "write memory over the ops for Perfetto or chrome://tracing"),
+            ("--csv", "write memory over the ops as a table"),
+        ):
+            sub.add_argument(option, type=pathlib.Path, metavar="FILE", help=text)
 
     sub = command("plan", _run_plan, "plan a bare graph, or one from Inductor (imports no torch)")
     sub.add_argument(
@@ -375,6 +469,7 @@ def _parser() -> argparse.ArgumentParser:
     with_inputs(sub)
     with_budget(sub)
     with_scope(sub)
+    with_outputs(sub)
     sub.add_argument(
         "--graph", type=pathlib.Path, metavar="FILE", help="write the whole graph as text"
     )
@@ -391,6 +486,7 @@ def _parser() -> argparse.ArgumentParser:
     with_inputs(sub)
     with_budget(sub)
     with_scope(sub)
+    with_outputs(sub)
     sub.add_argument(
         "--memory-budget", type=_memory, metavar="SIZE", help="stop when met, e.g. 512MiB"
     )
@@ -399,6 +495,30 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("a", type=pathlib.Path)
     sub.add_argument("b", type=pathlib.Path)
     with_inputs(sub)
+
+    sub = command(
+        "capacity", _run_capacity, "find what fits into a memory budget, before and after"
+    )
+    sub.add_argument("model", type=pathlib.Path)
+    with_inputs(sub, "one letter may stand for a size: Nx3x224x224:f32")
+    with_budget(sub)
+    sub.add_argument(
+        "--memory-budget",
+        type=_memory,
+        metavar="SIZE",
+        help="for parameters, inputs and activations together, e.g. 512MiB",
+    )
+    sub.add_argument(
+        "--step", type=_positive, default=1, metavar="K", help="try only multiples of K; default: 1"
+    )
+    sub.add_argument(
+        "--price-per-gib-hour",
+        type=_price,
+        metavar="PRICE",
+        help="tell what the saved memory costs in a year, in any currency",
+    )
+    sub.add_argument("--replicas", type=_positive, default=1, help="that run all year; default: 1")
+    sub.add_argument("--lang", choices=("en", "ja"), default="en", help="of the last sentence")
 
     command("doctor", _run_doctor, "check the installation")
     return parser

@@ -1,6 +1,7 @@
 """Example inputs from the command line: 1x3x224x224:f32."""
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _DTYPES = {
     "c128": "complex128",
 }
 _SPEC = re.compile(r"(?P<shape>scalar|\d+(x\d+)*)(:(?P<dtype>\w+))?")
+_LETTER = re.compile(r"(?:^|(?<=x))[A-Z](?=x|:|$)")
 
 
 def parse_input_spec(spec: str) -> tuple[tuple[int, ...], str]:
@@ -36,6 +38,24 @@ def parse_input_spec(spec: str) -> tuple[tuple[int, ...], str]:
         raise ValueError(f"input '{spec}': unknown type '{dtype}', known: {', '.join(_DTYPES)}")
     shape = match["shape"]
     return () if shape == "scalar" else tuple(int(n) for n in shape.split("x")), dtype
+
+
+def letter_of(specs: Sequence[str]) -> str:
+    """The letter that stands for a size, as N in Nx3x224x224:f32; empty if there is none.
+
+    Raises ValueError if there are several, or if the specs are wrong for other reasons.
+    """
+    letters = sorted({letter for spec in specs for letter in _LETTER.findall(spec)})
+    if len(letters) > 1:
+        raise ValueError(f"one letter can be searched for, not {' and '.join(letters)}")
+    for spec in with_size(specs, 1):
+        parse_input_spec(spec)
+    return letters[0] if letters else ""
+
+
+def with_size(specs: Sequence[str], size: int) -> list[str]:
+    """The specs with a number for the letter."""
+    return [_LETTER.sub(str(size), spec) for spec in specs]
 
 
 def make_inputs(specs: list[str]) -> "tuple[torch.Tensor, ...]":

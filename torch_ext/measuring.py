@@ -1,5 +1,7 @@
 """Measuring memory as the allocator sees it."""
 
+import os
+import pathlib
 from types import TracebackType
 from typing import Self
 
@@ -45,3 +47,12 @@ def measure_peak() -> PeakMemory:
     measured anything in this process is not seen when it is released. CPU memory only.
     """
     return PeakMemory()
+
+
+def resident_bytes() -> int | None:
+    """Return the memory of the whole process, code included; None where the system tells none."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -9,18 +9,10 @@ from typing import Any
 import torch
 
 from torch_ext._native import _jit
-from torch_ext.planning import Plan, plan_fields
+from torch_ext.labels import LabelledGraph
+from torch_ext.planning import Plan, TimelineEntry, plan_fields
 
 ExampleInputs = tuple[Any, ...] | Sequence[tuple[Any, ...]] | torch.Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class TimelineEntry:
-    """Memory around one op: while it runs (hill) and after it (valley)."""
-
-    op: str
-    valley_bytes: int
-    hill_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +60,25 @@ class Report(Plan):
     examples: tuple[ExamplePeaks, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Optimized:
+    """What optimize_verified found."""
+
+    module: torch.jit.ScriptModule
+    report: Report
+    failed: bool  # a better order was found but failed verification
+    graph: LabelledGraph  # of the example with the highest peak, in the original order
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What analyze_in_full found."""
+
+    report: Report
+    graph: LabelledGraph
+    bottleneck_region: str  # in the text format
+
+
 def optimize(
     module: torch.nn.Module,
     example_inputs: ExampleInputs,
@@ -89,7 +100,7 @@ def optimize(
 
     Raises ValueError for inputs that do not fit, and whatever the module raises when it runs.
     """
-    optimized, report, _ = optimize_verified(
+    optimized = optimize_verified(
         module,
         example_inputs,
         scope=scope,
@@ -97,7 +108,7 @@ def optimize(
         memory_budget=memory_budget,
         verify=verify,
     )
-    return optimized, report
+    return optimized.module, optimized.report
 
 
 def optimize_verified(
@@ -108,18 +119,18 @@ def optimize_verified(
     time_budget: float = 2.0,
     memory_budget: int | None = None,
     verify: bool = True,
-) -> tuple[torch.jit.ScriptModule, Report, bool]:
-    """As optimize; the third value is true if a better order was found but failed verification."""
+) -> Optimized:
+    """As optimize, with all that was found."""
     examples = _examples(example_inputs)
     script = _as_script(module, examples)
-    cpp_module, changed, failed, fields = _jit.optimize(
+    cpp_module, changed, failed, fields, graph = _jit.optimize(
         script._c, examples, time_budget, memory_budget, scope, verify
     )
     if changed:
         from torch.jit._recursive import wrap_cpp_module
 
         script = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
-    return script, _report(fields), failed
+    return Optimized(script, _report(fields), failed, LabelledGraph.from_fields(graph))
 
 
 def analyze(
@@ -130,21 +141,28 @@ def analyze(
     time_budget: float = 2.0,
 ) -> Report:
     """Report what optimize could gain. Changes nothing and measures only the original."""
-    return analyze_with_graphs(module, example_inputs, scope=scope, time_budget=time_budget)[0]
+    return analyze_in_full(module, example_inputs, scope=scope, time_budget=time_budget).report
 
 
-def analyze_with_graphs(
+def analyze_in_full(
     module: torch.nn.Module,
     example_inputs: ExampleInputs,
     *,
     scope: str = "all",
     time_budget: float = 2.0,
-) -> tuple[Report, str, str]:
-    """As analyze; also the whole graph and the region around the bottleneck in the text format."""
+) -> Analysis:
+    """As analyze; also the graph, and the region around its bottleneck."""
     examples = _examples(example_inputs)
     script = _as_script(module, examples)
     fields, graph, region = _jit.analyze(script._c, examples, time_budget, scope)
-    return _report(fields), graph, region
+    return Analysis(_report(fields), LabelledGraph.from_fields(graph), region)
+
+
+def peak_with_gradients(
+    module: torch.jit.ScriptModule, example_inputs: ExampleInputs
+) -> int | None:
+    """Measure a call with gradients enabled; None if no parameter requires them, or if it fails."""
+    return _jit.peak_with_gradients(module._c, _examples(example_inputs)[0])
 
 
 def compare(

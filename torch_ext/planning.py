@@ -33,6 +33,33 @@ class Region:
 
 
 @dataclasses.dataclass(frozen=True)
+class TimelineEntry:
+    """Memory around one op: while it runs (hill) and after it (valley)."""
+
+    op: str
+    valley_bytes: int
+    hill_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeNode:
+    """A region: `RegionTree.ops[begin:end]`."""
+
+    kind: str  # op, series, parallel or prime
+    begin: int
+    end: int
+    parent: int  # index of a node, -1 of the root
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionTree:
+    """How a graph falls into regions. A parent comes before its children, which are in order."""
+
+    ops: tuple[str, ...]
+    nodes: tuple[TreeNode, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """An order with its peak, its bound and where both come from. Sizes are bytes."""
 
@@ -156,3 +183,15 @@ def plan(
     builder = (graph if isinstance(graph, Graph) else read_graph(graph))._builder
     fields = _sched.plan(builder, time_budget, memory_budget, scope, list(without))
     return Plan(**plan_fields(fields))
+
+
+def simulate(graph: Graph, order: Sequence[str]) -> tuple[TimelineEntry, ...]:
+    """Return memory along an order of the graph's ops. Raises ValueError if it is not valid."""
+    entries = _sched.simulate(graph._builder, list(order))
+    return tuple(TimelineEntry(**entry) for entry in entries)
+
+
+def region_tree(graph: Graph) -> RegionTree:
+    """Cut a graph into regions: series, parallel and prime ones, down to single ops."""
+    ops, nodes = _sched.region_tree(graph._builder)
+    return RegionTree(tuple(ops), tuple(TreeNode(**node) for node in nodes))

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <regex>
 #include <sstream>
+#include <unordered_set>
 
 namespace torch_ext::jit {
 
@@ -78,7 +79,7 @@ std::vector<std::pair<std::string, std::string>> Frames(torch::jit::SourceRange 
     frames.emplace_back(match[1].str(), match[2].str());
   }
   if (!frames.empty()) return frames;
-  if (const auto where = range.file_line_col()) {
+  if (const auto where = range.file_line_col(); where && !std::get<0>(*where).empty()) {
     frames.emplace_back(std::get<0>(*where), std::to_string(std::get<1>(*where)));
   }
   return frames;
@@ -102,7 +103,21 @@ std::string SourceOf(const Node* node) {
   return file + ":" + line;
 }
 
-std::string ModulePathOf(const Node* node) {
+ModulePaths PathsByType(const torch::jit::Module& module) {
+  ModulePaths paths;
+  std::unordered_set<const c10::ClassType*> seen;
+  for (const auto& [path, part] : module.named_modules()) {
+    const c10::ClassType* type = part.type().get();
+    if (seen.insert(type).second) {
+      paths.emplace(type, path);
+    } else {
+      paths.erase(type);
+    }
+  }
+  return paths;
+}
+
+std::string ModulePathOf(const Node* node, const ModulePaths& paths) {
   // Traced: "__module.layer1/__module.layer1.0/...", the last part is the full path.
   static const std::string kRoot = "__module.";
   const std::string scope = node->scopeName();
@@ -114,6 +129,10 @@ std::string ModulePathOf(const Node* node) {
   for (const auto& frame : (*node->callstack())->vec()) {
     const auto& module = std::get<torch::jit::kModuleInstanceInfo>(frame);
     if (!module) continue;
+    if (const auto found = paths.find(module->class_type().get()); found != paths.end()) {
+      path = found->second;
+      continue;
+    }
     const std::string name = module->instance_name();
     if (name.empty() || name == "SELF" || name == "UNKNOWN_INSTANCE") continue;
     path += (path.empty() ? "" : ".") + name;

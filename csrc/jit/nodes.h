@@ -1,9 +1,11 @@
 // The nodes of a TorchScript block seen as ops: which they are, what they read, what to call them.
 #pragma once
 
+#include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace torch_ext::jit {
@@ -36,7 +38,13 @@ std::string OpName(const torch::jit::Node* node, std::size_t index);  // e.g. "c
 // torch are skipped when others are there. Else empty.
 std::string SourceOf(const torch::jit::Node* node);
 
-// The module that made the node, e.g. "layer1.0.conv1"; empty if unknown.
-std::string ModulePathOf(const torch::jit::Node* node);
+// Where the submodules of a module are, by type, so far as a type tells one, as those of traced
+// modules do.
+using ModulePaths = std::unordered_map<const c10::ClassType*, std::string>;
+ModulePaths PathsByType(const torch::jit::Module& module);
+
+// The module that made the node, e.g. "layer1.0.conv1"; empty if unknown, and without its parents
+// where nothing tells them.
+std::string ModulePathOf(const torch::jit::Node* node, const ModulePaths& paths);
 
 }  // namespace torch_ext::jit

@@ -47,8 +47,7 @@ class Subject {
     report_.reason = WhyRefused();
     if (!report_.reason.empty()) return;
     nodes_ = OpNodes(graph_->block());
-    report_.sources.reserve(nodes_.size());
-    for (const Node* node : nodes_) report_.sources.push_back(SourceOf(node));
+    report_.op_labels = LabelsOf(nodes_, reordered_.module());
     std::vector<c10::IValue> owned{module._ivalue()};
     for (const Node* node : graph_->block()->nodes()) {
       if (node->kind() == c10::prim::Constant && node->hasAttribute(c10::attr::value) &&
@@ -85,6 +84,9 @@ class Subject {
       if (peaks.original_peak_bytes > worst().original_peak_bytes) report_.worst_example = i;
     }
     report_.graph = graphs_[report_.worst_example];
+    for (const Allocation& allocation : probes_[report_.worst_example].allocations) {
+      report_.buffer_labels.push_back({allocation.shape, allocation.dtype});
+    }
     if (std::ranges::any_of(probes_, &Probe::other_devices)) {
       report_.reason = "some tensors are not in the CPU's memory, which is all that is measured";
       KeepOriginal();
@@ -127,13 +129,12 @@ class Subject {
     const sched::Order& order = report_.plan.order;
     const std::int32_t at = sched::Simulate(graph, order).PeakPosition();
     if (at < 0) return;
-    const Probe& probe = probes_[report_.worst_example];
     for (sched::BufferId b : sched::LiveBuffersAt(graph, order, at)) {
-      const sched::OpId producer = graph.buffer(b).producer;
-      const Allocation& allocation = probe.allocations[b];
-      report_.at_peak.push_back({graph.buffer(b).name, allocation.bytes, allocation.shape,
-                                 allocation.dtype, graph.op(producer).name,
-                                 ModulePathOf(nodes_[producer]), report_.sources[producer]});
+      const sched::Buffer& buffer = graph.buffer(b);
+      const BufferLabel& label = report_.buffer_labels[b];
+      const OpLabel& op = report_.op_labels[buffer.producer];
+      report_.at_peak.push_back({buffer.name, buffer.size_bytes, label.shape, label.dtype,
+                                 graph.op(buffer.producer).name, op.module_path, op.source});
     }
     std::ranges::stable_sort(report_.at_peak, std::greater<>(), &PeakBuffer::bytes);
   }
@@ -191,7 +192,8 @@ class Subject {
       const sched::Bottleneck& b = *plan.bottleneck;
       std::string reason =
           "the original order is optimal: no order runs " + report_.graph.op(b.op).name;
-      if (!report_.sources[b.op].empty()) reason += " (" + report_.sources[b.op] + ")";
+      const std::string& source = report_.op_labels[b.op].source;
+      if (!source.empty()) reason += " (" + source + ")";
       reason += " with less than " + Mebibytes(b.bytes) + ", for these must be alive together:";
       std::vector<sched::BufferId> buffers = b.buffers;
       std::ranges::stable_sort(buffers, std::greater<>(), [&](sched::BufferId id) {
@@ -326,6 +328,20 @@ Report Analyze(const Module& module, const std::vector<Stack>& examples,
     subject.DescribePeak();
   }
   return std::move(subject.report());
+}
+
+std::optional<std::int64_t> PeakWithGradients(const Module& module, const Stack& example) {
+  bool any = false;
+  for (const at::Tensor& parameter : module.parameters()) any |= parameter.requires_grad();
+  if (!any) return std::nullopt;
+  const QuietRun quiet;
+  const at::AutoGradMode with_gradients(true);
+  ScratchModule clone(module);
+  try {
+    return Execute(clone.module(), example, /*copy_state=*/true, quiet).peak_bytes;
+  } catch (const std::exception&) {
+    return std::nullopt;
+  }
 }
 
 Comparison Compare(const Module& a, const Module& b, const std::vector<Stack>& examples) {

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "jit/labels.h"
 #include "jit/values.h"
 #include "sched/graph.h"
 #include "sched/plan.h"
@@ -32,6 +33,11 @@ struct PeakBuffer {
   std::string source;
 };
 
+struct BufferLabel {
+  std::vector<std::int64_t> shape;
+  std::string dtype;
+};
+
 // Bytes of activations; parameters and inputs are not in them.
 struct ExamplePeaks {
   std::int64_t original_peak_bytes = 0;
@@ -44,9 +50,10 @@ struct ExamplePeaks {
 enum class Verification { kNotRun, kPassed, kFailed };
 
 struct Report {
-  sched::Graph graph;                // of the example with the highest peak
-  sched::Plan plan;                  // of that graph; its order is that of the returned module
-  std::vector<std::string> sources;  // per op: the user's line, "file:line", or empty
+  sched::Graph graph;  // of the example with the highest peak
+  sched::Plan plan;    // of that graph; its order is that of the returned module
+  std::vector<OpLabel> op_labels;
+  std::vector<BufferLabel> buffer_labels;
   std::vector<PeakBuffer> at_peak;
   std::vector<ExamplePeaks> examples;
   std::size_t worst_example = 0;  // the one `graph` is of
@@ -72,6 +79,11 @@ Optimized Optimize(const torch::jit::Module& module, const std::vector<Stack>& e
 // The same report without making a module; measures the original only.
 Report Analyze(const torch::jit::Module& module, const std::vector<Stack>& examples,
                const OptimizeOptions& options = {});
+
+// The measured peak of a call with gradients enabled, which keeps what a backward pass would need;
+// nothing if no parameter requires gradients, or if the module cannot run so.
+std::optional<std::int64_t> PeakWithGradients(const torch::jit::Module& module,
+                                              const Stack& example);
 
 // Runs both modules on copies of the examples; see Report for what is compared.
 struct Comparison {

@@ -10,7 +10,6 @@
 #include "jit/shuffle.h"
 #include "python/sched_types.h"
 #include "sched/instance.h"
-#include "sched/simulate.h"
 
 namespace py = pybind11;
 namespace jit = torch_ext::jit;
@@ -40,23 +39,55 @@ std::vector<jit::Stack> ToStacks(const torch::jit::Module& module,
   return stacks;
 }
 
-py::list Timeline(const sched::Graph& graph, const sched::Order& order) {
-  const sched::Profile profile = sched::Simulate(graph, order);
-  py::list timeline;
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    py::dict entry;
-    entry["op"] = graph.op(order[i]).name;
-    entry["valley_bytes"] = profile.valley_bytes[i];
-    entry["hill_bytes"] = profile.hill_bytes[i];
-    timeline.append(entry);
+// What torch_ext/labels.py calls a LabelledGraph.
+py::dict LabelledGraphFields(const jit::Report& report) {
+  const sched::Graph& graph = report.graph;
+  const auto names = [](const auto& ids, const auto& name_of) {
+    std::vector<std::string> names;
+    for (const auto id : ids) names.push_back(name_of(id));
+    return names;
+  };
+  const auto op_name = [&](sched::OpId v) { return graph.op(v).name; };
+  const auto buffer_name = [&](sched::BufferId b) { return graph.buffer(b).name; };
+  py::list ops, buffers;
+  for (sched::OpId v = 0; v < graph.num_ops(); ++v) {
+    const sched::Op& op = graph.op(v);
+    const jit::OpLabel& label = report.op_labels[v];
+    py::dict o;
+    o["name"] = op.name;
+    o["kind"] = label.kind;
+    o["source"] = label.source;
+    o["module_path"] = label.module_path;
+    o["workspace_bytes"] = op.workspace_bytes;
+    o["reads"] = names(op.reads, buffer_name);
+    o["writes"] = names(op.writes, buffer_name);
+    o["after"] = names(op.after, op_name);
+    o["inputs"] = label.inputs;
+    o["outputs"] = label.outputs;
+    o["constants"] = label.constants;
+    ops.append(o);
   }
-  return timeline;
+  for (sched::BufferId b = 0; b < graph.num_buffers(); ++b) {
+    const sched::Buffer& buffer = graph.buffer(b);
+    py::dict o;
+    o["name"] = buffer.name;
+    o["bytes"] = buffer.size_bytes;
+    o["shape"] = report.buffer_labels[b].shape;
+    o["dtype"] = report.buffer_labels[b].dtype;
+    o["is_input"] = buffer.is_input();
+    o["kept"] = buffer.kept;
+    buffers.append(o);
+  }
+  py::dict fields;
+  fields["ops"] = ops;
+  fields["buffers"] = buffers;
+  return fields;
 }
 
 py::dict ReportFields(const jit::Report& report) {
   py::dict fields = torch_ext::python::PlanFields(report.graph, report.plan);
   if (report.plan.bottleneck) {
-    fields["bottleneck"]["source"] = report.sources[report.plan.bottleneck->op];
+    fields["bottleneck"]["source"] = report.op_labels[report.plan.bottleneck->op].source;
   }
   const jit::ExamplePeaks& worst = report.examples[report.worst_example];
   fields["measured_original_peak_bytes"] = worst.measured_original_peak_bytes;
@@ -66,8 +97,9 @@ py::dict ReportFields(const jit::Report& report) {
   fields["parameter_bytes"] = report.parameter_bytes;
   fields["input_bytes"] = worst.input_bytes;
   fields["reason"] = report.reason;
-  fields["timeline_before"] = Timeline(report.graph, report.graph.OriginalOrder());
-  fields["timeline_after"] = Timeline(report.graph, report.plan.order);
+  fields["timeline_before"] =
+      torch_ext::python::TimelineFields(report.graph, report.graph.OriginalOrder());
+  fields["timeline_after"] = torch_ext::python::TimelineFields(report.graph, report.plan.order);
   py::list at_peak;
   for (const jit::PeakBuffer& buffer : report.at_peak) {
     py::dict b;
@@ -123,9 +155,10 @@ PYBIND11_MODULE(_jit, m) {
           const py::gil_scoped_release release;
           optimized = jit::Optimize(module, stacks, options);
         }
-        py::dict fields = ReportFields(optimized->report);
-        const bool failed = optimized->report.verification == jit::Verification::kFailed;
-        return py::make_tuple(optimized->module, optimized->changed, failed, fields);
+        const jit::Report& report = optimized->report;
+        const bool failed = report.verification == jit::Verification::kFailed;
+        return py::make_tuple(optimized->module, optimized->changed, failed, ReportFields(report),
+                              LabelledGraphFields(report));
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("memory_budget"),
       py::arg("scope"), py::arg("verify"));
@@ -141,10 +174,19 @@ PYBIND11_MODULE(_jit, m) {
           const py::gil_scoped_release release;
           report = jit::Analyze(module, stacks, options);
         }
-        return py::make_tuple(ReportFields(*report), sched::PrintInstance(report->graph),
+        return py::make_tuple(ReportFields(*report), LabelledGraphFields(*report),
                               sched::PrintInstance(sched::ExtractBottleneck(report->graph)));
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("scope"));
+
+  m.def(
+      "peak_with_gradients",
+      [](const torch::jit::Module& module, const py::tuple& example) {
+        const std::vector<jit::Stack> stacks = ToStacks(module, {example});
+        const py::gil_scoped_release release;
+        return jit::PeakWithGradients(module, stacks[0]);
+      },
+      py::arg("module"), py::arg("example"));
 
   m.def(
       "enable_pass",

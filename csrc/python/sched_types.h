@@ -12,6 +12,7 @@
 
 #include "sched/graph.h"
 #include "sched/plan.h"
+#include "sched/simulate.h"
 
 namespace torch_ext::python {
 
@@ -48,6 +49,19 @@ Rules RulesWithout(const std::vector<std::string>& without, const Names& names) 
     rules.*(found->second) = false;
   }
   return rules;
+}
+
+inline pybind11::list TimelineFields(const sched::Graph& graph, const sched::Order& order) {
+  const sched::Profile profile = sched::Simulate(graph, order);
+  pybind11::list timeline;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    pybind11::dict entry;
+    entry["op"] = graph.op(order[i]).name;
+    entry["valley_bytes"] = profile.valley_bytes[i];
+    entry["hill_bytes"] = profile.hill_bytes[i];
+    timeline.append(entry);
+  }
+  return timeline;
 }
 
 inline pybind11::dict PlanFields(const sched::Graph& graph, const sched::Plan& plan) {

@@ -114,6 +114,25 @@ def test_nothing_of_the_callers_is_changed():
     assert torch.equal(random_state, torch.get_rng_state())
 
 
+def test_the_report_tells_the_users_program():
+    program = exported()
+    _, report = torch_ext.fx.reorder(program, inputs())
+    for timeline, peak_bytes in (
+        (report.timeline_before, report.original_peak_bytes),
+        (report.timeline_after, report.peak_bytes),
+    ):
+        assert max(entry.hill_bytes for entry in timeline) == peak_bytes
+        assert len(timeline) == report.ops
+    assert [entry.op for entry in report.timeline_after] == list(report.order)
+    largest = report.at_peak[0]
+    assert largest.shape == (256, 8 * 64)
+    assert (largest.bytes, largest.dtype) == (256 * 8 * 64 * 4, "float32")
+    assert largest.source.startswith(f"{__file__}:")
+    assert report.bottleneck.source.startswith(f"{__file__}:")
+    paths = {buffer.module_path for buffer in report.at_peak}
+    assert any(path.startswith("layers.") for path in paths)
+
+
 def test_a_chain_keeps_its_order_and_says_why():
     program = torch.export.export(nn.Sequential(nn.Linear(64, 64), nn.ReLU()), inputs())
     same, report = torch_ext.fx.reorder(program, inputs())

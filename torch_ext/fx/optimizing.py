@@ -13,10 +13,13 @@ from torch.utils import _pytree as pytree
 
 from torch_ext.comparing import first_difference
 from torch_ext.fx.hazards import is_barrier, written_arguments
-from torch_ext.fx.ordering import apply_order, to_graph
+from torch_ext.fx.ordering import apply_order, labelled
 from torch_ext.fx.probing import Probe, run_probe, tensors_of
+from torch_ext.labels import LabelledBuffer, LabelledGraph
 from torch_ext.measuring import measure_peak
-from torch_ext.planning import Plan, plan
+from torch_ext.optimizing import PeakBuffer
+from torch_ext.planning import Plan, TimelineEntry, plan
+from torch_ext.reporting import Findings
 
 Graphs = fx.GraphModule | ExportedProgram
 Program = TypeVar("Program", fx.GraphModule, ExportedProgram)
@@ -36,6 +39,9 @@ class GraphReport(Plan):
     parameter_bytes: int
     input_bytes: int
     reason: str  # why nothing was gained, else empty
+    timeline_before: tuple[TimelineEntry, ...]
+    timeline_after: tuple[TimelineEntry, ...]
+    at_peak: tuple[PeakBuffer, ...]
 
 
 def reorder(
@@ -61,12 +67,12 @@ def reorder(
     """
     given = _arguments(example_inputs)
     with torch.no_grad():
-        probe, found = _plan(program, given, scope, time_budget, memory_budget)
+        probe, graph, found = _plan(program, given, scope, time_budget, memory_budget)
         if found.peak_bytes >= found.original_peak_bytes:
-            return program, _report(program, given, found, reason=_why_no_gain(found))
+            return program, _report(program, given, graph, found, reason=_why_no_gain(found))
         reordered = cast(Program, _reordered(program, probe, found.order))
         if not verify:
-            return reordered, _report(program, given, found)
+            return reordered, _report(program, given, graph, found)
         expected, before_bytes = _measured(program, given)
         actual, after_bytes = _measured(reordered, given)
     difference = first_difference(expected, actual)
@@ -78,6 +84,7 @@ def reorder(
     report = _report(
         program,
         given,
+        graph,
         found,
         reason=reason,
         measured_original_peak_bytes=before_bytes,
@@ -97,11 +104,13 @@ def analyze(
     """Report what reorder could gain. Changes nothing and measures only the original."""
     given = _arguments(example_inputs)
     with torch.no_grad():
-        _, found = _plan(program, given, scope, time_budget, None)
+        _, graph, found = _plan(program, given, scope, time_budget, None)
         _, peak_bytes = _measured(program, given)
     gains = found.peak_bytes < found.original_peak_bytes
     reason = "" if gains else _why_no_gain(found)
-    return _report(program, given, found, reason=reason, measured_original_peak_bytes=peak_bytes)
+    return _report(
+        program, given, graph, found, reason=reason, measured_original_peak_bytes=peak_bytes
+    )
 
 
 # --- both kinds of programs -----------------------------------------------------------------------
@@ -209,15 +218,18 @@ def _plan(
     scope: str,
     time_budget: float,
     memory_budget: int | None,
-) -> tuple[Probe, Plan]:
+) -> tuple[Probe, LabelledGraph, Plan]:
     """The probe's nodes are those of the program."""
     with torch.random.fork_rng(devices=[]):
         scratch = _copied(program)
         module = _graph_module(scratch)
         probe = run_probe(module, _flat_inputs(scratch, copy.deepcopy(given)))
-    found = plan(to_graph(probe), time_budget=time_budget, memory_budget=memory_budget, scope=scope)
+    graph = labelled(probe)
+    found = plan(
+        graph.to_graph(), time_budget=time_budget, memory_budget=memory_budget, scope=scope
+    )
     nodes = {node.name: node for node in _graph_module(program).graph.nodes}
-    return _on(probe, nodes), found
+    return _on(probe, nodes), graph, found
 
 
 def _measured(program: Graphs, given: tuple[Any, ...]) -> tuple[dict[str, Any], int]:
@@ -244,6 +256,7 @@ def _measured(program: Graphs, given: tuple[Any, ...]) -> tuple[dict[str, Any], 
 def _report(
     program: Graphs,
     given: tuple[Any, ...],
+    graph: LabelledGraph,
     found: Plan,
     *,
     reason: str = "",
@@ -251,6 +264,13 @@ def _report(
     measured_peak_bytes: int | None = None,
     identical: bool | None = None,
 ) -> GraphReport:
+    findings = Findings(graph, found, "")
+    bottleneck = found.bottleneck
+    if bottleneck is not None:
+        source = findings.ops[bottleneck.op].source
+        found = dataclasses.replace(
+            found, bottleneck=dataclasses.replace(bottleneck, source=source)
+        )
     return GraphReport(
         **{field.name: getattr(found, field.name) for field in dataclasses.fields(Plan)},
         measured_original_peak_bytes=measured_original_peak_bytes,
@@ -260,7 +280,29 @@ def _report(
         parameter_bytes=_storage_bytes(_state(program)),
         input_bytes=_storage_bytes(given),
         reason=reason,
+        timeline_before=findings.before.timeline,
+        timeline_after=findings.after.timeline,
+        at_peak=_at_peak(findings),
     )
+
+
+def _at_peak(findings: Findings) -> tuple[PeakBuffer, ...]:
+    """Of the planned order, as the report of TorchScript."""
+    made_by = {buffer: op for op in findings.graph.ops for buffer in op.writes}
+
+    def described(buffer: LabelledBuffer) -> PeakBuffer:
+        op = made_by[buffer.name]
+        return PeakBuffer(
+            buffer.name,
+            buffer.bytes,
+            buffer.shape,
+            buffer.dtype,
+            op.name,
+            op.module_path,
+            op.source,
+        )
+
+    return tuple(map(described, findings.alive(findings.after, findings.after.peak_step)))
 
 
 def _storage_bytes(value: Any) -> int:

@@ -1,0 +1,91 @@
+"""Labelled graphs for the tests of reports."""
+
+import random
+
+from torch_ext import plan
+from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
+from torch_ext.reporting import Findings
+
+HOSTILE = "</script><img src=x onerror=alert(1)><b>&amp;'\"`"
+
+
+def wide(branches: int = 4, module_path: str = "heads") -> LabelledGraph:
+    """Branches that grow, one after the other, and then shrink: order can save all but one."""
+    size = 2**20
+    ops, buffers = [], [LabelledBuffer("x", size, (256, 1024), "Float", is_input=True)]
+    for i in range(branches):
+        buffers.append(LabelledBuffer(f"big{i}", (8 + i) * size, (8 + i, 512, 512), "Float"))
+        ops.append(
+            LabelledOp(
+                f"grow.{i}",
+                "aten::linear",
+                f"/home/me/net/model.py:{10 + i}",
+                f"{module_path}.{i}.grow",
+                workspace_bytes=size // 2,
+                reads=("x",),
+                writes=(f"big{i}",),
+                inputs=("x",),
+                outputs=(f"big{i}",),
+            )
+        )
+    for i in range(branches):
+        buffers.append(LabelledBuffer(f"small{i}", size // 4, (256, 256), "Float"))
+        ops.append(
+            LabelledOp(
+                f"shrink.{i}",
+                "aten::linear",
+                f"/home/me/net/model.py:{20 + i}",
+                f"{module_path}.{i}.shrink",
+                reads=(f"big{i}",),
+                writes=(f"small{i}",),
+                after=(f"grow.{i}",),
+                inputs=(f"big{i}",),
+                outputs=(f"small{i}",),
+            )
+        )
+    small = tuple(f"small{i}" for i in range(branches))
+    buffers.append(LabelledBuffer("out", size, (256, 1024), "Float", kept=True))
+    shrinks = tuple(f"shrink.{i}" for i in range(branches))
+    source = "/opt/venv/lib/python3.11/site-packages/lib/join.py:7"
+    ops.append(
+        LabelledOp(
+            "cat.0", "aten::cat", source, "", 0, small, ("out",), shrinks, small, ("out",), {}
+        )
+    )
+    return LabelledGraph(tuple(ops), tuple(buffers))
+
+
+def random_graph(seed: int, ops: int, *, reach: int = 12, branches: int = 1) -> LabelledGraph:
+    """Ops that read what one of a few branches made lately; names as long as real ones."""
+    rng = random.Random(seed)
+    made: list[LabelledOp] = []
+    buffers = []
+    for i in range(ops):
+        recent = [
+            op for op in made[-reach * branches :] if int(op.name[3:]) % branches == i % branches
+        ]
+        before = rng.sample(recent, min(len(recent), rng.choice((1, 1, 2))))
+        kept = i >= ops - 2
+        size = 0 if rng.random() < 0.2 else rng.randrange(1, 2**22)
+        buffers.append(
+            LabelledBuffer(f"input.{i}", size, (1, 64, i % 224, 224), "Float", kept=kept)
+        )
+        made.append(
+            LabelledOp(
+                f"op.{i}",
+                f"aten::kind{i % 17}",
+                f"/home/me/project/network/part{i % 9}.py:{i % 800}",
+                f"encoder.layers.{i // 20}.block.{i % 20}.attention",
+                workspace_bytes=rng.choice((0, 0, 0, 100_000)),
+                reads=tuple(f"input.{op.name[3:]}" for op in before),
+                writes=(f"input.{i}",),
+                after=tuple(op.name for op in before),
+                inputs=tuple(f"input.{op.name[3:]}" for op in before),
+                outputs=(f"input.{i}",),
+            )
+        )
+    return LabelledGraph(tuple(made), tuple(buffers))
+
+
+def findings(graph: LabelledGraph, title: str = "model.pt", **options: float) -> Findings:
+    return Findings(graph, plan(graph.to_graph(), **options), title, ("1x3x224x224:f32",))

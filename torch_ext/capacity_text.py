@@ -1,0 +1,123 @@
+"""What a capacity means, for people: figures, prices, and one sentence in English or Japanese."""
+
+import dataclasses
+from typing import Literal
+
+from torch_ext.amounts import mib
+from torch_ext.fitting import Capacity, Fit, Usage
+
+Language = Literal["en", "ja"]
+Rows = list[tuple[str, str]]
+
+GIB = 2**30
+HOURS_PER_YEAR = 24 * 365
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """What memory costs, in any currency."""
+
+    per_gib_hour: float
+    replicas: int
+
+    def yearly(self, size_bytes: int) -> float:
+        """The price of that much memory, in all replicas, all year."""
+        return size_bytes / GIB * self.per_gib_hour * HOURS_PER_YEAR * self.replicas
+
+    def arithmetic(self, size_bytes: int) -> str:
+        """The same, to be checked."""
+        return (
+            f"{size_bytes / GIB:.4f} GiB x {self.per_gib_hour:g} per GiB and hour x "
+            f"{HOURS_PER_YEAR:,} hours x {self.replicas:,} replicas = "
+            f"{self.yearly(size_bytes):,.2f}"
+        )
+
+
+def rows(found: Capacity, price: Price | None) -> Rows:
+    """A table of two columns."""
+    table: Rows = []
+    if found.memory_budget is not None:
+        table.append(("memory budget", mib(found.memory_budget)))
+    for name, fit in (("before", found.before), ("after", found.after)):
+        if fit is not None:
+            table += _fit_rows(found.letter, name, fit)
+    same = f" for {found.letter} = {found.before.tried}" if found.before else ""
+    for name, usage in zip(("before", "after"), found.needed, strict=True):
+        table.append((f"smallest budget{same}, {name}", _usage_text(usage)))
+    if price is not None:
+        table.append(("saved per year", price.arithmetic(found.saved_bytes)))
+    return table
+
+
+def _fit_rows(letter: str, name: str, fit: Fit) -> Rows:
+    if fit.size == 0:
+        needs = f"{letter} = {fit.tried} needs {_usage_text(fit.usage)}"
+        return [(f"largest {letter} {name}", f"none: {needs}")]
+    after = fit.next_total_bytes
+    more = f"; the next size takes {mib(after)}" if after is not None else "; no limit was found"
+    return [
+        (f"largest {letter} {name}", f"{fit.size}{more}"),
+        ("  takes", _usage_text(fit.usage)),
+    ]
+
+
+def _usage_text(usage: Usage) -> str:
+    return (
+        f"{mib(usage.total_bytes)} = parameters {mib(usage.parameter_bytes)} + inputs "
+        f"{mib(usage.input_bytes)} + activations {mib(usage.peak_bytes)}"
+    )
+
+
+def sentence(found: Capacity, language: Language, price: Price | None) -> str:
+    """The result, for whoever has to decide."""
+    said = (_english if language == "en" else _japanese)(found)
+    if price is not None and found.saved_bytes > 0:
+        amount = f"{price.yearly(found.saved_bytes):,.2f}"
+        said += {
+            "en": f" That saves {amount} a year for {price.replicas:,} copies of the program.",
+            "ja": f"{price.replicas:,} 台で運用すると、年間 {amount} の節約になります。",
+        }[language]
+    return said
+
+
+def _english(found: Capacity) -> str:
+    before, after = found.before, found.after
+    if before is None or after is None or before.size == after.size:
+        needed, less = (mib(usage.total_bytes) for usage in found.needed)
+        if found.saved_bytes <= 0:
+            return "Reordering changes nothing here: the program needs the same memory as before."
+        return (
+            f"The same work runs in {less} instead of {needed} "
+            f"({_percent(found)} % less), with identical results."
+        )
+    instead = before.size or "none"
+    return (
+        f"In the same {mib(found.memory_budget)} the program now takes {found.letter} = "
+        f"{after.size} at a time instead of {instead}, with identical results."
+    )
+
+
+def _japanese(found: Capacity) -> str:
+    before, after = found.before, found.after
+    if before is None or after is None or before.size == after.size:
+        needed, less = (mib(usage.total_bytes) for usage in found.needed)
+        if found.saved_bytes <= 0:
+            return "演算の順序を変えても、必要なメモリ量は変わりません。"
+        return (
+            f"同じ処理が {needed} ではなく {less} のメモリで動きます"
+            f"({_percent(found)} % 削減、結果は完全に同じ)。"
+        )
+    budget = mib(found.memory_budget)
+    if before.size == 0:
+        return (
+            f"{budget} では動かなかった処理が {found.letter} = {after.size} まで動くようになります"
+            "(結果は完全に同じ)。"
+        )
+    return (
+        f"同じ {budget} のメモリで、一度に処理できる大きさ {found.letter} が {before.size} から "
+        f"{after.size} に増えます(結果は完全に同じ)。"
+    )
+
+
+def _percent(found: Capacity) -> str:
+    return f"{100 * found.saved_bytes / found.needed[0].total_bytes:.1f}"

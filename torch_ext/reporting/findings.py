@@ -1,0 +1,133 @@
+"""A graph and its plan, and what follows from the two."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
+from torch_ext.planning import Graph, Plan, RegionTree, TimelineEntry, region_tree, simulate
+
+
+@dataclasses.dataclass(frozen=True)
+class LifeSpan:
+    """The steps of an order at which a buffer is alive, the last one included."""
+
+    first: int
+    last: int
+
+    def __contains__(self, step: int) -> bool:
+        return self.first <= step <= self.last
+
+
+NEVER = LifeSpan(0, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One order, and memory along it."""
+
+    order: tuple[str, ...]
+    timeline: tuple[TimelineEntry, ...]
+    life_spans: tuple[LifeSpan, ...]  # by buffer
+
+    @functools.cached_property
+    def step_of(self) -> dict[str, int]:
+        """The step at which each op runs, from 0."""
+        return {op: step for step, op in enumerate(self.order)}
+
+    @property
+    def peak_step(self) -> int:
+        """The first step at which the peak is reached; -1 without ops."""
+        hills = [entry.hill_bytes for entry in self.timeline]
+        return hills.index(max(hills)) if hills else -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a report is made of.
+
+    `plan` may be a report of any door; what it says beyond a Plan (what was measured, parameters,
+    inputs, a reason) is shown as well.
+    """
+
+    graph: LabelledGraph
+    plan: Plan
+    title: str
+    inputs: tuple[str, ...] = ()
+    process_bytes: int | None = None  # resident before the model was loaded
+    gradient_peak_bytes: int | None = None  # measured with gradients enabled, if there can be any
+
+    def measured(self, field: str) -> int | None:
+        """A number that only some doors know, None where this one does not."""
+        value: int | None = getattr(self.plan, field, None)
+        return value
+
+    @property
+    def measured_original_bytes(self) -> int | None:
+        """The peak that the allocator measured in the original order."""
+        return self.measured("measured_original_peak_bytes")
+
+    @property
+    def reason(self) -> str:
+        """Why nothing was gained, else empty."""
+        return str(getattr(self.plan, "reason", ""))
+
+    @property
+    def identical(self) -> bool | None:
+        """Whether the outputs were the same, None if they were not compared."""
+        value: bool | None = getattr(self.plan, "identical", None)
+        return value
+
+    @functools.cached_property
+    def bare_graph(self) -> Graph:
+        """The graph without its labels."""
+        return self.graph.to_graph()
+
+    @functools.cached_property
+    def ops(self) -> dict[str, LabelledOp]:
+        """Ops by name."""
+        return {op.name: op for op in self.graph.ops}
+
+    @functools.cached_property
+    def buffers(self) -> dict[str, LabelledBuffer]:
+        """Buffers by name."""
+        return {buffer.name: buffer for buffer in self.graph.buffers}
+
+    @functools.cached_property
+    def before(self) -> Run:
+        """The original order."""
+        return self._run([op.name for op in self.graph.ops])
+
+    @functools.cached_property
+    def after(self) -> Run:
+        """The planned order."""
+        return self._run(self.plan.order)
+
+    @functools.cached_property
+    def regions(self) -> RegionTree:
+        """The region tree."""
+        return region_tree(self.bare_graph)
+
+    def alive(self, run: Run, step: int) -> list[LabelledBuffer]:
+        """The buffers alive at a step, the largest first."""
+        buffers = zip(self.graph.buffers, run.life_spans, strict=True)
+        alive = [buffer for buffer, span in buffers if step in span]
+        return sorted(alive, key=lambda buffer: -buffer.bytes)
+
+    def _run(self, order: Sequence[str]) -> Run:
+        timeline = simulate(self.bare_graph, order)
+        step_of = {op: step for step, op in enumerate(order)}
+        producer = {buffer: op.name for op in self.graph.ops for buffer in op.writes}
+        last: dict[str, int] = {}
+        for op in self.graph.ops:
+            for buffer in (*op.reads, *op.writes):
+                last[buffer] = max(last.get(buffer, -1), step_of[op.name])
+
+        def span(buffer: LabelledBuffer) -> LifeSpan:
+            if buffer.is_input and not buffer.kept and buffer.name not in last:
+                return NEVER
+            first = 0 if buffer.is_input else step_of[producer[buffer.name]]
+            return LifeSpan(first, len(order) - 1 if buffer.kept else last[buffer.name])
+
+        spans = tuple(span(buffer) for buffer in self.graph.buffers)
+        return Run(tuple(order), timeline, spans)

@@ -1,0 +1,181 @@
+"""The sentences of the page, as HTML: what was found, and why it is so."""
+
+import html
+
+from torch_ext.amounts import MIB
+from torch_ext.reporting.findings import Findings
+
+_PROOFS = {
+    "closure": (
+        "In any order, when {op} runs, all it depends on has run and nothing that depends on it "
+        "has. The cheapest of all such states takes {bound}, and this order takes no more."
+    ),
+    "results": (
+        "All results are alive together at the end of any order. They take {bound}, and this "
+        "order takes no more."
+    ),
+    "neighbour": (
+        "Next to one operation some neighbour of it has to run, and the cheapest choice takes "
+        "{bound}. This order takes no more."
+    ),
+    "series-parallel": (
+        "Where the peak is reached, the graph is made of series and parallel regions only. For "
+        "these the best order is known, and this is one: {bound}."
+    ),
+    "precedence": (
+        "An order below {bound} would have to keep to precedences that contradict each other."
+    ),
+    "search": "All orders below {bound} were ruled out by an exhausted search.",
+}
+
+
+def mib(size_bytes: int) -> str:
+    """Return the amount without its unit."""
+    return f"{size_bytes / MIB:,.2f}"
+
+
+def amount(size_bytes: int) -> str:
+    """Return the amount with its unit, which stays on the same line."""
+    return f"{mib(size_bytes)}&nbsp;MiB"
+
+
+def code(text: str) -> str:
+    """Return text of the program's, whatever it holds, as code."""
+    return f"<code>{html.escape(text)}</code>"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return e.g. "1 op", "1,200 ops"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def place(findings: Findings, op: str) -> str:
+    """Return where in the program an op comes from; empty if nobody knows."""
+    label = findings.ops[op]
+    source = html.escape(label.source.rpartition("/")[2])
+    known = [code(label.module_path)] if label.module_path else []
+    if source:
+        known.append(f'<span title="{html.escape(label.source)}">{source}</span>')
+    return f" ({', '.join(known)})" if known else ""
+
+
+def facts(findings: Findings) -> str:
+    """Return the line under the title."""
+    plan = findings.plan
+    known = [counted(plan.ops, "operation"), counted(plan.buffers, "buffer")]
+    if findings.inputs:
+        known.append("input " + ", ".join(html.escape(text) for text in findings.inputs))
+    threads = findings.measured("threads")
+    if threads is not None:
+        known.append(counted(threads, "thread"))
+    return " &middot; ".join(known)
+
+
+def lead(findings: Findings) -> str:
+    """Return what was gained, and whether it was measured."""
+    plan = findings.plan
+    saved_bytes = plan.original_peak_bytes - plan.peak_bytes
+    if plan.ops == 0:
+        return f"Nothing was planned: {html.escape(findings.reason)}."
+    if saved_bytes == 0:
+        sentence = "Another order of the operations gains nothing here."
+    else:
+        sentence = (
+            f"The same {counted(plan.ops, 'operation')} in another order, {plan.moved_ops:,} of "
+            f"them moved, take {amount(saved_bytes)} less at the peak."
+        )
+    budget = {
+        None: "",
+        True: " The memory budget is met.",
+        False: " The memory budget cannot be met.",
+    }[plan.budget_met]
+    return sentence + _measured(findings) + budget
+
+
+def _measured(findings: Findings) -> str:
+    before = findings.measured("measured_original_peak_bytes")
+    after = findings.measured("measured_peak_bytes")
+    if before is None:
+        return " Nothing was measured; the numbers are of the plan."
+    if after is None:
+        return f" The allocator measured {amount(before)} before; nothing was changed yet."
+    same = {
+        None: "",
+        True: " The outputs are the same, bit for bit.",
+        False: " The outputs differ.",
+    }[findings.identical]
+    if before == after:
+        return f" The allocator measured {amount(before)}."
+    return f" The allocator measured {amount(before)} before and {amount(after)} after.{same}"
+
+
+def bottleneck(findings: Findings) -> str:
+    """Return which op sets the limit, and what it needs."""
+    found = findings.plan.bottleneck
+    if found is None:
+        return "There is none, for no operation takes memory."
+    buffers = sorted((findings.buffers[name] for name in found.buffers), key=lambda b: -b.bytes)
+    sets_bound = found.bytes >= findings.plan.lower_bound_bytes
+    sentence = (
+        f"{'' if sets_bound else 'No single operation. The one that comes nearest is '}"
+        f"{code(found.op)}{place(findings, found.op)}{'' if sets_bound else ', which'} cannot run "
+        f"with less than {amount(found.bytes)}."
+    )
+    if buffers:
+        together = sum(buffer.bytes for buffer in buffers)
+        largest = ", ".join(f"{code(b.name)} {amount(b.bytes)}" for b in buffers[:3])
+        sentence += (
+            f" {counted(len(buffers), 'buffer')} of {amount(together)} must be alive together"
+            f"{'' if len(buffers) <= 3 else ', the largest'}: {largest}."
+        )
+    scratch_bytes = findings.ops[found.op].workspace_bytes
+    if scratch_bytes:
+        sentence += f" It takes {amount(scratch_bytes)} of scratch memory besides."
+    return sentence
+
+
+def proof(findings: Findings) -> str:
+    """Return the argument that no order is lower, or how much is open."""
+    plan = findings.plan
+    if plan.status == "optimal":
+        op = code(plan.bottleneck.op) if plan.bottleneck else ""
+        text = _PROOFS.get(plan.proof, "No order takes less than {bound}.")
+        return text.format(op=op, bound=amount(plan.lower_bound_bytes))
+    gap_bytes = plan.peak_bytes - plan.lower_bound_bytes
+    return (
+        f"Not proven. No order can go below {amount(plan.lower_bound_bytes)}; whether one exists "
+        f"in the {amount(gap_bytes)} between that and the planned peak is open."
+    )
+
+
+def limit(findings: Findings, has_advice: bool) -> str:
+    """Return why the peak is no lower, and what could lower it."""
+    plan = findings.plan
+    reason = html.escape(findings.reason)
+    if plan.budget_met and plan.status != "optimal":
+        return "Planning stopped as soon as the memory budget was met."
+    if plan.status != "optimal":
+        stopped = " The clock stopped planning on this machine." if plan.clock_stopped else ""
+        told = f" {reason[:1].upper()}{reason[1:]}." if reason else ""
+        return f"A larger time budget may find a lower order or close the gap.{stopped}{told}"
+    change = (
+        ". A change of the program could: see below."
+        if has_advice
+        else ", nor would any change of the program that was looked for."
+    )
+    sentence = f"Order can give no more{change}"
+    if reason and not reason.startswith("the original order is optimal"):
+        sentence += f" {reason[:1].upper()}{reason[1:]}."
+    return sentence
+
+
+def moved(findings: Findings) -> str:
+    """Return the sentence above the two orders."""
+    plan = findings.plan
+    if plan.moved_ops == 0:
+        return "Nothing: the order is the original one."
+    rest = counted(plan.ops - plan.moved_ops, "operation")
+    return (
+        f"{counted(plan.moved_ops, 'operation')} moved; the other {rest} keep their sequence. "
+        "The columns are the steps before and after."
+    )
