@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -37,3 +38,21 @@ def run_one(
         raise ChildError(done.returncode, told[-1])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def row_of(
+    script: str, one: Sequence[str], *options: str, seconds: float | None = None
+) -> dict[str, Any]:
+    """As run_one, but a child that ends without a result leaves a `remark`.
+
+    Too much time or memory is no failure; all else is one of the row's `failures`.
+    """
+    try:
+        return run_one(script, one, *options, seconds=seconds)
+    except subprocess.TimeoutExpired:
+        return {"remark": f"skipped: more than {seconds:.0f} s", "failures": []}
+    except ChildError as error:
+        if error.exit_code == -signal.SIGKILL:
+            return {"remark": "skipped: more memory than there is", "failures": []}
+        told = f"fails: {str(error)[:120]}"
+        return {"remark": told, "failures": [told]}

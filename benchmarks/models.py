@@ -1,213 +1,410 @@
-"""Optimises the networks of the zoo and prints one table: memory, correctness, latency.
+"""What order gains on standard models, beside what torch itself offers; see suite.py.
 
-Every run writes its table as CSV, with the machine and the versions in its first lines, and exits
-with 1 if a network is not identical, uses more memory than before or was predicted wrongly.
+One row per model, batch size and form (traced; traced and frozen), each in processes of its own.
+What is measured (--measure A,B; by default all):
+
+  ours              peaks before and after, planned, proven and by the allocator in the settled
+                    executor; identical outputs; time after / before (median and spread, the
+                    interquartile range, of pairs); joules per call where the machine tells
+  orders            the peaks of Inductor's three memory orders on our graph
+  eager             the nn.Module
+  for inference     torch.jit.freeze and optimize_for_inference
+  compile           torch.compile with Inductor
+  compile plain     the same without Inductor's layout optimisation
+  compile freezing  the same with Inductor's freezing
+  resident          the highest memory of a fresh process that loads the saved module
+
+All peaks are the allocator's, of the third call and above its start. Exits with 1 if a module is
+not identical, uses more memory than before or was predicted wrongly (by more than 1 %).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
+import math
+import pathlib
 import statistics
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from importlib.metadata import version
+from typing import Any
 
+import peers
+import program
 import torch
-import zoo
-from results import Table, add_output, check_output, circumstances, is_predicted, write_csv
-from rich.console import Console
-from rich.progress import track
+from children import add_one, row_of, run_one
+from measuring import joules, mib, resident_peak, settled_peak, time_ratios
+from results import (
+    Growing,
+    Row,
+    Table,
+    add_output,
+    add_resume,
+    check_output,
+    circumstances,
+    is_predicted,
+)
+from suite import CASES, QUICK, Subject
 
-from torch_ext import Report, optimize
+from torch_ext import Report, measure_peak, optimize
+from torch_ext.optimizing import analyze_in_full
 
-MIB = 2**20
-# The profiling executor profiles in the first call and compiles in the second.
-WARM_UP_CALLS = 3
-
+FORMS = ("traced", "frozen")
+LATENCY_SECONDS = 20.0  # at most
+FILE = "file"  # what a process of `resident` is told to measure
+GAINS = {"none": (-100, 0), "to 5 %": (0, 5), "to 20 %": (5, 20), "more": (20, 100)}
 HEADER = (
     "model",
+    "batch",
+    "form",
+    "group",
     "ops",
     "original MiB",
     "planned MiB",
     "bound MiB",
+    "gap %",
     "status",
     "measured before MiB",
     "measured after MiB",
     "error %",
     "identical",
-    "latency ratio",
+    "time",
+    "spread",
     "planning s",
+    "lpmf MiB",
+    "bfs MiB",
+    "dfs MiB",
+    "eager MiB",
+    "for inference MiB",
+    "compile MiB",
+    "compile plain MiB",
+    "compile freezing MiB",
+    "resident before MiB",
+    "resident after MiB",
+    "joules before",
+    "joules after",
+    "remark",
 )
-TEXT_COLUMNS = ("model", "status", "identical")
+WORDS = ("model", "form", "group", "status", "identical", "joules before", "joules after", "remark")
+
+Values = dict[str, Any]
+
+# --- one measurement, in a process of its own -----------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Result:
-    """What was found out about one network."""
+def _ours(subject: Subject, pairs: int) -> Values:
+    script, inputs = subject.script, subject.inputs
+    optimized, report = optimize(script, inputs)
 
-    model: str
-    report: Report
-    latency_ratio: float  # time of the optimised module / time of the original
+    def before() -> object:
+        return script(*inputs)
 
-    def predictions(self) -> Iterator[tuple[int, int]]:
-        """The predicted and the measured peak, before and after. ValueError if unmeasured."""
-        report = self.report
-        for predicted, measured in (
-            (report.original_peak_bytes, report.measured_original_peak_bytes),
-            (report.peak_bytes, report.measured_peak_bytes),
-        ):
-            if measured is None:
-                raise ValueError(f"its memory was not measured: {report.reason}")
-            yield predicted, measured
+    def after() -> object:
+        return optimized(*inputs)
 
-    def failures(self) -> list[str]:
-        """What is wrong with the result; nothing if all is well."""
-        predictions = list(self.predictions())
-        (_, before), (_, after) = predictions
-        found = []
-        if self.report.identical is not True:
-            found.append(f"the optimised network is not identical: {self.report.reason}")
-        if after > before:
-            found.append(f"the measured peak rose from {before} to {after} bytes")
-        found += [
-            f"predicted {predicted} bytes, measured {measured}"
-            for predicted, measured in predictions
-            if not is_predicted(predicted, measured)
-        ]
-        return found
-
-    def cells(self) -> tuple[str, ...]:
-        """The row of the table, the same text wherever it is printed."""
-        predictions = list(self.predictions())
-        (_, before), (_, after) = predictions
-        error = max(abs(p - m) / m if m else float(p != m) for p, m in predictions)
-        report = self.report
-        return (
-            self.model,
-            str(report.ops),
-            _mib(report.original_peak_bytes),
-            _mib(report.peak_bytes),
-            _mib(report.lower_bound_bytes),
-            report.status,
-            _mib(before),
-            _mib(after),
-            f"{100 * error:.2f}",
-            "yes" if report.identical else "no",
-            f"{self.latency_ratio:.3f}",
-            f"{report.seconds:.3f}",
-        )
+    settled_peak(before)
+    settled_peak(after)
+    quarters = statistics.quantiles(time_ratios(before, after, pairs, LATENCY_SECONDS), n=4)
+    return {
+        **_told(report),
+        "time": f"{quarters[1]:.3f}",
+        "spread": f"{quarters[2] - quarters[0]:.3f}",
+        "joules before": _joules(before),
+        "joules after": _joules(after),
+    }
 
 
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / MIB:.2f}"
-
-
-# --- measure ------------------------------------------------------------------------------------
-
-
-def _measure(model: zoo.Model, scope: str, pairs: int) -> Result:
-    script, inputs = zoo.traced(model)
-    optimized, report = optimize(script, inputs, scope=scope)
-    result = Result(model.name, report, _latency_ratio(script, optimized, inputs, pairs))
-    result.cells()  # complain here, where the model is known
-    return result
-
-
-def _latency_ratio(
-    original: torch.jit.ScriptModule,
-    optimized: torch.jit.ScriptModule,
-    inputs: tuple[torch.Tensor, ...],
-    pairs: int,
-) -> float:
-    """The median over pairs of runs; every other pair runs the optimised module first."""
-
-    def seconds(module: torch.jit.ScriptModule) -> float:
-        start = time.perf_counter()
-        module(*inputs)
-        return time.perf_counter() - start
-
-    ratios = []
-    with torch.no_grad():
-        for _ in range(WARM_UP_CALLS):
-            seconds(original)
-            seconds(optimized)
-        for pair in range(pairs):
-            if pair % 2:
-                after, before = seconds(optimized), seconds(original)
-            else:
-                before, after = seconds(original), seconds(optimized)
-            ratios.append(after / before)
-    return statistics.median(ratios)
-
-
-# --- output -------------------------------------------------------------------------------------
-
-
-def _circumstances(options: argparse.Namespace) -> list[str]:
-    return [
-        *circumstances(),
-        f"threads: {torch.get_num_threads()}",
-        f"scope: {options.scope}, pairs: {options.pairs}",
+def _told(report: Report) -> Values:
+    predictions = [
+        (report.original_peak_bytes, report.measured_original_peak_bytes),
+        (report.peak_bytes, report.measured_peak_bytes),
     ]
+    measured = [(predicted, found) for predicted, found in predictions if found is not None]
+    failures = [
+        f"predicted {predicted} bytes, measured {found}"
+        for predicted, found in measured
+        if not is_predicted(predicted, found)
+    ]
+    before, after = report.measured_original_peak_bytes, report.measured_peak_bytes
+    if before is None or after is None:
+        failures.append(f"its memory was not measured: {report.reason}")
+    elif after > before:
+        failures.append(f"the measured peak rose from {before} to {after} bytes")
+    if report.identical is not True:
+        failures.append(f"not identical: {report.reason}")
+    errors = [abs(p - found) / found if found else float(p != found) for p, found in measured]
+    bound = report.lower_bound_bytes
+    return {
+        "ops": str(report.ops),
+        "original MiB": mib(report.original_peak_bytes),
+        "planned MiB": mib(report.peak_bytes),
+        "bound MiB": mib(bound),
+        "gap %": f"{100 * (report.peak_bytes - bound) / bound if bound else 0:.2f}",
+        "status": report.status,
+        "measured before MiB": mib(before),
+        "measured after MiB": mib(after),
+        "error %": f"{100 * max(errors, default=math.nan):.2f}",
+        "identical": {True: "yes", False: "NO", None: "not compared"}[report.identical],
+        "planning s": f"{report.seconds:.3f}",
+        "failures": failures,
+    }
 
 
-# --- arguments ----------------------------------------------------------------------------------
+def _joules(run: Callable[[], object]) -> str:
+    spent = joules(run)
+    return "not measurable here" if spent is None else f"{spent:.3g}"
 
 
-def _models(text: str) -> list[zoo.Model]:
+def _orders(subject: Subject, pairs: int) -> Values:
+    graph = analyze_in_full(subject.script, subject.inputs).graph.to_graph()
+    ours = program.Program.from_text(subject.case.name, "models", graph.to_text())
+    found = {
+        "lpmf MiB": peers.inductor_lpmf,
+        "bfs MiB": peers.inductor_bfs,
+        "dfs MiB": peers.inductor_dfs,
+    }
+    return {column: mib(program.peak_bytes(ours, peer(ours))) for column, peer in found.items()}
+
+
+def _eager(subject: Subject, pairs: int) -> Values:
+    network, inputs = subject.network, subject.inputs
+    return {"eager MiB": mib(settled_peak(lambda: network(*inputs)))}
+
+
+def _for_inference(subject: Subject, pairs: int) -> Values:
+    fast: Any = torch.jit.optimize_for_inference(subject.frozen())
+    return {"for inference MiB": mib(settled_peak(lambda: fast(*subject.inputs)))}
+
+
+def _compiled(column: str, subject: Subject, pairs: int) -> Values:
+    torch._inductor.config.layout_optimization = "plain" not in column
+    torch._inductor.config.freezing = "freezing" in column
+    compiled = torch.compile(subject.network)
+    return {column: mib(settled_peak(lambda: compiled(*subject.inputs)))}
+
+
+def _resident(subject: Subject, pairs: int) -> Values:
+    script, inputs = subject.script, subject.inputs
+    optimized, _ = optimize(script, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(inputs, pathlib.Path(folder, "inputs"))
+        found: Values = {}
+        for column, module in {"before": script, "after": optimized}.items():
+            module.save(pathlib.Path(folder, column))
+            at = (folder, "1", column, FILE)
+            threads = ("--threads", str(torch.get_num_threads()))
+            found |= run_one(__file__, at, *threads)
+    return found
+
+
+def _resident_file(folder: str, column: str) -> Values:
+    module: Any = torch.jit.load(pathlib.Path(folder, column))  # type: ignore[no-untyped-call]
+    inputs = torch.load(pathlib.Path(folder, "inputs"))
+    return {f"resident {column} MiB": mib(resident_peak(lambda: module(*inputs)))}
+
+
+MEASUREMENTS: dict[str, Callable[[Subject, int], Values]] = {
+    "ours": _ours,
+    "orders": _orders,
+    "eager": _eager,
+    "for inference": _for_inference,
+    "compile": functools.partial(_compiled, "compile MiB"),
+    "compile plain": functools.partial(_compiled, "compile plain MiB"),
+    "compile freezing": functools.partial(_compiled, "compile freezing MiB"),
+    "resident": _resident,
+}
+TOGETHER = ("ours", "orders", "eager", "for inference")  # quick, and none disturbs another
+EVERY_FORM = "-"  # of what does not depend on the form
+
+
+def measure(name: str, batch: int, form: str, measurements: Sequence[str], pairs: int) -> Values:
+    """Columns of a row as texts, what went wrong with others as `remark`; `failures`: of ours."""
+    subject = Subject(CASES[name], batch, form)
+    row: Values = {"failures": []}
+    remarks = []
+    with measure_peak():  # from here on the allocator's memory is known
+        pass
+    if form != EVERY_FORM and (told := _cannot_be_scripted(subject)):
+        measurements = [known for known in measurements if known == "eager"]
+        remarks.append(told)
+    for measurement in measurements:
+        try:
+            row |= MEASUREMENTS[measurement](subject, pairs)
+        except Exception as error:  # of another's code: an empty cell, not a failure of the run
+            if measurement == "ours":
+                raise
+            remarks.append(f"{measurement}: {_line(error)}")
+    return {**row, "remark": "; ".join(remarks)}
+
+
+def _cannot_be_scripted(subject: Subject) -> str:
     try:
-        return [zoo.model(name) for name in text.split(",")]
-    except KeyError as error:
-        raise argparse.ArgumentTypeError(error.args[0]) from None
+        subject.script  # noqa: B018
+    except Exception as error:  # whatever torch cannot trace
+        return f"cannot be {subject.form}: {_line(error)}"
+    return ""
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+class _Measurer:
+    """Starts the processes of a row."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._seconds: float = options.seconds
+        self._counts = ("--threads", str(options.threads), "--pairs", str(options.pairs))
+        self._measure: list[str] = options.measure
+        self._of_every_form: dict[Row, Values] = {}
+
+    def row(self, task: Row) -> Values:
+        name, batch, form = task
+        row: Values = {"group": CASES[name].group, "failures": []}
+        remarks = []
+        together = ",".join(known for known in self._measure if known in TOGETHER)
+        alone = [known for known in self._measure if known not in TOGETHER]
+        for measurements in (together, *alone) if together else alone:
+            found = self._child(name, batch, form, measurements)
+            if told := found.get("remark"):
+                remarks.append(told if measurements == together else f"{measurements}: {told}")
+            if measurements == together:
+                row["failures"] = found["failures"]
+            row |= {column: text for column, text in found.items() if column != "failures"}
+        return {**row, "remark": "; ".join(remarks)}
+
+    def _child(self, name: str, batch: str, form: str, measurements: str) -> Values:
+        if not measurements.startswith("compile"):
+            one = (name, batch, form, measurements)
+            return row_of(__file__, one, *self._counts, seconds=self._seconds)
+        one = (name, batch, EVERY_FORM, measurements)
+        if one not in self._of_every_form:
+            found = row_of(__file__, one, *self._counts, seconds=self._seconds)
+            self._of_every_form[one] = found
+        return self._of_every_form[one]
+
+
+def totals(table: Table) -> Table:
+    """How many rows gained how much of their measured peak, are proven, were predicted."""
+    rows = [dict(zip(table.header, values, strict=True)) for values in table.rows]
+    groups = [*dict.fromkeys(row["group"] for row in rows), "all"]
+    header = ("group", "rows", "measured", *GAINS, "largest %", "optimal", "within 1 %")
+    lines = []
+    for group in groups:
+        of_group = [row for row in rows if group in (row["group"], "all")]
+        measured = [row for row in of_group if row["measured after MiB"]]
+        peaks = [
+            (float(row[f"measured {when} MiB"]) for when in ("before", "after")) for row in measured
+        ]
+        gains = [100 * (before - after) / before if before else 0.0 for before, after in peaks]
+        lines.append(
+            (
+                group,
+                str(len(of_group)),
+                str(len(measured)),
+                *(str(sum(low < gain <= high for gain in gains)) for low, high in GAINS.values()),
+                f"{max(gains, default=0):.1f}",
+                str(sum(row["status"] == "optimal" for row in measured)),
+                str(sum(float(row["error %"]) <= 1 for row in measured)),
+            )
+        )
+    return Table(header, lines, ("group",))
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=_models, default=list(zoo.MODELS), metavar="A,B,C")
-    parser.add_argument("--threads", type=_positive, default=2, help="of torch; default: 2")
-    parser.add_argument(
-        "--pairs", type=_positive, default=30, help="of runs for the latency; default: 30"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scope", choices=("all", "bottleneck"), default="all")
+    parser.add_argument("--models", type=_known(CASES), default=list(CASES), metavar="A,B,C")
+    parser.add_argument("--forms", type=_known(FORMS), default=list(FORMS), metavar="A,B")
+    parser.add_argument(
+        "--measure", type=_known(MEASUREMENTS), default=list(MEASUREMENTS), metavar="A,B"
+    )
+    parser.add_argument("--batches", type=lambda text: text.split(","), default=["1", "8"])
+    parser.add_argument(
+        "--quick", action="store_true", help="a few minutes: fewer models, frozen, no compilers"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of torch; default: 2")
+    parser.add_argument("--pairs", type=int, default=20, help="of timed calls; default: 20")
+    parser.add_argument("--seconds", type=float, default=900, help="per process; default: 900")
+    add_one(parser, "MODEL", "BATCH", "FORM", "WHAT")
+    add_resume(parser)
     add_output(parser, "models")
+    quick, _ = parser.parse_known_args()
+    if quick.quick:
+        output: pathlib.Path = parser.get_default("output")
+        parser.set_defaults(
+            models=QUICK,
+            forms=["frozen"],
+            batches=["1"],
+            measure=list(TOGETHER),
+            pairs=8,
+            output=output.with_name(output.name.replace("models", "models-quick")),
+        )
     options = parser.parse_args()
-    check_output(parser, options.output)
+    if not options.one:
+        check_output(parser, options.output)
     return options
+
+
+def _known(names: Collection[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        for name in text.split(","):
+            if name not in names:
+                known = ", ".join(names)
+                raise argparse.ArgumentTypeError(f"no {name!r} here; there are: {known}")
+        return text.split(",")
+
+    return parse
 
 
 def main() -> None:
     """Run what the command line asks for."""
     options = _options()
     torch.set_num_threads(options.threads)
-    rows: list[tuple[str, ...]] = []
-    failures: list[str] = []
-    terminal = Console(stderr=True)
-    for model in track(
-        options.models, "models", console=terminal, disable=not terminal.is_terminal
-    ):
-        try:
-            result = _measure(model, options.scope, options.pairs)
-        except (RuntimeError, ValueError) as error:
-            told = str(error).strip() or type(error).__name__
-            failures.append(f"{model.name}: {told.splitlines()[-1]}")
-            continue
-        rows.append(result.cells())
-        failures += [f"{model.name}: {failure}" for failure in result.failures()]
-    table = Table(HEADER, rows, TEXT_COLUMNS)
-    (table.print_markdown if options.markdown else table.print)()
-    comments = [*_circumstances(options), *(f"failed: {failure}" for failure in failures)]
-    write_csv(options.output, comments, table)
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    sys.exit(1 if failures else 0)
+    if options.one:
+        warnings.simplefilter("ignore")
+        name, batch, form, measurements = options.one
+        with torch.no_grad():
+            if measurements == FILE:
+                print(json.dumps(_resident_file(name, form)))
+            else:
+                found = measure(name, int(batch), form, measurements.split(","), options.pairs)
+                print(json.dumps(found))
+        return
+    comments = [
+        *circumstances(),
+        *(f"{package}: {version(package)}" for package in ("torchvision", "transformers")),
+        f"threads: {options.threads}, pairs: {options.pairs}",
+        f"measured: {', '.join(options.measure)}",
+    ]
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
+    if options.resume:
+        growing.resume()
+    tasks = [
+        (name, batch, form)
+        for name in options.models
+        for batch in options.batches
+        if int(batch) in CASES[name].batches
+        for form in options.forms
+    ]
+    growing.measure("models", tasks, _Measurer(options).row)
+    told = totals(growing.table)
+    growing.write(
+        *(
+            f"{', '.join(f'{c}: {v}' for c, v in zip(told.header, row, strict=True))}"
+            for row in told.rows
+        )
+    )
+    for table in (growing.table.without_empty_columns(), told):
+        (table.print_markdown if options.markdown else table.print)()
+    growing.end()
 
 
 if __name__ == "__main__":

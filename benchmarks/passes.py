@@ -12,17 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import zoo
-from children import ChildError, add_one, run_one
-from results import Table, add_output, check_output, circumstances, write_csv
-from rich.console import Console
-from rich.progress import track
+from children import add_one, row_of
+from results import Growing, Table, add_output, check_output, circumstances
 
 from torch_ext import disable, enabled, measure_peak, optimize, pass_stats
 
@@ -99,7 +96,6 @@ def measure(name: str, pairs: int) -> dict[str, Any]:
     if afterwards.peak_bytes != before.peak_bytes:
         failures.append("after disable not what it was")
     return {
-        "model": name,
         "original MiB": f"{before.peak_bytes / MIB:.2f}",
         "optimize MiB": f"{optimized_bytes / MIB:.2f}",
         "pass MiB": f"{after.peak_bytes / MIB:.2f}",
@@ -110,14 +106,6 @@ def measure(name: str, pairs: int) -> dict[str, Any]:
         "warm ratio": f"{statistics.median(ratios):.3f}",
         "failures": failures,
     }
-
-
-def _in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    counts = ("--threads", str(options.threads), "--pairs", str(options.pairs))
-    try:
-        return run_one(__file__, (name,), *counts)
-    except ChildError as error:
-        return {"model": name, "failures": [str(error)]}
 
 
 def _options() -> argparse.Namespace:
@@ -141,21 +129,15 @@ def main() -> None:
         print(json.dumps(measure(options.one[0], options.pairs)))
         return
     names = options.models or [model.name for model in zoo.MODELS]
+    counts = ("--threads", str(options.threads), "--pairs", str(options.pairs))
     comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
-    table = Table(HEADER, [], WORDS)
-    failed = []
-    terminal = Console(stderr=True)
-    for name in track(names, "networks", console=terminal, disable=not terminal.is_terminal):
-        row = _in_a_process(name, options)
-        for failure in row["failures"]:
-            failed.append(f"{name}: {failure}")
-            comments.append(f"failed: {failed[-1]}")
-        table.rows.append(tuple(row.get(column, "-") for column in HEADER))
-        write_csv(options.output, comments, table)
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
+    growing.measure(
+        "networks", [(name,) for name in names], lambda task: row_of(__file__, task, *counts)
+    )
+    table = growing.table
     (table.print_markdown if options.markdown else table.print)()
-    for told in failed:
-        print(f"failed: {told}", file=sys.stderr)
-    sys.exit(1 if failed else 0)
+    growing.end()
 
 
 if __name__ == "__main__":

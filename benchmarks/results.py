@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import multiprocessing.pool
 import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Collection, Iterable
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from rich import box
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table as RichTable
 
 FOLDER = pathlib.Path(__file__).resolve().parent
@@ -30,6 +33,12 @@ class Table:
     header: Row
     rows: list[Row]
     words: Collection[str] = ()
+
+    def without_empty_columns(self) -> Table:
+        """What was measured."""
+        columns = zip(self.header, *self.rows, strict=True)
+        header, *rows = zip(*(c for c in columns if any(c[1:])), strict=True)
+        return Table(header, rows, self.words)
 
     def print(self) -> None:
         """For a person."""
@@ -104,6 +113,78 @@ def read_csv(path: pathlib.Path, header: Row) -> list[dict[str, str]]:
     if tuple(lines.fieldnames or ()) != header:
         raise ValueError(f"{path} has other columns; move it away or choose another --output")
     return rows
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Argument --resume."""
+    parser.add_argument("--resume", action="store_true", help="keep the rows that OUTPUT has")
+
+
+class Growing:
+    """A table that grows by a row per task; after each the CSV is whole, and can be resumed.
+
+    The first columns are the task itself; what was wrong stands in the CSV's comments.
+    """
+
+    def __init__(self, table: Table, output: pathlib.Path, comments: Sequence[str]) -> None:
+        self.table = table
+        self.failed: list[str] = []
+        self._output, self._comments = output, comments
+
+    def resume(self) -> None:
+        """Take over what an earlier run found; the exit code is 2 if it ran otherwise."""
+        try:
+            rows = read_csv(self._output, self.table.header)
+            earlier = self._earlier_comments() if rows else []
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
+        mark = "failed: "
+        self.failed += [line.removeprefix(mark) for line in earlier if line.startswith(mark)]
+        self.table.rows.extend(tuple(row[column] for column in self.table.header) for row in rows)
+
+    def _earlier_comments(self) -> list[str]:
+        lines = self._output.read_text(encoding="utf-8").splitlines()
+        earlier = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+        for comment in self._comments:
+            if comment not in earlier and not comment.startswith("date: "):
+                raise ValueError(
+                    f"{self._output} was not made with {comment}; move it away or choose another "
+                    "--output"
+                )
+        return earlier
+
+    def measure(
+        self,
+        what: str,
+        tasks: Iterable[Row],
+        measure: Callable[[Row], dict[str, Any]],
+        jobs: int = 1,
+    ) -> None:
+        """A row for each task that has none yet; `failures` in what `measure` returns are kept."""
+        rows = self.table.rows
+        left = [task for task in tasks if all(row[: len(task)] != task for row in rows)]
+        terminal = Console(stderr=True)
+        with multiprocessing.pool.ThreadPool(jobs) as pool:
+            found = zip(left, pool.imap(measure, left), strict=True)
+            for task, values in track(
+                found, what, len(left), console=terminal, disable=not terminal.is_terminal
+            ):
+                self.failed += [f"{', '.join(task)}: {told}" for told in values["failures"]]
+                cells = (values.get(column, "") for column in self.table.header[len(task) :])
+                rows.append((*task, *cells))
+                self.write()
+
+    def write(self, *totals: str) -> None:
+        """The CSV as it is now."""
+        failed = (f"failed: {told}" for told in self.failed)
+        write_csv(self._output, (*self._comments, *failed, *totals), self.table)
+
+    def end(self) -> NoReturn:
+        """Tell what failed; the exit code is 1 if anything did."""
+        for told in self.failed:
+            print(f"failed: {told}", file=sys.stderr)
+        sys.exit(1 if self.failed else 0)
 
 
 def circumstances() -> list[str]:

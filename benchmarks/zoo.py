@@ -55,8 +55,15 @@ def import_torchvision() -> ModuleType:
     return importlib.import_module("torchvision")
 
 
-def _torchvision_model(name: str, **options: object) -> nn.Module:
-    network: nn.Module = import_torchvision().models.get_model(name, weights=None, **options)
+def torchvision_network(name: str) -> nn.Module:
+    """The classification or segmentation network of that name, without weights."""
+    models = import_torchvision().models
+    options: dict[str, object] = {}
+    if name in models.list_models(module=models.segmentation):
+        options["weights_backbone"] = None
+    elif name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True
+    network: nn.Module = models.get_model(name, weights=None, **options)
     return network
 
 
@@ -64,7 +71,7 @@ def resnet50() -> nn.Module:
     """ResNet-50: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.1
     (table 1).
     """
-    return _torchvision_model("resnet50")
+    return torchvision_network("resnet50")
 
 
 class SegmentationLogits(nn.Module):
@@ -84,28 +91,28 @@ def deeplabv3_resnet50() -> nn.Module:
     """DeepLabv3: Chen et al., Rethinking Atrous Convolution for Semantic Image Segmentation, 2017,
     section 3.3 (atrous spatial pyramid pooling), on ResNet-50.
     """
-    return SegmentationLogits(_torchvision_model("deeplabv3_resnet50", weights_backbone=None))
+    return SegmentationLogits(torchvision_network("deeplabv3_resnet50"))
 
 
 def swin_t() -> nn.Module:
     """Swin-T: Liu et al., Swin Transformer: Hierarchical Vision Transformer using Shifted Windows,
     ICCV 2021, section 3.
     """
-    return _torchvision_model("swin_t")
+    return torchvision_network("swin_t")
 
 
 def vgg16() -> nn.Module:
     """VGG-16: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image
     Recognition, ICLR 2015, section 2 (configuration D).
     """
-    return _torchvision_model("vgg16")
+    return torchvision_network("vgg16")
 
 
 def densenet121() -> nn.Module:
     """DenseNet-121: Huang et al., Densely Connected Convolutional Networks, CVPR 2017, section 3
     (table 1).
     """
-    return _torchvision_model("densenet121")
+    return torchvision_network("densenet121")
 
 
 # Networks with freedom of order, as published code writes them

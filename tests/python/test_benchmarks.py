@@ -1,0 +1,142 @@
+"""The machinery of the benchmarks: rows, failures, resuming, and a small model end to end."""
+
+import csv
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+SCRIPT = BENCHMARKS / "models.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def run_models(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", SCRIPT, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("# ")))
+
+
+def test_models_writes_what_the_engine_promises_and_resumes(tmp_path):
+    path = tmp_path / "models.csv"
+    arguments = ("--models", "moe", "--measure", "ours,orders,eager", "--pairs", 4)
+    done = run_models(*arguments, "--forms", "frozen", "--output", path)
+    assert done.returncode == 0, done.stderr
+    (row,) = read_rows(path)
+    assert (row["status"], row["identical"], row["remark"]) == ("optimal", "yes", "")
+    assert float(row["measured after MiB"]) < 0.5 * float(row["measured before MiB"])
+    assert float(row["lpmf MiB"]) >= float(row["bound MiB"])
+    assert row["compile MiB"] == ""
+    assert "# group: all, rows: 1, measured: 1" in path.read_text()
+
+    done = run_models(*arguments, "--output", path, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert read_rows(path)[0] == row
+    assert [row["form"] for row in read_rows(path)] == ["frozen", "traced"]
+
+
+def test_models_refuses_to_resume_what_was_measured_otherwise(tmp_path):
+    path = tmp_path / "models.csv"
+    arguments = ("--models", "moe", "--forms", "frozen", "--measure", "eager", "--output", path)
+    assert run_models(*arguments).returncode == 0
+    done = run_models(*arguments, "--resume", "--threads", 1)
+    assert done.returncode == 2
+    assert "threads: 1" in done.stderr
+
+
+def test_a_failure_is_kept_in_the_file_and_ends_the_run_with_1(tmp_path):
+    from results import Growing, Table
+
+    path = tmp_path / "table.csv"
+    growing = Growing(Table(("model", "peak"), []), path, ["date: today"])
+    rows = {"a": {"peak": "1", "failures": []}, "b": {"failures": ["it rose"]}}
+    growing.measure("models", [("a",), ("b",)], lambda task: rows[task[0]])
+
+    later = Growing(Table(("model", "peak"), []), path, ["date: tomorrow"])
+    later.resume()
+    assert later.table.rows == [("a", "1"), ("b", "")]
+    later.measure("models", [("b",), ("a",)], pytest.fail)
+    with pytest.raises(SystemExit) as ended:
+        later.end()
+    assert ended.value.code == 1
+    assert later.failed == ["b: it rose"]
+
+
+@pytest.mark.parametrize(
+    ("child", "remark", "failures"),
+    [
+        ("raise ValueError('wrong')", "fails: ValueError: wrong", 1),
+        ("import os; os.kill(os.getpid(), 11)", "fails: exit code -11", 1),
+        ("import os; os.kill(os.getpid(), 9)", "skipped: more memory than there is", 0),
+        ("import time; time.sleep(60)", "skipped: more than 1 s", 0),
+    ],
+)
+def test_a_child_that_ends_early_ends_its_row_only(tmp_path, child, remark, failures):
+    from children import row_of
+
+    script = tmp_path / "child.py"
+    script.write_text(child)
+    row = row_of(str(script), (), seconds=1)
+    assert row["remark"] == remark
+    assert len(row["failures"]) == failures
+
+
+def test_what_cannot_be_traced_says_so_and_is_measured_eagerly(monkeypatch):
+    import suite
+    import torch
+
+    spec = importlib.util.spec_from_file_location("benchmarks_models", SCRIPT)  # tests have models
+    models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(models)
+
+    class Named(torch.nn.Module):
+        def forward(self, x):
+            return {"doubled": 2 * x}
+
+    case = suite.Case("named", "test", lambda batch: (Named(), (torch.ones(batch, 2**18),)))
+    monkeypatch.setitem(suite.CASES, "named", case)
+    row = models.measure("named", 1, "traced", ["ours", "eager"], pairs=4)
+    assert row["remark"].startswith("cannot be traced: ")
+    assert row["eager MiB"] == "1.00"
+    assert row["failures"] == []
+    assert "status" not in row
+
+
+def test_joules_are_the_packages_energy_over_the_calls(tmp_path):
+    from measuring import joules
+
+    assert joules(lambda: None, power=tmp_path) is None
+    meter = tmp_path / "intel-rapl:0"
+    meter.mkdir()
+    energy = meter / "energy_uj"
+    energy.write_text("900000")
+    (meter / "max_energy_range_uj").write_text("1000000")
+
+    def run() -> None:  # uses 0.25 J; the meter starts again at 1 J
+        energy.write_text(str((int(energy.read_text()) + 250_000) % 1_000_000))
+
+    assert joules(run, seconds=0, power=tmp_path) == pytest.approx(0.25)
+
+
+def test_the_suite_has_every_family_of_torchvision():
+    import suite
+    import torchvision_models
+
+    assert len(suite.TORCHVISION) >= 45
+    assert set(suite.QUICK) <= set(suite.CASES)
+    families = {name.split("_")[0].rstrip("0123456789") for name in torchvision_models.all_names()}
+    assert families == {name.split("_")[0].rstrip("0123456789") for name in suite.TORCHVISION}
