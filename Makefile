@@ -69,7 +69,7 @@ test-latest:
 	@mkdir -p build-latest
 	@find build-latest -mindepth 1 -maxdepth 1 ! -name .venv ! -name build -exec rm -rf {} +
 	@git ls-files -coz --exclude-standard | \
-	  tar --null --files-from=- --ignore-failed-read --warning=no-file-removed -c | tar -x -C build-latest
+	  tar --null --files-from=- --ignore-failed-read -c | tar -x -C build-latest
 	$(MAKE) -C build-latest REQUIREMENTS=requirements-latest.txt TORCHVISION=0.29.1 \
 	  cpp-test python-test
 
@@ -118,4 +118,4 @@ bench-quick: build
 	$(BIN)/python -W ignore benchmarks/models.py --quick
 
 clean:
-	rm -rf build build-asan build-fuzz torch_ext/*.so
+	rm -rf build build-asan build-fuzz build-latest/build torch_ext/*.so
