@@ -32,8 +32,6 @@ import logging
 import math
 import statistics
 import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -41,22 +39,18 @@ from typing import Any, Literal
 import torch
 import zoo
 from children import ChildError, add_one, run_one
-from results import Table, add_output, check_output, circumstances, read_csv, write_csv
-from rich.console import Console
-from rich.progress import track
+from measuring import mib, settled_peak, time_ratios
+from results import Growing, Row, Table, add_output, add_resume, check_output, circumstances
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
-from training import TASKS, Task, make_task, settled_peak, whole_step
+from training import TASKS, Task, make_task, whole_step
 
 import torch_ext.fx
 import torch_ext.inductor
 from torch_ext import optimize, training_step
 from torch_ext.comparing import first_difference
 from torch_ext.logs import Peaks
-from torch_ext.planning import Plan
-from torch_ext.training import TrainingReport
 
-MIB = 2**20
 RUNS = 3  # that are compared
 HEADER = (
     "program",
@@ -143,7 +137,7 @@ def _torchscript(name: str) -> Passage:
     script, inputs = zoo.traced(zoo.model(name))
     optimized, report = optimize(script, inputs)
     before = _started(lambda: script(*inputs))
-    return Passage(before, _started(lambda: optimized(*inputs)), [_peaks(report)])
+    return Passage(before, _started(lambda: optimized(*inputs)), [Peaks.of(report)])
 
 
 def _export(name: str) -> Passage:
@@ -154,7 +148,7 @@ def _export(name: str) -> Passage:
     reordered, report = torch_ext.fx.reorder(program, inputs)
     before, after = program.module(), reordered.module()
     return Passage(
-        _started(lambda: before(*inputs)), _started(lambda: after(*inputs)), [_peaks(report)]
+        _started(lambda: before(*inputs)), _started(lambda: after(*inputs)), [Peaks.of(report)]
     )
 
 
@@ -162,7 +156,7 @@ def _step(name: str, runtime: Literal["fx", "torchscript"]) -> Passage:
     task = _task(name)
     step = training_step(task.model, task.loss_fn, task.optimizer, task.batch, runtime=runtime)
     after = _started(lambda: step(*task.batch), task.model.state_dict)
-    return Passage(_eager(name), after, [_peaks(step.report)])
+    return Passage(_eager(name), after, [Peaks.of(step.report)])
 
 
 def _backend(name: str) -> Passage:
@@ -220,10 +214,6 @@ KEEP_BITS = ("torchscript", "export", "backend")
 ONLY_TRAINING = ("whole step", "whole, plain")
 
 
-def _peaks(found: Plan | TrainingReport) -> Peaks:
-    return Peaks(found.original_peak_bytes, found.peak_bytes, found.lower_bound_bytes)
-
-
 @contextlib.contextmanager
 def _listening() -> Iterator[list[Peaks]]:
     """What our planner says about each graph that is compiled."""
@@ -254,20 +244,21 @@ def measure(name: str, door: str, pairs: int) -> dict[str, Any]:
         before, after = passage.before, passage.after
         changed = _differences(passage.reference or eager, before, after)
         peaks = [settled_peak(program.run) for program in (eager, before, after)]
-        ratios = statistics.quantiles(_ratios(before, after, pairs), n=4)
+        ratios = statistics.quantiles(time_ratios(before.run, after.run, pairs, math.inf), n=4)
     failures = []
     if door in KEEP_BITS and changed[1] != "identical":
         failures.append("another result than before")
     if door in KEEP_BITS and peaks[2] > peaks[1]:
         failures.append("a higher peak than before")
-    estimate = max(passage.peaks, key=lambda told: told.original_peak_bytes, default=None)
+    estimates = [dataclasses.astuple(told) for told in passage.peaks]
+    estimate = max(estimates, key=lambda told: told[0], default=(None, None, None))
     return {
-        "eager MiB": _mib(peaks[0]),
-        "before MiB": _mib(peaks[1]),
-        "after MiB": _mib(peaks[2]),
-        "estimate before MiB": _mib(estimate.original_peak_bytes) if estimate else "",
-        "estimate after MiB": _mib(estimate.peak_bytes) if estimate else "",
-        "bound MiB": _mib(estimate.lower_bound_bytes) if estimate else "",
+        "eager MiB": mib(peaks[0]),
+        "before MiB": mib(peaks[1]),
+        "after MiB": mib(peaks[2]),
+        "estimate before MiB": mib(estimate[0]),
+        "estimate after MiB": mib(estimate[1]),
+        "bound MiB": mib(estimate[2]),
         "before = eager": changed[0],
         "after = before": changed[1],
         "time": f"{ratios[1]:.3f}",
@@ -300,30 +291,14 @@ def _difference(a: Tensor, b: Tensor) -> float | None:
     return math.inf if math.isnan(found) else found
 
 
-def _ratios(before: Program, after: Program, pairs: int) -> list[float]:
-    ratios = []
-    for pair in range(pairs):
-        seconds: dict[bool, float] = {}
-        for is_after in (False, True) if pair % 2 else (True, False):
-            run = (after if is_after else before).run
-            start = time.perf_counter()
-            run()
-            seconds[is_after] = time.perf_counter() - start
-        ratios.append(seconds[True] / seconds[False])
-    return ratios
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / MIB:.2f}"
-
-
 # --- all of them ----------------------------------------------------------------------------------
 
 
-def _in_a_process(name: str, door: str, options: argparse.Namespace) -> dict[str, Any]:
+def _in_a_process(task: Row, options: argparse.Namespace) -> dict[str, Any]:
     counts = ("--threads", str(options.threads), "--pairs", str(options.pairs))
+    _, door = task
     try:
-        return run_one(__file__, (name, door), *counts, seconds=options.seconds)
+        return run_one(__file__, task, *counts, seconds=options.seconds)
     except subprocess.TimeoutExpired:
         return {"remark": f"skipped: more than {options.seconds:.0f} s", "failures": []}
     except ChildError as error:
@@ -360,7 +335,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of torch; default: 1")
     parser.add_argument("--pairs", type=int, default=10, help="of timed runs; default: 10")
     parser.add_argument("--seconds", type=float, default=900, help="per program and door")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that OUTPUT has")
+    add_resume(parser)
     add_one(parser, "PROGRAM", "DOOR")
     add_output(parser, "doors")
     options = parser.parse_args()
@@ -378,11 +353,6 @@ def main() -> None:
         name, door = options.one
         print(json.dumps(measure(name, door, options.pairs)))
         return
-    table = Table(HEADER, [], WORDS)
-    if options.resume:
-        kept = read_csv(options.output, HEADER)
-        table.rows.extend(tuple(row[column] for column in HEADER) for row in kept)
-    done = {row[:2] for row in table.rows}
     names = options.programs or [
         *(model.name for model in zoo.MODELS),
         *(f"{TRAINING}{name}" for name in TASKS),
@@ -391,23 +361,16 @@ def main() -> None:
         (name, door)
         for name in names
         for door in options.doors
-        if (name, door) not in done and (_is_training(name) or door not in ONLY_TRAINING)
+        if _is_training(name) or door not in ONLY_TRAINING
     ]
     comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
-    failed = []
-    terminal = Console(stderr=True)
-    for name, door in track(tasks, "doors", console=terminal, disable=not terminal.is_terminal):
-        row = {"program": name, "door": door, **_in_a_process(name, door, options)}
-        for failure in row["failures"]:
-            failed.append(f"{name}, {door}: {failure}")
-            comments.append(f"failed: {failed[-1]}")
-        table.rows.append(tuple(row.get(column, "") for column in HEADER))
-        write_csv(options.output, comments, table)
-    shown = _by_door(table)
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
+    if options.resume:
+        growing.resume()
+    growing.measure("doors", tasks, lambda task: _in_a_process(task, options))
+    shown = _by_door(growing.table)
     (shown.print_markdown if options.markdown else shown.print)()
-    for told in failed:
-        print(f"failed: {told}", file=sys.stderr)
-    sys.exit(1 if failed else 0)
+    growing.end()
 
 
 if __name__ == "__main__":

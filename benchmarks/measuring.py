@@ -34,6 +34,11 @@ def resident_peak(run: Run) -> int:
         run()
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     run()
+    return highest_resident()
+
+
+def highest_resident() -> int:
+    """The highest resident memory so far, in bytes."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024

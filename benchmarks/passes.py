@@ -19,11 +19,11 @@ from typing import Any
 import torch
 import zoo
 from children import add_one, row_of
+from measuring import mib
 from results import Growing, Table, add_output, check_output, circumstances
 
 from torch_ext import disable, enabled, measure_peak, optimize, pass_stats
 
-MIB = 2**20
 HEADER = (
     "model",
     "original MiB",
@@ -96,11 +96,11 @@ def measure(name: str, pairs: int) -> dict[str, Any]:
     if afterwards.peak_bytes != before.peak_bytes:
         failures.append("after disable not what it was")
     return {
-        "original MiB": f"{before.peak_bytes / MIB:.2f}",
-        "optimize MiB": f"{optimized_bytes / MIB:.2f}",
-        "pass MiB": f"{after.peak_bytes / MIB:.2f}",
+        "original MiB": mib(before.peak_bytes),
+        "optimize MiB": mib(optimized_bytes),
+        "pass MiB": mib(after.peak_bytes),
         "pass / optimize": f"{after.peak_bytes / optimized_bytes:.3f}",
-        "after disable MiB": f"{afterwards.peak_bytes / MIB:.2f}",
+        "after disable MiB": mib(afterwards.peak_bytes),
         "identical": "yes" if identical else "NO",
         "cold calls": f"{cold_calls:.2f}",
         "warm ratio": f"{statistics.median(ratios):.3f}",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import zoo
 from children import add_one, row_of
+from measuring import mib, settled_peak
 from results import (
     Growing,
     Table,
@@ -28,9 +29,8 @@ from results import (
     is_predicted,
 )
 
-from torch_ext import Report, enabled, measure_peak, optimize
+from torch_ext import Report, enabled, optimize
 
-MIB = 2**20
 SIDES = (32, 64, 96, 128, 224, 256, 299)  # the smallest that runs is taken
 FORMS = ("traced", "frozen", "scripted")
 HEADER = (
@@ -89,11 +89,7 @@ def _form(network: torch.nn.Module, image: torch.Tensor, form: str) -> torch.jit
 
 def _with_pass(script: torch.jit.ScriptModule, image: torch.Tensor) -> int:
     with torch.no_grad(), enabled():
-        script(image)
-        script(image)
-        with measure_peak() as memory:
-            script(image)
-    return memory.peak_bytes
+        return settled_peak(lambda: script(image))
 
 
 def _failures(report: Report) -> list[str]:
@@ -105,7 +101,7 @@ def _failures(report: Report) -> list[str]:
         if after > before:
             problems.append("peak rose")
         if not is_predicted(report.peak_bytes, after):
-            problems.append(f"predicted {report.peak_bytes / MIB:.2f}")
+            problems.append(f"predicted {mib(report.peak_bytes)}")
     return problems
 
 
@@ -119,9 +115,6 @@ def measure(name: str, form: str) -> dict[str, Any]:
         told = str(error).strip().splitlines() or [type(error).__name__]
         return {**row, "remark": f"cannot be {form}: {told[0][:80]}"}
     _, report = optimize(script, (image,))
-
-    def mib(size_bytes: int | None) -> str:
-        return "" if size_bytes is None else f"{size_bytes / MIB:.2f}"
 
     fresh = _form(network, image, form)
     failures = _failures(report)

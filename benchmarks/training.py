@@ -13,28 +13,26 @@ import argparse
 import ctypes
 import dataclasses
 import json
+import math
 import pathlib
 import statistics
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import zoo
 from children import ChildError, add_one, run_one
-from results import Table, add_output, check_output, circumstances, write_csv
-from rich.console import Console
-from rich.progress import track
+from measuring import MIB, highest_resident, mib, resident_peak, settled_peak, time_ratios
+from results import Growing, Row, Table, add_output, check_output, circumstances
 from torch import Tensor, fx, nn
 
-from torch_ext import measure_peak, training_step
+from torch_ext import training_step
 from torch_ext.training.capturing import Clipping, Objective
 from torch_ext.training.world import World
 
-MIB = 2**20
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 STEPS = 10
 HEADER = (
@@ -62,6 +60,7 @@ HEADER = (
 )
 WORDS = ("model", "status", "identical", "torchscript identical")
 
+NONE = "-"  # of what there is not, or was not measured
 MUST_BE_IDENTICAL = {"ours": "identical", "torchscript": "torchscript identical"}  # to eager
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -167,15 +166,6 @@ def make_task(name: str) -> Task:
 # --- one measurement, in a process of its own -----------------------------------------------------
 
 
-def settled_peak(run: Callable[[], object]) -> int:
-    """Of the third call, in bytes above its start."""
-    for _ in range(2):
-        run()
-    with measure_peak() as memory:
-        run()
-    return memory.peak_bytes
-
-
 def _ours(name: str, pairs: int) -> dict[str, str]:
     task, other = make_task(name), make_task(name)
     step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
@@ -190,21 +180,13 @@ def _ours(name: str, pairs: int) -> dict[str, str]:
             other.model.state_dict().values(), task.model.state_dict().values(), strict=True
         )
         identical &= all(torch.equal(a, b) for a, b in states)
-    ratios = []
-    for pair in range(pairs):
-        times = {}
-        runs: list[Callable[[], object]] = [other.eager_step, lambda: step(*task.batch)]
-        for index in (0, 1) if pair % 2 else (1, 0):
-            start = time.perf_counter()
-            runs[index]()
-            times[index] = time.perf_counter() - start
-        ratios.append(times[1] / times[0])
+    ratios = time_ratios(other.eager_step, lambda: step(*task.batch), pairs, math.inf)
     quarters = statistics.quantiles(ratios, n=4)
     return {
-        "eager MiB": _mib(settled_peak(other.eager_step)),
-        "hooks MiB": _mib(report.measured_hooks_peak_bytes),
-        "ours MiB": _mib(settled_peak(lambda: step(*task.batch))),
-        "bound MiB": _mib(report.lower_bound_bytes),
+        "eager MiB": mib(settled_peak(other.eager_step)),
+        "hooks MiB": mib(report.measured_hooks_peak_bytes) or NONE,
+        "ours MiB": mib(settled_peak(lambda: step(*task.batch))),
+        "bound MiB": mib(report.lower_bound_bytes),
         "status": report.status,
         "identical": "yes" if identical else "NO",
         "time / eager": f"{quarters[1]:.3f}",
@@ -232,7 +214,7 @@ def _torchscript(name: str) -> dict[str, str]:
         torch.manual_seed(number)
         difference = max(difference, abs(file(*task.batch).item() / expected.item() - 1))
     return {
-        "torchscript MiB": _mib(settled_peak(lambda: step(*task.batch))),
+        "torchscript MiB": mib(settled_peak(lambda: step(*task.batch))),
         "file's loss": f"{difference:.0e}" if difference else "equal",
         "torchscript identical": "yes" if identical else "NO",
     }
@@ -243,7 +225,7 @@ def _compiled(name: str, layout: bool) -> dict[str, str]:
     torch._inductor.config.layout_optimization = layout
     task.model = torch.compile(task.model)  # type: ignore[assignment]
     column = "compile MiB" if layout else "without layout MiB"
-    return {column: _mib(settled_peak(task.eager_step))}
+    return {column: mib(settled_peak(task.eager_step))}
 
 
 def whole_step(task: Task) -> tuple[fx.GraphModule, list[Any]]:
@@ -259,7 +241,7 @@ def _whole_step(name: str) -> dict[str, str]:
     module, inputs = whole_step(make_task(name))
     with torch.no_grad():
         compiled: Any = torch._inductor.compile(module, inputs)
-        return {"whole step MiB": _mib(settled_peak(lambda: compiled(*inputs)))}
+        return {"whole step MiB": mib(settled_peak(lambda: compiled(*inputs)))}
 
 
 def _resident(name: str, ours: bool, use_mmap: bool) -> dict[str, str]:
@@ -272,26 +254,11 @@ def _resident(name: str, ours: bool, use_mmap: bool) -> dict[str, str]:
     if ours:
         step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
         if not use_mmap:
-            found["capture resident MiB"] = _mib(_highest_resident_bytes())
+            found["capture resident MiB"] = mib(highest_resident())
         run = lambda: step(*task.batch)  # noqa: E731
-    for _ in range(2):
-        run()
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
-    run()
     column = f"{'ours' if ours else 'eager'} resident{', mmap' if use_mmap else ''} MiB"
-    found[column] = _mib(_highest_resident_bytes())
+    found[column] = mib(resident_peak(run))
     return found
-
-
-def _highest_resident_bytes() -> int:
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("the kernel does not tell the highest resident memory")
-
-
-def _mib(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / MIB:.2f}"
 
 
 MEASUREMENTS: dict[str, Callable[[str, int], dict[str, str]]] = {
@@ -319,6 +286,14 @@ def _in_a_process(name: str, measurement: str, options: argparse.Namespace) -> d
         return {MUST_BE_IDENTICAL[measurement]: "NO"} if measurement in MUST_BE_IDENTICAL else {}
 
 
+def _row(task: Row, options: argparse.Namespace) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(HEADER, NONE)
+    for measurement in options.measure:
+        row |= _in_a_process(task[0], measurement, options)
+    failures = [f"not {column}" for column in MUST_BE_IDENTICAL.values() if row[column] == "NO"]
+    return {**row, "failures": failures}
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=lambda text: text.split(","), metavar="A,B,C")
@@ -344,19 +319,13 @@ def main() -> None:
         name, measurement = options.one
         print(json.dumps(MEASUREMENTS[measurement](name, options.pairs)))
         return
-    names: Sequence[str] = options.models or list(TASKS)
     comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
-    table = Table(HEADER, [], WORDS)
-    terminal = Console(stderr=True)
-    for name in track(names, "networks", console=terminal, disable=not terminal.is_terminal):
-        row = {"model": name}
-        for measurement in options.measure:
-            row |= _in_a_process(name, measurement, options)
-        table.rows.append(tuple(row.get(column, "-") for column in HEADER))
-        write_csv(options.output, comments, table)
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
+    tasks = [(name,) for name in options.models or TASKS]
+    growing.measure("networks", tasks, lambda task: _row(task, options))
+    table = growing.table
     (table.print_markdown if options.markdown else table.print)()
-    columns = [HEADER.index(column) for column in MUST_BE_IDENTICAL.values()]
-    sys.exit(any(row[column] == "NO" for row in table.rows for column in columns))
+    growing.end()
 
 
 if __name__ == "__main__":

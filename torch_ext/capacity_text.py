@@ -68,56 +68,64 @@ def _usage_text(usage: Usage) -> str:
     )
 
 
+# By what was found: the same work takes less, or not, or more fits into the budget.
+_SENTENCES: dict[Language, dict[str, str]] = {
+    "en": {
+        "same": "Reordering changes nothing here: the program needs the same memory as before.",
+        "less": (
+            "The same work runs in {less} instead of {needed} ({percent} % less), with identical "
+            "results."
+        ),
+        "some": (
+            "In the same {budget} the program now takes {letter} = {after} at a time instead of "
+            "none, with identical results."
+        ),
+        "more": (
+            "In the same {budget} the program now takes {letter} = {after} at a time instead of "
+            "{before}, with identical results."
+        ),
+        "price": " That saves {price} a year for {replicas:,} copies of the program.",
+    },
+    "ja": {
+        "same": "演算の順序を変えても、必要なメモリ量は変わりません。",
+        "less": (
+            "同じ処理が {needed} ではなく {less} のメモリで動きます"
+            "({percent} % 削減、結果は完全に同じ)。"
+        ),
+        "some": (
+            "{budget} では動かなかった処理が {letter} = {after} まで動くようになります"
+            "(結果は完全に同じ)。"
+        ),
+        "more": (
+            "同じ {budget} のメモリで、一度に処理できる大きさ {letter} が {before} から {after} "
+            "に増えます(結果は完全に同じ)。"
+        ),
+        "price": "{replicas:,} 台で運用すると、年間 {price} の節約になります。",
+    },
+}
+
+
 def sentence(found: Capacity, language: Language, price: Price | None) -> str:
     """The result, for whoever has to decide."""
-    said = (_english if language == "en" else _japanese)(found)
+    needed, less = (usage.total_bytes for usage in found.needed)
+    values: dict[str, object] = {
+        "needed": mib(needed),
+        "less": mib(less),
+        "percent": f"{100 * found.saved_bytes / needed:.1f}" if needed else "0.0",
+        "budget": mib(found.memory_budget),
+        "letter": found.letter,
+        "before": found.before and found.before.size,
+        "after": found.after and found.after.size,
+    }
+    said = _SENTENCES[language][_case(found)].format(**values)
     if price is not None and found.saved_bytes > 0:
-        amount = f"{price.yearly(found.saved_bytes):,.2f}"
-        said += {
-            "en": f" That saves {amount} a year for {price.replicas:,} copies of the program.",
-            "ja": f"{price.replicas:,} 台で運用すると、年間 {amount} の節約になります。",
-        }[language]
+        yearly = f"{price.yearly(found.saved_bytes):,.2f}"
+        said += _SENTENCES[language]["price"].format(price=yearly, replicas=price.replicas)
     return said
 
 
-def _english(found: Capacity) -> str:
+def _case(found: Capacity) -> str:
     before, after = found.before, found.after
     if before is None or after is None or before.size == after.size:
-        needed, less = (mib(usage.total_bytes) for usage in found.needed)
-        if found.saved_bytes <= 0:
-            return "Reordering changes nothing here: the program needs the same memory as before."
-        return (
-            f"The same work runs in {less} instead of {needed} "
-            f"({_percent(found)} % less), with identical results."
-        )
-    instead = before.size or "none"
-    return (
-        f"In the same {mib(found.memory_budget)} the program now takes {found.letter} = "
-        f"{after.size} at a time instead of {instead}, with identical results."
-    )
-
-
-def _japanese(found: Capacity) -> str:
-    before, after = found.before, found.after
-    if before is None or after is None or before.size == after.size:
-        needed, less = (mib(usage.total_bytes) for usage in found.needed)
-        if found.saved_bytes <= 0:
-            return "演算の順序を変えても、必要なメモリ量は変わりません。"
-        return (
-            f"同じ処理が {needed} ではなく {less} のメモリで動きます"
-            f"({_percent(found)} % 削減、結果は完全に同じ)。"
-        )
-    budget = mib(found.memory_budget)
-    if before.size == 0:
-        return (
-            f"{budget} では動かなかった処理が {found.letter} = {after.size} まで動くようになります"
-            "(結果は完全に同じ)。"
-        )
-    return (
-        f"同じ {budget} のメモリで、一度に処理できる大きさ {found.letter} が {before.size} から "
-        f"{after.size} に増えます(結果は完全に同じ)。"
-    )
-
-
-def _percent(found: Capacity) -> str:
-    return f"{100 * found.saved_bytes / found.needed[0].total_bytes:.1f}"
+        return "less" if found.saved_bytes > 0 else "same"
+    return "more" if before.size else "some"

@@ -122,9 +122,7 @@ def _reorder(module: fx.GraphModule, time_budget: float) -> None:
         found.original_peak_bytes / MIB,
         found.lower_bound_bytes / MIB,
         found.status,
-        extra={
-            "peaks": Peaks(found.original_peak_bytes, found.peak_bytes, found.lower_bound_bytes)
-        },
+        extra={"peaks": Peaks.of(found)},
     )
 
 

@@ -3,6 +3,9 @@
 import dataclasses
 import logging
 import os
+from typing import Self
+
+from torch_ext.planning import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +18,11 @@ class Peaks:
     original_peak_bytes: int
     peak_bytes: int
     lower_bound_bytes: int
+
+    @classmethod
+    def of(cls, found: Plan) -> Self:
+        """Those of a plan, or of a report."""
+        return cls(found.original_peak_bytes, found.peak_bytes, found.lower_bound_bytes)
 
 
 def set_up_logging() -> None:

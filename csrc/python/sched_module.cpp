@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "python/sched_types.h"
@@ -12,35 +11,6 @@
 
 namespace py = pybind11;
 namespace sched = torch_ext::sched;
-
-namespace {
-
-sched::Order ToOrder(const sched::Graph& graph, const std::vector<std::string>& names) {
-  std::unordered_map<std::string, sched::OpId> ids;
-  for (sched::OpId v = 0; v < graph.num_ops(); ++v) ids.emplace(graph.op(v).name, v);
-  sched::Order order;
-  for (const std::string& name : names) {
-    const auto found = ids.find(name);
-    if (found == ids.end()) throw std::invalid_argument("there is no op '" + name + "'");
-    order.push_back(found->second);
-  }
-  return order;
-}
-
-const char* KindName(sched::RegionTree::Kind kind) {
-  switch (kind) {
-    case sched::RegionTree::Kind::kOp:
-      return "op";
-    case sched::RegionTree::Kind::kSeries:
-      return "series";
-    case sched::RegionTree::Kind::kParallel:
-      return "parallel";
-    default:
-      return "prime";
-  }
-}
-
-}  // namespace
 
 PYBIND11_MODULE(_sched, m) {
   m.attr("built_for_torch") = TORCH_EXT_TORCH_VERSION;
@@ -82,8 +52,7 @@ PYBIND11_MODULE(_sched, m) {
   m.def(
       "simulate",
       [](const sched::GraphBuilder& builder, const std::vector<std::string>& order) {
-        const sched::Graph& graph = builder.Build();
-        return torch_ext::python::TimelineFields(graph, ToOrder(graph, order));
+        return torch_ext::python::TimelineFields(builder.Build(), builder.FindOps(order));
       },
       py::arg("builder"), py::arg("order"));
   // The ops in the order of the tree, and its nodes, a parent before its children.
@@ -97,7 +66,7 @@ PYBIND11_MODULE(_sched, m) {
         py::list nodes;
         for (const sched::RegionTree::Node& node : tree.nodes) {
           py::dict n;
-          n["kind"] = KindName(node.kind);
+          n["kind"] = sched::KindName(node.kind);
           n["begin"] = node.begin;
           n["end"] = node.end;
           n["parent"] = node.parent;

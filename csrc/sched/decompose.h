@@ -51,6 +51,8 @@ struct RegionTree {
   std::vector<Node> nodes;  // nodes[0] is the root; none for an empty graph
 };
 
+const char* KindName(RegionTree::Kind kind);  // "op", "series", "parallel" or "prime"
+
 // Series nodes are cut at all their series cuts, parallel nodes into all their components; what is
 // neither is prime and stays whole, as do nodes deeper than `most_depth`. Time: O((ops + edges) *
 // depth), and what lies too deep for a small multiple of ops + edges stays whole too.

@@ -205,4 +205,15 @@ const Graph& GraphBuilder::Build() const {
   return graph_;
 }
 
+Order GraphBuilder::FindOps(const std::vector<std::string>& names) const {
+  Order ops;
+  ops.reserve(names.size());
+  for (const std::string& name : names) {
+    const auto found = op_ids_.find(name);
+    if (found == op_ids_.end()) throw std::invalid_argument("there is no op '" + name + "'");
+    ops.push_back(found->second);
+  }
+  return ops;
+}
+
 }  // namespace torch_ext::sched

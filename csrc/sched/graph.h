@@ -108,6 +108,7 @@ class GraphBuilder {
              const std::vector<std::string>& after);
   // The graph so far; throws if a buffer has no producer.
   const Graph& Build() const;
+  Order FindOps(const std::vector<std::string>& names) const;
 
  private:
   std::vector<BufferId> FindBuffers(const std::string& op,

@@ -69,18 +69,6 @@ void AddRegion(std::vector<Region>& regions, Region region) {
   regions.push_back(std::move(region));
 }
 
-const char* KindName(RegionTree::Kind kind) {
-  switch (kind) {
-    case RegionTree::Kind::kOp:
-    case RegionTree::Kind::kSeries:
-      return "series";
-    case RegionTree::Kind::kParallel:
-      return "parallel";
-    default:
-      return "prime";
-  }
-}
-
 // The part of a graph between two neighbouring series cuts. Most are never worth planning.
 struct Block {
   std::int32_t begin, end;  // positions in the original order
@@ -96,7 +84,8 @@ std::vector<Block> CutIntoBlocks(const Graph& graph, bool series_cuts) {
   std::vector<Block> blocks;
   const auto add = [&](const RegionTree::Node& node) {
     const auto first = profile.hill_bytes.begin();
-    blocks.push_back({node.begin, node.end, KindName(node.kind),
+    const bool is_op = node.kind == RegionTree::Kind::kOp;
+    blocks.push_back({node.begin, node.end, is_op ? "series" : KindName(node.kind),
                       *std::max_element(first + node.begin, first + node.end), nullptr});
   };
   if (!series_cuts || root.kind != RegionTree::Kind::kSeries) {

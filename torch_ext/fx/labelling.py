@@ -1,31 +1,51 @@
 """What the ops and storages of an FX graph are called in the user's program, from node.meta."""
 
+import dataclasses
+import itertools
 import os
 import re
-from collections.abc import Iterator
 
 import torch
 from torch import fx
 
+from torch_ext.fx.ordering import described
 from torch_ext.fx.probing import Op, Probe, tensors_of
+from torch_ext.labels import LabelledGraph
 
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
-def buffer_name(storage: int) -> str:
-    """Of a storage, which the probe knows by a number."""
-    return f"s{storage}"
+def labelled(probe: Probe) -> LabelledGraph:
+    """Return the graph of to_graph with the names of the user's program."""
+    graph = described(probe)
+    looks = itertools.chain.from_iterable(_looks(probe, op) for op in probe.ops)
+    ops = [
+        dataclasses.replace(
+            labelled_op,
+            kind=_kind(op.node),
+            source=_source(op.node),
+            module_path=_module_path(op.node),
+            inputs=tuple(used.name for used in op.node.all_input_nodes),
+            outputs=tuple(node.name for node in op.nodes),
+        )
+        for labelled_op, op in zip(graph.ops, probe.ops, strict=True)
+    ]
+    buffers = [
+        dataclasses.replace(buffer, shape=shape, dtype=dtype)
+        for buffer, (shape, dtype) in zip(graph.buffers, looks, strict=True)
+    ]
+    return LabelledGraph(tuple(ops), tuple(buffers))
 
 
-def kind_of(node: fx.Node) -> str:
+def _kind(node: fx.Node) -> str:
     """The operator without its overload, "aten::relu", or what else the node calls."""
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
-def source_of(node: fx.Node) -> str:
+def _source(node: fx.Node) -> str:
     """The line of the user's program that the node comes from, "file:line"; empty if unknown.
 
     That is the innermost one which is not in torch itself.
@@ -35,7 +55,7 @@ def source_of(node: fx.Node) -> str:
     return ":".join((own or frames)[-1]) if frames else ""
 
 
-def module_path_of(node: fx.Node) -> str:
+def _module_path(node: fx.Node) -> str:
     """The path of the innermost module that the node comes from, "layer1.0"; empty if unknown."""
     modules = list((node.meta.get("nn_module_stack") or {}).values())
     path = str(modules[-1][0]) if modules else ""
@@ -43,16 +63,13 @@ def module_path_of(node: fx.Node) -> str:
     return re.sub(r"^L\['\w+'\]\.?", "", path).removeprefix("_modules.")
 
 
-def looks_of(probe: Probe, op: Op) -> dict[int, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each storage that the op makes, if the graph tells them."""
+def _looks(probe: Probe, op: Op) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each storage that the op makes; empty where the graph does not tell."""
     looks: dict[int, tuple[tuple[int, ...], str]] = {}
     for node in op.nodes:
-        for storage, tensor in zip(probe.values[node], _typed(node), strict=False):
-            if storage in op.made and all(isinstance(size, int) for size in tensor.shape):
+        typed = tensors_of(node.meta.get("val"))
+        for storage, tensor in zip(probe.values[node], typed, strict=False):
+            if all(isinstance(size, int) for size in tensor.shape):
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 looks.setdefault(storage, (tuple(tensor.shape), dtype))
-    return looks
-
-
-def _typed(node: fx.Node) -> Iterator[torch.Tensor]:
-    return tensors_of(node.meta.get("val"))
+    return [looks.get(storage, ((), "")) for storage in op.made]

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from torch_ext.comparing import first_difference
 from torch_ext.fx.hazards import is_barrier, written_arguments
-from torch_ext.fx.ordering import apply_order, labelled
+from torch_ext.fx.labelling import labelled
+from torch_ext.fx.ordering import apply_order
 from torch_ext.fx.probing import Probe, run_probe, tensors_of
 from torch_ext.labels import LabelledBuffer, LabelledGraph
 from torch_ext.measuring import measure_peak

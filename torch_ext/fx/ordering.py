@@ -12,7 +12,6 @@ from torch_ext.fx.hazards import (
     is_collective,
     written_arguments,
 )
-from torch_ext.fx.labelling import buffer_name, kind_of, looks_of, module_path_of, source_of
 from torch_ext.fx.probing import Op, Probe
 from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
 from torch_ext.planning import Graph
@@ -23,34 +22,25 @@ def to_graph(probe: Probe) -> Graph:
 
     What the caller holds anyway (inputs, attributes) takes no part in the peak and has no buffer.
     """
-    return labelled(probe).to_graph()
+    return described(probe).to_graph()
 
 
-def labelled(probe: Probe) -> LabelledGraph:
-    """Return the same graph with what its ops and buffers are called in the user's program."""
+def described(probe: Probe) -> LabelledGraph:
+    """Return the same graph, to be labelled (labelling.py)."""
     before = order_edges(probe)
     buffers, ops = [], []
     for op in probe.ops:
-        looks = looks_of(probe, op)
         for storage, size_bytes in op.made.items():
-            shape, dtype = looks.get(storage, ((), ""))
             kept = storage in probe.results
-            buffers.append(
-                LabelledBuffer(buffer_name(storage), size_bytes, shape, dtype, kept=kept)
-            )
+            buffers.append(LabelledBuffer(_buffer(storage), size_bytes, kept=kept))
         reads = sorted({s for held in op.storages.values() for s in held} - probe.outside)
         ops.append(
             LabelledOp(
                 op.node.name,
-                kind_of(op.node),
-                source_of(op.node),
-                module_path_of(op.node),
-                op.workspace_bytes,
-                reads=tuple(map(buffer_name, reads)),
-                writes=tuple(map(buffer_name, op.made)),
+                reads=tuple(map(_buffer, reads)),
+                writes=tuple(map(_buffer, op.made)),
+                workspace_bytes=op.workspace_bytes,
                 after=tuple(before[op.node.name]),
-                inputs=tuple(used.name for used in op.node.all_input_nodes),
-                outputs=tuple(node.name for node in op.nodes),
             )
         )
     return LabelledGraph(tuple(ops), tuple(buffers))
@@ -86,6 +76,10 @@ def written_storages(probe: Probe, op: Op, without: Collection[str] = ()) -> set
     for argument in written_arguments(op.node, without):
         fx.node.map_arg(argument, nodes.append)
     return {storage for node in nodes for storage in op.storages[node]}
+
+
+def _buffer(storage: int) -> str:
+    return f"s{storage}"
 
 
 class _Edges:

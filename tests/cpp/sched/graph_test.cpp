@@ -205,6 +205,8 @@ TEST(GraphBuilderTest, GoesOnFromAGraph) {
   EXPECT_COMPLAINT(builder.AddOp("v", {}, {}, 0, {}), "op 'v' is declared twice");
   builder.AddOp("w", {"x"}, {"open"}, 0, {"v"});
   EXPECT_EQ(builder.Build().op(1).predecessors, Ids{0});
+  EXPECT_EQ(builder.FindOps({"w", "v"}), (Order{1, 0}));
+  EXPECT_COMPLAINT(builder.FindOps({"v", "u"}), "there is no op 'u'");
   Graph nameless;
   nameless.AddInput("", 1);
   EXPECT_COMPLAINT(GraphBuilder{nameless}, "'' is not a name");
