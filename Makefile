@@ -11,13 +11,13 @@ TORCHVISION  ?= 0.28.0
 FUZZ_SECONDS ?= 600
 FUZZ_CXX     ?= $(firstword $(shell which clang++-19 clang++-18 clang++-17 clang++-16 clang++))
 
-.PHONY: demo test test-latest build cpp-test asan-test python-test fuzz fuzz-sched lint format bench bench-quick \
-  clean
+.PHONY: demo test test-latest build cpp-test asan-test python-test docs-test fuzz fuzz-sched lint format \
+  bench bench-quick documents clean
 
 demo: build
 	$(BIN)/python -W ignore benchmarks/demo.py
 
-test: build cpp-test asan-test python-test
+test: build cpp-test asan-test python-test docs-test
 
 # --- set up -------------------------------------------------------------------------------------
 
@@ -62,6 +62,10 @@ asan-test: $(STAMPS)/packages
 
 python-test: build $(STAMPS)/browser
 	$(BIN)/python -m pytest -q tests/python
+
+# Every command and example of README.md and docs.
+docs-test: build
+	$(BIN)/python -m pytest -q -p tests.documents README.md docs csrc/README.md
 
 # The suite against the newest torch. The modules are built in place, so it runs in a copy of the
 # tree; what the copy built and installed stays, and kept file times keep it up to date.
@@ -116,6 +120,10 @@ bench: build
 
 bench-quick: build
 	$(BIN)/python -W ignore benchmarks/models.py --quick
+
+# The figures, tables and pictures of README.md and docs, from benchmarks/results.
+documents: build
+	$(BIN)/python -W ignore benchmarks/documents.py
 
 clean:
 	rm -rf build build-asan build-fuzz build-latest/build torch_ext/*.so

@@ -306,11 +306,10 @@ def _in_a_process(task: Row, options: argparse.Namespace) -> dict[str, Any]:
         return {"remark": told, "failures": [told] if door in KEEP_BITS else []}
 
 
-def _by_door(table: Table) -> Table:
+def by_door(table: Table) -> Table:
     """A row per program, a column per door: the measured peaks before and after in MiB."""
     cells: dict[str, dict[str, str]] = {}
-    for values in table.rows:
-        row = dict(zip(HEADER, values, strict=True))
+    for row in table.records():
         before, after = row["before MiB"], row["after MiB"]
         of_program = cells.setdefault(row["program"], {"program": row["program"]})
         of_program["eager"] = of_program.get("eager") or row["eager MiB"]
@@ -368,7 +367,7 @@ def main() -> None:
     if options.resume:
         growing.resume()
     growing.measure("doors", tasks, lambda task: _in_a_process(task, options))
-    shown = _by_door(growing.table)
+    shown = by_door(growing.table)
     (shown.print_markdown if options.markdown else shown.print)()
     growing.end()
 

@@ -292,7 +292,7 @@ class _Measurer:
 
 def totals(table: Table) -> Table:
     """How many rows gained how much of their measured peak, are proven, were predicted."""
-    rows = [dict(zip(table.header, values, strict=True)) for values in table.rows]
+    rows = table.records()
     groups = [*dict.fromkeys(row["group"] for row in rows), "all"]
     header = ("group", "rows", "measured", *GAINS, "largest %", "optimal", "within 1 %")
     lines = []

@@ -14,7 +14,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import families
@@ -99,11 +99,6 @@ class Result:
     def best_bytes(self) -> int:
         """The lowest peak of a peer."""
         return self.peers[self.best_peer]
-
-    @property
-    def ratio(self) -> float:
-        """Our peak over the best peer's."""
-        return self.judged_bytes / self.best_bytes if self.best_bytes else 1.0
 
     @property
     def gap(self) -> float:
@@ -217,10 +212,11 @@ def _compare(programs: Iterable[Program], time_budget: float) -> Outcome:
     for program in programs:
         results.append(_measure(program, time_budget))
         failures += [f"{program.name}: {failure}" for failure in results[-1].failures()]
-    summary = _summary(results)
+    written = Table(CSV_HEADER, [result.csv_cells() for result in results])
+    summary = summary_of(written)
     return Outcome(
         [Table(HEADER, [result.cells() for result in results], WORDS), summary],
-        Table(CSV_HEADER, [result.csv_cells() for result in results]),
+        written,
         [
             f"time budget: {time_budget:g} s",
             *(", ".join(row) for row in (summary.header, *summary.rows)),
@@ -229,27 +225,39 @@ def _compare(programs: Iterable[Program], time_budget: float) -> Outcome:
     )
 
 
-def _summary(results: Sequence[Result]) -> Table:
-    """A row per family, and one for all."""
-    by_family: dict[str, list[Result]] = {}
-    for result in results:
-        by_family.setdefault(result.program.family, []).append(result)
+def summary_of(written: Table) -> Table:
+    """A row per family, and one for all, from the table that is written."""
+    by_family: dict[str, list[dict[str, str]]] = {}
+    records = written.records()
+    for record in records:
+        by_family.setdefault(record["family"], []).append(record)
+    if records:
+        by_family["all"] = records
     rows = [_summary_row(family, members) for family, members in by_family.items()]
-    if results:
-        rows.append(_summary_row("all", results))
     return Table(SUMMARY_HEADER, rows, WORDS)
 
 
-def _summary_row(family: str, results: Sequence[Result]) -> Row:
-    rest = [result.gap for result in results if result.plan.status != "optimal"]
+def mean_ratio(records: Sequence[Mapping[str, str]], peer: str) -> float:
+    """The geometric mean of our peaks over those of a peer."""
+    peaks = [(int(record["ours"]), int(record[peer])) for record in records if record[peer]]
+    return statistics.geometric_mean(ours / theirs if theirs else 1 for ours, theirs in peaks)
+
+
+def _summary_row(family: str, records: Sequence[Mapping[str, str]]) -> Row:
+    rest = [
+        int(record["ours"]) / int(record["bound"]) - 1
+        for record in records
+        if record["status"] != "optimal"
+    ]
+    above = sum(int(record["ours"]) > int(record["best peer"]) for record in records)
     return (
         family,
-        str(len(results)),
-        f"{statistics.geometric_mean(result.ratio for result in results):.3f}",
-        str(sum(result.above for result in results)),
-        f"{100 * (1 - len(rest) / len(results)):.1f}",
+        str(len(records)),
+        f"{mean_ratio(records, 'best peer'):.3f}",
+        str(above),
+        f"{100 * (1 - len(rest) / len(records)):.1f}",
         f"{100 * statistics.mean(rest):.2f}" if rest else "",
-        f"{1000 * sum(result.seconds for result in results):.0f}",
+        f"{sum(float(record['ms']) for record in records):.0f}",
     )
 
 

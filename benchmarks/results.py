@@ -34,11 +34,19 @@ class Table:
     rows: list[Row]
     words: Collection[str] = ()
 
+    def records(self) -> list[dict[str, str]]:
+        """The rows by the names of their columns."""
+        return [dict(zip(self.header, row, strict=True)) for row in self.rows]
+
+    def select(self, columns: Sequence[str]) -> Table:
+        """These columns, in this order."""
+        rows = [tuple(record[column] for column in columns) for record in self.records()]
+        return Table(tuple(columns), rows, self.words)
+
     def without_empty_columns(self) -> Table:
         """What was measured."""
         columns = zip(self.header, *self.rows, strict=True)
-        header, *rows = zip(*(c for c in columns if any(c[1:])), strict=True)
-        return Table(header, rows, self.words)
+        return self.select([name for name, *cells in columns if any(cells)])
 
     def print(self) -> None:
         """For a person."""
@@ -50,12 +58,14 @@ class Table:
             shown.add_row(*row)
         Console(width=1000).print(shown)  # never cut: a narrow terminal wraps, no figure is lost
 
-    def print_markdown(self) -> None:
-        """For the README."""
+    def markdown(self) -> str:
+        """For the documents."""
         rules = tuple("---" if name in self.words else "---:" for name in self.header)
-        for row in (self.header, rules, *self.rows):
-            print(f"| {' | '.join(row)} |")
-        print()
+        return "\n".join(f"| {' | '.join(row)} |" for row in (self.header, rules, *self.rows))
+
+    def print_markdown(self) -> None:
+        """For whoever writes documents."""
+        print(self.markdown(), end="\n\n")
 
 
 def is_predicted(predicted_bytes: int, measured_bytes: int) -> bool:
@@ -99,20 +109,22 @@ def write_csv(path: pathlib.Path, comments: Iterable[str], table: Table) -> None
         unfinished.unlink(missing_ok=True)
 
 
-def read_csv(path: pathlib.Path, header: Row) -> list[dict[str, str]]:
-    """The rows of an earlier run, to be resumed; none if there was none.
+def read_csv(path: pathlib.Path, words: Collection[str] = ()) -> tuple[list[str], Table]:
+    """The comments and the table that `write_csv` wrote. Raises OSError, or ValueError."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+    header, *rows = csv.reader(line for line in lines if not line.startswith("# "))
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"{path} has rows that do not fit its header")
+    return comments, Table(tuple(header), [tuple(row) for row in rows], words)
 
-    Raises ValueError if the file is of another table.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = csv.DictReader(line for line in file if not line.startswith("# "))
-            rows = list(lines)
-    except FileNotFoundError:
-        return []
-    if tuple(lines.fieldnames or ()) != header:
-        raise ValueError(f"{path} has other columns; move it away or choose another --output")
-    return rows
+
+def latest(name: str) -> pathlib.Path:
+    """The newest results of the benchmark of that name. Raises ValueError if there are none."""
+    found = sorted((FOLDER / "results").glob(f"{name}-[0-9][0-9][0-9][0-9]-??-??.csv"))
+    if not found:
+        raise ValueError(f"no results of {name} in {FOLDER / 'results'}; run its benchmark")
+    return found[-1]
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
@@ -133,26 +145,25 @@ class Growing:
 
     def resume(self) -> None:
         """Take over what an earlier run found; the exit code is 2 if it ran otherwise."""
+        if not self._output.exists():
+            return
         try:
-            rows = read_csv(self._output, self.table.header)
-            earlier = self._earlier_comments() if rows else []
+            comments, table = read_csv(self._output)
+            self._check(comments, table)
         except ValueError as error:
             print(error, file=sys.stderr)
             sys.exit(2)
         mark = "failed: "
-        self.failed += [line.removeprefix(mark) for line in earlier if line.startswith(mark)]
-        self.table.rows.extend(tuple(row[column] for column in self.table.header) for row in rows)
+        self.failed += [line.removeprefix(mark) for line in comments if line.startswith(mark)]
+        self.table.rows.extend(table.rows)
 
-    def _earlier_comments(self) -> list[str]:
-        lines = self._output.read_text(encoding="utf-8").splitlines()
-        earlier = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+    def _check(self, comments: Sequence[str], table: Table) -> None:
+        remedy = "move it away or choose another --output"
+        if table.header != self.table.header:
+            raise ValueError(f"{self._output} has other columns; {remedy}")
         for comment in self._comments:
-            if comment not in earlier and not comment.startswith("date: "):
-                raise ValueError(
-                    f"{self._output} was not made with {comment}; move it away or choose another "
-                    "--output"
-                )
-        return earlier
+            if comment not in comments and not comment.startswith("date: "):
+                raise ValueError(f"{self._output} was not made with {comment}; {remedy}")
 
     def measure(
         self,

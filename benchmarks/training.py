@@ -26,7 +26,7 @@ import torch
 import zoo
 from children import ChildError, add_one, run_one
 from measuring import MIB, highest_resident, mib, resident_peak, settled_peak, time_ratios
-from results import Growing, Row, Table, add_output, check_output, circumstances
+from results import Growing, Row, Table, add_output, add_resume, check_output, circumstances
 from torch import Tensor, fx, nn
 
 from torch_ext import training_step
@@ -152,6 +152,9 @@ TASKS: dict[str, Callable[[], Task]] = {
     "googlenet 4x128": lambda: _classifier(
         "googlenet", 4, 128, aux_logits=False, init_weights=False
     ),
+    "densenet121 4x128": lambda: _classifier("densenet121", 4, 128),
+    "convnext_tiny 2x128": lambda: _classifier("convnext_tiny", 2, 128),
+    "vit_b_32 1x224": lambda: _classifier("vit_b_32", 1, 224),
     "mlp 12x2048": _mlp,
     "gpt 6x384": _gpt,
 }
@@ -302,6 +305,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch; default: 1")
     parser.add_argument("--pairs", type=int, default=20, help="of timed steps; default: 20")
+    add_resume(parser)
     add_one(parser, "MODEL", "WHAT")
     add_output(parser, "training")
     options = parser.parse_args()
@@ -321,6 +325,8 @@ def main() -> None:
         return
     comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
     growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
+    if options.resume:
+        growing.resume()
     tasks = [(name,) for name in options.models or TASKS]
     growing.measure("networks", tasks, lambda task: _row(task, options))
     table = growing.table

@@ -1,0 +1,330 @@
+"""Brings the figures, tables and pictures of the documents in line with benchmarks/results.
+
+In a document `<!-- from results: NAME -->...<!-- end -->` surrounds what is made here, a table or a
+part of a sentence, from the newest file of the benchmark in question. With --check nothing is
+written, and the exit code is 1 if a document says anything else than the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+
+import doors
+import gains_picture
+import models
+import passes
+import peers
+import planner
+import planner_picture
+import timeline
+import torchvision_models
+import training
+from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
+from matplotlib.testing.exceptions import ImageComparisonFailure
+from results import FOLDER, Row, Table, latest, read_csv
+
+ROOT = FOLDER.parent
+DOCUMENTS = ("README.md", "csrc/README.md", "docs/*.md")
+BLOCK = re.compile(r"(<!-- from results: (?P<name>[a-z-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
+WORDS = {
+    "ablation": ("without", "worst instance"),
+    "doors": doors.WORDS,
+    "models-quick": models.WORDS,
+    "passes": passes.WORDS,
+    "planner": planner.WORDS,
+    "planner-speed": planner.WORDS,
+    "timeline": timeline.WORDS,
+    "torchvision": torchvision_models.WORDS,
+    "training": training.WORDS,
+}
+PASS_COLUMNS = (
+    "model",
+    "original MiB",
+    "optimize MiB",
+    "pass MiB",
+    "cold calls",
+    "warm ratio",
+)
+TOLERANCE = 2.0  # of compare_images, root mean square of 0 to 255: other fonts, not other curves
+
+
+class StaleError(Exception):
+    """A document that cannot be brought in line."""
+
+
+def _table(name: str) -> Table:
+    return read_csv(latest(name), WORDS[name])[1]
+
+
+def _comment(name: str, key: str) -> str:
+    for comment in read_csv(latest(name))[0]:
+        if comment.startswith(f"{key}: "):
+            return comment.removeprefix(f"{key}: ")
+    raise StaleError(f"{latest(name)} does not tell its {key}")
+
+
+# --- standard models ------------------------------------------------------------------------------
+
+
+def _gain(record: dict[str, str]) -> float:
+    before, after = (float(record[f"measured {when} MiB"]) for when in ("before", "after"))
+    return 100 * (1 - after / before)
+
+
+def _gainers() -> list[dict[str, str]]:
+    records = [record for record in _table("models-quick").records() if _gain(record) > 0]
+    return sorted(records, key=_gain, reverse=True)
+
+
+def _zeros() -> list[dict[str, str]]:
+    return [record for record in _table("models-quick").records() if _gain(record) <= 0]
+
+
+def _models_table() -> str:
+    header = (
+        "model",
+        "ops",
+        "before MiB",
+        "after MiB",
+        "less by %",
+        "bound MiB",
+        "Inductor's best order MiB",
+        "`optimize_for_inference` MiB",
+        "time after / before",
+    )
+    rows: list[Row] = [
+        (
+            record["model"],
+            record["ops"],
+            record["measured before MiB"],
+            f"**{record['measured after MiB']}**",
+            f"{_gain(record):.1f}",
+            record["bound MiB"],
+            f"{min(float(record[f'{order} MiB']) for order in ('lpmf', 'bfs', 'dfs')):.2f}",
+            record["for inference MiB"],
+            record["time"],
+        )
+        for record in _gainers()
+    ]
+    return Table(header, rows, ("model",)).markdown()
+
+
+def _models_range() -> str:
+    gains = [_gain(record) for record in _gainers()]
+    return f"{min(gains):.1f} to {max(gains):.1f} %"
+
+
+def _models_are_as_promised() -> str:
+    for record in _table("models-quick").records():
+        if record["identical"] != "yes" or record["status"] != "optimal":
+            raise StaleError(f"{record['model']} is not identical, or not proven: mend the text")
+        if float(record["error %"]) > 1:
+            raise StaleError(f"the peak of {record['model']} was predicted wrongly: mend the text")
+    return "all orders are proven optimal, all outputs identical, all peaks predicted within 1 %"
+
+
+def _sweep() -> str:
+    records = _table("torchvision").records()
+    measured = [record for record in records if record["measured after MiB"]]
+    networks = {record["model"] for record in measured}
+    higher = [
+        record["model"]
+        for record in measured
+        if record["identical"] != "yes"
+        or record["status"] != "optimal"
+        or float(record["measured after MiB"]) > float(record["measured before MiB"])
+    ]
+    if higher or len(measured) < len(records):
+        raise StaleError(f"not all networks of torchvision are as promised: {higher}")
+    gaining = sum(
+        float(record["measured after MiB"]) < float(record["measured before MiB"])
+        for record in measured
+    )
+    return (
+        f"{len(networks)} networks, {len(measured)} modules: all give the same bits, none has a "
+        f"higher peak, all orders are proven optimal; on images this small only {gaining} had "
+        "anything to gain"
+    )
+
+
+# --- the planner ----------------------------------------------------------------------------------
+
+
+def _families() -> str:
+    columns = ("family", "instances", "ours / best peer", "above best peer", "optimal %")
+    summary = planner.summary_of(_table("planner"))
+    return summary.select((*columns, "mean gap of rest %")).markdown()
+
+
+def _peers() -> str:
+    records = _table("planner").records()
+    rows: list[Row] = []
+    for peer in sorted(peers.PEERS, key=lambda peer: planner.mean_ratio(records, peer)):
+        answered = [record for record in records if record[peer]]
+        equal = sum(record["ours"] == record[peer] for record in answered)
+        mean = f"{planner.mean_ratio(records, peer):.2f}"
+        rows.append((peer, str(len(answered)), mean, str(equal)))
+    header = ("peer", "instances it answers", "our peak / its peak", "equally low")
+    return Table(header, rows, ("peer",)).markdown()
+
+
+def _speed() -> str:
+    rows: list[Row] = [
+        (f"{int(record['ops']):,}", f"{float(record['ms']):,.0f}", record["status"])
+        for record in _table("planner-speed").records()
+    ]
+    header = ("series-parallel, out-degree 3", "ms", "status")
+    return Table(header, rows, ("status",)).markdown()
+
+
+# --- doors, the pass, training --------------------------------------------------------------------
+
+
+def _training_table() -> str:
+    columns = {
+        "model": "model",
+        "eager MiB": "eager",
+        "hooks MiB": "backward hooks",
+        "ours MiB": "this step",
+        "bound MiB": "bound",
+        "compile MiB": "`torch.compile(model)`",
+        "without layout MiB": "without layout optimisation",
+        "whole step MiB": "Inductor, whole step",
+        "time / eager": "time / eager",
+        "capture s": "capture s",
+    }
+    table = _table("training").select(tuple(columns))
+    return Table(tuple(columns.values()), table.rows, ("model",)).markdown()
+
+
+def _swin_training() -> str:
+    (record,) = (r for r in _table("training").records() if r["model"] == "swin_t 2x224")
+    return f"{record['eager MiB']} to {record['ours MiB']} MiB, proven {record['status']}"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "models": _models_table,
+    "models-count": lambda: str(len(_table("models-quick").rows)),
+    "models-gaining-count": lambda: str(len(_gainers())),
+    "models-range": _models_range,
+    "models-promises": _models_are_as_promised,
+    "models-zeros-count": lambda: str(len(_zeros())),
+    "models-zeros": lambda: ", ".join(record["model"] for record in _zeros()),
+    "models-threads": lambda: _comment("models-quick", "threads").partition(",")[0],
+    "machine": lambda: _comment("models-quick", "machine"),
+    "torch": lambda: _comment("models-quick", "torch"),
+    "torchvision-sweep": _sweep,
+    "planner-families": _families,
+    "planner-count": lambda: str(len(_table("planner").rows)),
+    "planner-peers": _peers,
+    "planner-speed": _speed,
+    "ablation": lambda: _table("ablation").markdown(),
+    "doors": lambda: doors.by_door(_table("doors")).markdown(),
+    "pass": lambda: _table("passes").select(PASS_COLUMNS).markdown(),
+    "training": _training_table,
+    "training-swin": _swin_training,
+}
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "docs/memory.png": lambda: timeline.draw(_table("timeline")),
+    "docs/gains.png": lambda: gains_picture.draw(_table("models-quick").records()),
+    "docs/planner.png": lambda: planner_picture.draw(_table("planner").records()),
+}
+
+
+def filled(text: str) -> str:
+    """The text of a document with every block made anew. Raises StaleError."""
+
+    def block(match: re.Match[str]) -> str:
+        if match["name"] not in BLOCKS:
+            raise StaleError(f"no block {match['name']!r} here; there are: {', '.join(BLOCKS)}")
+        made = BLOCKS[match["name"]]()
+        start = match.start() and text[match.start() - 1]
+        if "\n" in made:
+            made = f"\n{made}\n"
+        elif start in (0, "\n"):  # Markdown takes such a line for HTML
+            raise StaleError(f"{match['name']} must not begin a line")
+        return f"{match[1]}{made}{match[4]}"
+
+    return BLOCK.sub(block, text)
+
+
+def _paths() -> list[pathlib.Path]:
+    return [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    # No version of matplotlib in the file: the same picture has the same bytes.
+    figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+
+
+def _differ(old: pathlib.Path, new: pathlib.Path) -> bool:
+    try:
+        return compare_images(str(old), str(new), TOLERANCE) is not None
+    except ImageComparisonFailure:  # of other sizes
+        return True
+
+
+def stale() -> list[str]:
+    """What is not as the results say."""
+    found = []
+    for path in _paths():
+        text = path.read_text(encoding="utf-8")
+        try:
+            made = filled(text)
+        except (StaleError, ValueError) as error:
+            found.append(f"{path.relative_to(ROOT)}: {error}")
+            continue
+        names = zip(BLOCK.finditer(text), BLOCK.finditer(made), strict=True)
+        found += [
+            f"{path.relative_to(ROOT)}: block {a['name']!r} is not what the results say"
+            for a, b in names
+            if a[0] != b[0]
+        ]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, draw in PICTURES.items():
+            new = pathlib.Path(folder, name.replace("/", "-"))
+            _save(draw(), new)
+            if not (ROOT / name).exists():
+                found.append(f"{name} is missing")
+            elif _differ(ROOT / name, new):
+                found.append(f"{name} is not what the results say")
+    return found
+
+
+def _write() -> None:
+    for path in _paths():
+        text = path.read_text(encoding="utf-8")
+        try:
+            made = filled(text)
+        except (StaleError, ValueError) as error:
+            sys.exit(f"{path.relative_to(ROOT)}: {error}")
+        if made != text:
+            unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            unfinished.write_text(made, encoding="utf-8")
+            unfinished.replace(path)
+    for name, draw in PICTURES.items():
+        _save(draw(), ROOT / name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only tell what is not in line")
+    if not parser.parse_args(arguments).check:
+        _write()
+        return
+    found = stale()
+    for line in found:
+        print(line, file=sys.stderr)
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""README.md and docs: their figures are those of benchmarks/results, and a wrong one is noticed."""
+
+import pathlib
+import re
+import sys
+
+import pytest
+
+from tests import documents as examples
+
+ROOT = pathlib.Path(__file__).parents[2]
+BENCHMARKS = str(ROOT / "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def documents():
+    sys.path.insert(0, BENCHMARKS)
+    import documents
+
+    yield documents
+    sys.path.remove(BENCHMARKS)
+
+
+def test_the_documents_say_what_the_results_say(documents):
+    assert documents.stale() == []
+
+
+def test_a_changed_figure_and_a_changed_picture_are_noticed(documents, tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    for name in documents.PICTURES:
+        (tmp_path / name).write_bytes((ROOT / "docs/memory.png").read_bytes())
+    text = (ROOT / "docs/training.md").read_text()
+    (tmp_path / "docs/training.md").write_text(re.sub(r"\| 47\.02 \|", "| 40.02 |", text))
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    found = documents.stale()
+    assert found[0] == "docs/training.md: block 'training' is not what the results say"
+    pictures = [name for name in documents.PICTURES if name != "docs/memory.png"]
+    assert [line.partition(" is not")[0] for line in found[1:]] == pictures
+
+
+def test_blocks_must_be_known_and_not_begin_a_line(documents):
+    with pytest.raises(documents.StaleError, match="no block 'luck'"):
+        documents.filled("a <!-- from results: luck --><!-- end -->")
+    with pytest.raises(documents.StaleError, match="must not begin a line"):
+        documents.filled("text\n<!-- from results: models-count --><!-- end --> models")
+    made = documents.filled("of <!-- from results: models-count -->1,000<!-- end --> models")
+    assert re.fullmatch(r"of <!-- from results: models-count -->\d+<!-- end --> models", made)
+    assert documents.filled(made) == made
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make coffee",
+        "cmake -S . -B build -DTORCH_EXT_COFFEE=ON",
+        "python benchmarks/planner.py --coffee",
+        "python -m tests.fuzz --coffee",
+    ],
+)
+def test_a_command_that_is_not_there_is_noticed(command):
+    with pytest.raises(AssertionError):
+        examples._looked_up(command)
+
+
+def test_every_document_is_looked_at():
+    tracked = {ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("csrc/**/*.md")}
+    matched = {path for pattern in examples.DOCUMENTS for path in ROOT.glob(pattern)}
+    assert matched == tracked
+
+
+def test_links_lead_somewhere():
+    for pattern in examples.DOCUMENTS:
+        for path in ROOT.glob(pattern):
+            for link in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+                assert ":" in link or (path.parent / link).exists(), f"{path}: {link}"
