@@ -49,8 +49,7 @@ from results import (
 )
 from suite import CASES, QUICK, Subject
 
-from torch_ext import Report, measure_peak, optimize
-from torch_ext.optimizing import analyze_in_full
+from torch_ext import Report, analyze, measure_peak, optimize
 
 FORMS = ("traced", "frozen")
 LATENCY_SECONDS = 20.0  # at most
@@ -159,7 +158,7 @@ def _joules(run: Callable[[], object]) -> str:
 
 
 def _orders(subject: Subject, pairs: int) -> Values:
-    graph = analyze_in_full(subject.script, subject.inputs).graph.to_graph()
+    graph = analyze(subject.script, subject.inputs).graph.to_graph()
     ours = program.Program.from_text(subject.case.name, "models", graph.to_text())
     found = {
         "lpmf MiB": peers.inductor_lpmf,

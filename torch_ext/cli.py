@@ -32,7 +32,6 @@ from torch_ext.progress import progress
 if TYPE_CHECKING:
     import torch
 
-    from torch_ext.labels import LabelledGraph
     from torch_ext.optimizing import Report
 
 MOST_KEPT_BYTES = 2**30
@@ -138,10 +137,10 @@ def _run_analyze(options: argparse.Namespace) -> int:
             time_budget=options.time_budget,
         )
     if options.graph:
-        write_text(options.graph, analysis.graph.to_graph().to_text())
+        write_text(options.graph, analysis.report.graph.to_graph().to_text())
     if options.extract:
         write_text(options.extract, analysis.bottleneck_region)
-    _write_outputs(options, analysis.graph, analysis.report, module, process_bytes)
+    _write_outputs(options, analysis.report, module, process_bytes)
     _print_report(analysis.report, options.json)
     return DONE
 
@@ -168,7 +167,7 @@ def _run_optimize(options: argparse.Namespace) -> int:
         _print_report(report, options.json)
         return _complain(f"{report.reason}; nothing was written", UNVERIFIED)
     save_model(optimized.module, options.output, extra_files)
-    _write_outputs(options, optimized.graph, report, module, process_bytes)
+    _write_outputs(options, report, module, process_bytes)
     _print_report(report, options.json)
     return _budget_code(report)
 
@@ -280,7 +279,6 @@ def _outputs(options: argparse.Namespace) -> tuple[pathlib.Path | None, ...]:
 
 def _write_outputs(
     options: argparse.Namespace,
-    graph: "LabelledGraph",
     report: "Report",
     module: "torch.jit.ScriptModule",
     process_bytes: int | None,
@@ -293,11 +291,11 @@ def _write_outputs(
     with progress("writing the report"):
         gradient_peak_bytes = None
         # A call with gradients keeps about all buffers, which may be more than there is.
-        if options.html and sum(buffer.bytes for buffer in graph.buffers) <= MOST_KEPT_BYTES:
+        if options.html and sum(buffer.bytes for buffer in report.graph.buffers) <= MOST_KEPT_BYTES:
             gradient_peak_bytes = peak_with_gradients(module, make_inputs(options.input))
         inputs = tuple(options.input)
         findings = Findings(
-            graph, report, options.model.name, inputs, process_bytes, gradient_peak_bytes
+            report.graph, report, options.model.name, inputs, process_bytes, gradient_peak_bytes
         )
         for path, convert in (
             (options.html, to_html),

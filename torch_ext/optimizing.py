@@ -10,22 +10,10 @@ import torch
 
 from torch_ext._native import _jit
 from torch_ext.labels import LabelledGraph
-from torch_ext.planning import Plan, TimelineEntry, plan_fields
+from torch_ext.planning import TimelineEntry, plan_fields
+from torch_ext.reports import PeakBuffer, ProgramReport
 
 ExampleInputs = tuple[Any, ...] | Sequence[tuple[Any, ...]] | torch.Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class PeakBuffer:
-    """A buffer that is alive when the peak is reached."""
-
-    name: str
-    bytes: int
-    shape: tuple[int, ...]
-    dtype: str
-    op: str
-    module_path: str
-    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,23 +28,14 @@ class ExamplePeaks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report(Plan):
+class Report(ProgramReport):
     """What was found out about a module. Peaks are bytes of activations.
 
-    Parameters and the caller's inputs are reported beside the peaks, not in them. With several
-    examples the plan is that of the example with the highest peak; `examples` has all of them.
+    With several examples the plan is that of the example with the highest peak; `examples` has all
+    of them. Measured is in the real executor; compared are outputs, inputs, state, random state and
+    print-out.
     """
 
-    measured_original_peak_bytes: int | None  # by the allocator, in the real executor
-    measured_peak_bytes: int | None
-    identical: bool | None  # outputs, inputs, state, random state, print-out; None: not compared
-    threads: int
-    parameter_bytes: int
-    input_bytes: int
-    reason: str  # why nothing was gained, else empty
-    timeline_before: tuple[TimelineEntry, ...]
-    timeline_after: tuple[TimelineEntry, ...]
-    at_peak: tuple[PeakBuffer, ...]
     examples: tuple[ExamplePeaks, ...]
 
 
@@ -67,7 +46,6 @@ class Optimized:
     module: torch.jit.ScriptModule
     report: Report
     failed: bool  # a better order was found but failed verification
-    graph: LabelledGraph  # of the example with the highest peak, in the original order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +53,6 @@ class Analysis:
     """What analyze_in_full found."""
 
     report: Report
-    graph: LabelledGraph
     bottleneck_region: str  # in the text format
 
 
@@ -130,7 +107,7 @@ def optimize_verified(
         from torch.jit._recursive import wrap_cpp_module
 
         script = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
-    return Optimized(script, _report(fields), failed, LabelledGraph.from_fields(graph))
+    return Optimized(script, _report(fields, graph), failed)
 
 
 def analyze(
@@ -151,11 +128,11 @@ def analyze_in_full(
     scope: str = "all",
     time_budget: float = 2.0,
 ) -> Analysis:
-    """As analyze; also the graph, and the region around its bottleneck."""
+    """As analyze; also the region around the bottleneck."""
     examples = _examples(example_inputs)
     script = _as_script(module, examples)
     fields, graph, region = _jit.analyze(script._c, examples, time_budget, scope)
-    return Analysis(_report(fields), LabelledGraph.from_fields(graph), region)
+    return Analysis(_report(fields, graph), region)
 
 
 def peak_with_gradients(
@@ -210,11 +187,14 @@ def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]]) -> torc
                     buffer.copy_(before[name])
 
 
-def _report(fields: Mapping[str, Any]) -> Report:
+def _report(fields: Mapping[str, Any], graph: Mapping[str, Any]) -> Report:
     timeline = {
         key: tuple(TimelineEntry(**entry) for entry in fields[key])
         for key in ("timeline_before", "timeline_after")
     }
     at_peak = tuple(PeakBuffer(**{**b, "shape": tuple(b["shape"])}) for b in fields["at_peak"])
     examples = tuple(ExamplePeaks(**example) for example in fields["examples"])
-    return Report(**{**plan_fields(fields), **timeline, "at_peak": at_peak, "examples": examples})
+    return Report(
+        **{**plan_fields(fields), **timeline, "at_peak": at_peak, "examples": examples},
+        graph=LabelledGraph.from_fields(graph),
+    )

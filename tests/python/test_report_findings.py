@@ -12,23 +12,22 @@ from models import Scripted, traced_wide, wide_input
 from reports import HOSTILE, findings, random_graph, wide
 
 import torch_ext
-from torch_ext.optimizing import analyze_in_full
 from torch_ext.planning import region_tree, simulate
 from torch_ext.reporting import Findings, to_csv, to_html, to_trace
 from torch_ext.reporting.diff import diff
 
 
 @pytest.fixture(scope="module")
-def analysis():
-    return analyze_in_full(traced_wide(), (wide_input(),))
+def report():
+    return torch_ext.analyze(traced_wide(), (wide_input(),))
 
 
 # --- from the extension --------------------------------------------------------------------------
 
 
-def test_the_judge_is_the_one_of_the_planner(analysis):
-    graph, report = analysis.graph.to_graph(), analysis.report
-    original = [op.name for op in analysis.graph.ops]
+def test_the_judge_is_the_one_of_the_planner(report):
+    graph = report.graph.to_graph()
+    original = [op.name for op in report.graph.ops]
     assert simulate(graph, original) == report.timeline_before
     assert simulate(graph, report.order) == report.timeline_after
 
@@ -44,32 +43,32 @@ def test_an_order_that_is_none_is_refused():
         simulate(graph, order[1:])
 
 
-def test_labels_say_where_an_op_comes_from(analysis):
-    grow = next(op for op in analysis.graph.ops if op.module_path == "grow.0" and op.writes)
+def test_labels_say_where_an_op_comes_from(report):
+    grow = next(op for op in report.graph.ops if op.module_path == "grow.0" and op.writes)
     assert grow.kind == "aten::linear"
     assert "models.py:" in grow.source
-    (buffer,) = (b for b in analysis.graph.buffers if b.name in grow.writes)
+    (buffer,) = (b for b in report.graph.buffers if b.name in grow.writes)
     assert (buffer.shape, buffer.dtype, buffer.bytes) == ((256, 512), "Float", 256 * 512 * 4)
-    stack = next(op for op in analysis.graph.ops if op.kind == "aten::stack")
+    stack = next(op for op in report.graph.ops if op.kind == "aten::stack")
     assert stack.constants == {"dim": 0}
 
 
 def test_a_loaded_module_keeps_the_whole_module_path(tmp_path):
     torch.jit.save(traced_wide(), tmp_path / "model.pt")
-    graph = analyze_in_full(torch.jit.load(tmp_path / "model.pt"), (wide_input(),)).graph
+    graph = torch_ext.analyze(torch.jit.load(tmp_path / "model.pt"), (wide_input(),)).graph
     paths = {op.module_path for op in graph.ops if op.kind == "aten::linear"}
     assert paths == {f"{name}.{i}" for name in ("grow", "shrink") for i in range(4)}
 
 
 def test_modules_that_share_a_type_are_called_as_the_program_calls_them():
-    graph = analyze_in_full(torch.jit.script(Scripted()), (wide_input(),)).graph
+    graph = torch_ext.analyze(torch.jit.script(Scripted()), (wide_input(),)).graph
     paths = {op.module_path for op in graph.ops if op.kind == "aten::linear"}
     assert paths == {"a", "b", "c", "d"}
 
 
-def test_the_graph_of_the_labels_is_the_graph_that_was_planned(analysis):
-    again = torch_ext.plan(analysis.graph.to_graph())
-    assert again.order == analysis.report.order
+def test_the_graph_of_the_labels_is_the_graph_that_was_planned(report):
+    again = torch_ext.plan(report.graph.to_graph())
+    assert again.order == report.order
 
 
 def test_every_op_is_in_one_leaf_of_the_region_tree():
@@ -212,11 +211,11 @@ def test_what_the_program_is_called_cannot_become_markup():
     assert "alert(1)><b>" not in page
 
 
-def test_the_sentences_of_a_report_that_was_measured(analysis):
-    page = to_html(Findings(analysis.graph, analysis.report, "wide.pt"))
+def test_the_sentences_of_a_report_that_was_measured(report):
+    page = to_html(Findings(report.graph, report, "wide.pt"))
     assert "nothing was changed yet" in page
     _, report = torch_ext.optimize(traced_wide(), (wide_input(),))
-    page = to_html(Findings(analysis.graph, report, "wide.pt", process_bytes=300 * 2**20))
+    page = to_html(Findings(report.graph, report, "wide.pt", process_bytes=300 * 2**20))
     assert "bit for bit" in page
     assert "300.00&nbsp;MiB" in page
     assert "proven optimal" in page

@@ -8,11 +8,14 @@ import re
 import torch
 from torch import fx
 
+import torch_ext
 from torch_ext.fx.ordering import described
 from torch_ext.fx.probing import Op, Probe, tensors_of
 from torch_ext.labels import LabelledGraph
 
-_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+_TORCH, _OURS = (
+    os.path.join(os.path.dirname(file), "") for file in (torch.__file__, torch_ext.__file__)
+)
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -48,9 +51,10 @@ def _kind(node: fx.Node) -> str:
 def _source(node: fx.Node) -> str:
     """The line of the user's program that the node comes from, "file:line"; empty if unknown.
 
-    That is the innermost one which is not in torch itself.
+    That is the innermost one which is not in torch itself, if there is one.
     """
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    frames = [frame for frame in frames if not frame[0].startswith(_OURS)]
     own = [frame for frame in frames if not frame[0].startswith(_TORCH)]
     return ":".join((own or frames)[-1]) if frames else ""
 

@@ -16,33 +16,21 @@ from torch_ext.fx.hazards import is_barrier, written_arguments
 from torch_ext.fx.labelling import labelled
 from torch_ext.fx.ordering import apply_order
 from torch_ext.fx.probing import Probe, run_probe, tensors_of
-from torch_ext.labels import LabelledBuffer, LabelledGraph
+from torch_ext.labels import LabelledGraph
 from torch_ext.measuring import measure_peak
-from torch_ext.optimizing import PeakBuffer
-from torch_ext.planning import Plan, TimelineEntry, plan
-from torch_ext.reporting import Findings
+from torch_ext.planning import Plan, plan
+from torch_ext.reports import ProgramReport, described
 
 Graphs = fx.GraphModule | ExportedProgram
 Program = TypeVar("Program", fx.GraphModule, ExportedProgram)
 
 
 @dataclasses.dataclass(frozen=True)
-class GraphReport(Plan):
+class GraphReport(ProgramReport):
     """What was found out about a graph. Peaks are bytes of activations.
 
-    Parameters and the caller's inputs are reported beside the peaks, not in them.
+    Compared are results, inputs, state and random state.
     """
-
-    measured_original_peak_bytes: int | None  # by the allocator
-    measured_peak_bytes: int | None
-    identical: bool | None  # results, inputs, state, random state; None: not compared
-    threads: int
-    parameter_bytes: int
-    input_bytes: int
-    reason: str  # why nothing was gained, else empty
-    timeline_before: tuple[TimelineEntry, ...]
-    timeline_after: tuple[TimelineEntry, ...]
-    at_peak: tuple[PeakBuffer, ...]
 
 
 def reorder(
@@ -265,15 +253,8 @@ def _report(
     measured_peak_bytes: int | None = None,
     identical: bool | None = None,
 ) -> GraphReport:
-    findings = Findings(graph, found, "")
-    bottleneck = found.bottleneck
-    if bottleneck is not None:
-        source = findings.ops[bottleneck.op].source
-        found = dataclasses.replace(
-            found, bottleneck=dataclasses.replace(bottleneck, source=source)
-        )
     return GraphReport(
-        **{field.name: getattr(found, field.name) for field in dataclasses.fields(Plan)},
+        **described(graph, found),
         measured_original_peak_bytes=measured_original_peak_bytes,
         measured_peak_bytes=measured_peak_bytes,
         identical=identical,
@@ -281,29 +262,7 @@ def _report(
         parameter_bytes=_storage_bytes(_state(program)),
         input_bytes=_storage_bytes(given),
         reason=reason,
-        timeline_before=findings.before.timeline,
-        timeline_after=findings.after.timeline,
-        at_peak=_at_peak(findings),
     )
-
-
-def _at_peak(findings: Findings) -> tuple[PeakBuffer, ...]:
-    """Of the planned order, as the report of TorchScript."""
-    made_by = {buffer: op for op in findings.graph.ops for buffer in op.writes}
-
-    def described(buffer: LabelledBuffer) -> PeakBuffer:
-        op = made_by[buffer.name]
-        return PeakBuffer(
-            buffer.name,
-            buffer.bytes,
-            buffer.shape,
-            buffer.dtype,
-            op.name,
-            op.module_path,
-            op.source,
-        )
-
-    return tuple(map(described, findings.alive(findings.after, findings.after.peak_step)))
 
 
 def _storage_bytes(value: Any) -> int:

@@ -263,6 +263,7 @@ def _bars(findings: Findings) -> str:
             findings.measured("parameter_bytes"),
         ),
         ("beside", "Inputs", "held by the caller", findings.measured("input_bytes")),
+        *_optimizer_rows(findings),
         (
             "beside",
             "Process",
@@ -277,6 +278,13 @@ def _bars(findings: Findings) -> str:
         '<table class="bars"><caption class="visually-hidden">What is counted</caption>'
         f"{rows}</table>"
     )
+
+
+def _optimizer_rows(findings: Findings) -> list[tuple[str, str, str, int | None]]:
+    state_bytes = findings.measured("state_bytes")
+    if state_bytes is None:
+        return []
+    return [("beside", "State of the optimizer", "kept from step to step", state_bytes)]
 
 
 def _bar_group(title: str, rows: Sequence[tuple[str, str, str, int | None]], most: int) -> str:

@@ -10,6 +10,12 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from torch_ext.training.labelling import (
+    label_backward,
+    label_update,
+    mark_backward,
+    module_paths,
+)
 from torch_ext.training.replicas import Replicas
 from torch_ext.training.updates import Operands, UnsupportedError, Update
 
@@ -116,6 +122,7 @@ def capture(objective: Objective, batch: Sequence[Any], ending: Ending) -> Captu
         loss = loss_of(result)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise UnsupportedError("loss_fn must return a tensor of one element, or a tuple of it")
+        mark_backward(loss)
         gradients = torch.autograd.grad(
             loss, [given[one.name] for one in ending.trained], allow_unused=True
         )
@@ -131,9 +138,11 @@ def capture(objective: Objective, batch: Sequence[Any], ending: Ending) -> Captu
 
     flat_inputs = [*parameters.values(), *buffers.values(), *(leaves[i] for i in tensor_at)]
     try:
-        module = make_fx(forward_and_backward)(*flat_inputs)
+        with module_paths(objective.model):
+            module = make_fx(forward_and_backward, record_stack_traces=True)(*flat_inputs)
     except RuntimeError as error:
         raise _explained(error) from error
+    label_backward(module.graph)
     return _Builder(module, roles, result_spec[0]).add(ending, parameters)
 
 
@@ -196,7 +205,13 @@ class _Builder:
             {item: self._input(Role("state", one.name, item)) for item in ending.states[one.name]},
             lambda item: self._input(Role("number", key, item)),
         )
-        made = ending.update.emit(self._emit, ending.groups[one.group], operands)
+
+        def emit(target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
+            node = self._emit(target, *args, **kwargs)
+            label_update(node, one.name)
+            return node
+
+        made = ending.update.emit(emit, ending.groups[one.group], operands)
         return {Role("state", one.name, item): node for item, node in made.items()}
 
     def _input(self, role: Role) -> fx.Node:

@@ -12,10 +12,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from torch_ext.comparing import first_difference
-from torch_ext.fx.ordering import apply_order, to_graph, written_storages
+from torch_ext.fx.labelling import labelled
+from torch_ext.fx.ordering import apply_order, written_storages
 from torch_ext.fx.probing import Probe, run_probe
 from torch_ext.measuring import measure_peak
 from torch_ext.planning import Plan, plan
+from torch_ext.reports import ProgramReport, described
 from torch_ext.training.capturing import Captured, loss_of
 from torch_ext.training.scripting import as_torchscript
 from torch_ext.training.updates import UnsupportedError
@@ -26,7 +28,7 @@ Runtime = Literal["fx", "torchscript"]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingReport(Plan):
+class TrainingReport(ProgramReport):
     """What was found out about a step. Peaks are bytes above the start of the step, gradients in.
 
     `original_peak_bytes` is that of the captured graph in its own order; `measured_*` are the
@@ -34,16 +36,9 @@ class TrainingReport(Plan):
     where hooks cannot do it), and of this step.
     """
 
-    measured_original_peak_bytes: int | None
     measured_hooks_peak_bytes: int | None
-    measured_peak_bytes: int | None
-    identical: bool | None
-    threads: int
-    parameter_bytes: int
-    input_bytes: int
     state_bytes: int
     capture_seconds: float
-    reason: str
 
     def __str__(self) -> str:
         def mib(size_bytes: int | None) -> str:
@@ -82,7 +77,8 @@ def make_graph(
         probe = run_probe(captured.module, scratch.bind(captured, looked))
         del scratch, looked
     _require_constants_kept(probe)
-    found = plan(to_graph(probe), time_budget=time_budget)
+    graph = labelled(probe)
+    found = plan(graph.to_graph(), time_budget=time_budget)
     apply_order(captured.module, probe, _common(world, found.order)[0])
     if runtime == "torchscript":
         captured = as_torchscript(captured)
@@ -95,7 +91,7 @@ def make_graph(
     one_batch = updates and not now.accumulated
     hooks_peak_bytes = _hooks_peak(world, now.batch) if one_batch else None
     report = TrainingReport(
-        **{field.name: getattr(found, field.name) for field in dataclasses.fields(Plan)},
+        **described(graph, found),
         measured_original_peak_bytes=eager_peak_bytes,
         measured_hooks_peak_bytes=hooks_peak_bytes,
         measured_peak_bytes=peak_bytes,
