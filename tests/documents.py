@@ -154,7 +154,15 @@ def _of_report(names: Namespace) -> None:
         (LabelledBuffer("x", 8, is_input=True), LabelledBuffer("y", 8, kept=True)),
     )
     names |= {"pytest": pytest, "torch_ext": torch_ext, "graph": graph}
-    names |= {"model": nn.Identity(), "x": torch.zeros(1)}
+    network = nn.Linear(8, 4)
+    names |= {
+        "model": network,
+        "x": torch.randn(2, 8),
+        "network": network,
+        "loss_fn": nn.functional.cross_entropy,
+        "optimizer": torch.optim.SGD(network.parameters(), lr=0.1),
+        "batch": (torch.randn(2, 8), torch.tensor([0, 1])),
+    }
 
 
 SETUPS: dict[str, Callable[[Namespace], None]] = {

@@ -58,7 +58,7 @@ def described(graph: LabelledGraph, plan: Plan) -> dict[str, Any]:
     """Those fields of a ProgramReport that follow from the graph and its plan."""
     from torch_ext.reporting import Findings
 
-    findings = Findings(graph, plan, "")
+    findings = Findings(graph, plan)
     fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(Plan)}
     bottleneck = plan.bottleneck
     if bottleneck is not None:

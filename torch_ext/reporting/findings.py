@@ -52,7 +52,7 @@ class Findings:
 
     graph: LabelledGraph
     plan: Plan
-    title: str
+    title: str = ""
     inputs: tuple[str, ...] = ()
     process_bytes: int | None = None  # resident before the model was loaded
     gradient_peak_bytes: int | None = None  # measured with gradients enabled, if there can be any

@@ -208,7 +208,7 @@ class _Builder:
 
         def emit(target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
             node = self._emit(target, *args, **kwargs)
-            label_update(node, one.name)
+            label_update(node, one.name.removeprefix("model."))
             return node
 
         made = ending.update.emit(emit, ending.groups[one.group], operands)

@@ -1,0 +1,80 @@
+"""Reports of all doors: what they share."""
+
+import json
+
+import pytest
+import torch
+from models import Wide, wide_input
+from torch import nn
+
+import torch_ext
+
+DOORS = {
+    "torchscript": lambda model, x: torch_ext.optimize(model, (x,))[1],
+    "analysis": lambda model, x: torch_ext.analyze(model, (x,)),
+    "export": lambda model, x: torch_ext.fx.reorder(torch.export.export(model, (x,)), (x,))[1],
+    "training": lambda model, x: _training_report(model, x),
+}
+
+
+def _training_report(model, x):
+    def loss_fn(y, target):
+        return (y * target).sum()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.enable_grad():
+        target = torch.ones_like(model(x))
+        return torch_ext.training_step(model, loss_fn, optimizer, (x, target)).report
+
+
+@pytest.fixture(params=DOORS)
+def report(request):
+    return DOORS[request.param](Wide(), wide_input())
+
+
+def test_every_door_tells_what_is_alive_at_the_peak_and_where_it_comes_from(report):
+    hills = [entry.hill_bytes for entry in report.timeline_after]
+    assert max(hills) == report.peak_bytes < report.original_peak_bytes
+    assert max(entry.hill_bytes for entry in report.timeline_before) == report.original_peak_bytes
+    at_peak = report.timeline_after[hills.index(max(hills))].op
+    scratch_bytes = next(op.workspace_bytes for op in report.graph.ops if op.name == at_peak)
+    assert sum(b.bytes for b in report.at_peak) == report.peak_bytes - scratch_bytes
+    assert "models.py:" in report.at_peak[0].source
+    assert {f"grow.{i}" for i in range(4)} <= {op.module_path for op in report.graph.ops}
+    assert torch_ext.plan(report.graph.to_graph()).peak_bytes == report.peak_bytes
+
+
+def test_every_door_writes_its_page_and_json_without_the_graph(report, tmp_path):
+    path = tmp_path / "report.html"
+    report.save_html(str(path), title="<wide>")
+    text = path.read_text()
+    assert "&lt;wide&gt;" in text
+    assert "grow.0" in text
+    fields = json.loads(json.dumps(report.to_dict()))
+    assert fields["format"] == 1
+    assert fields["at_peak"][0]["bytes"] == report.at_peak[0].bytes
+    assert "graph" not in fields
+    assert "LabelledGraph" not in repr(report)
+
+
+def test_a_page_that_cannot_be_written_loses_nothing(tmp_path):
+    report = torch_ext.analyze(Wide(), (wide_input(),))
+    with pytest.raises(Exception, match="cannot write"):
+        report.save_html(tmp_path / "no folder" / "report.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ops_of_the_backward_pass_and_of_updates_are_called_after_the_forward_pass():
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = (torch.randn(2, 8), torch.tensor([0, 1]))
+    with torch.enable_grad():
+        step = torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, batch)
+    paths = {op.name: op.module_path for op in step.report.graph.ops}
+    assert paths["threshold_backward"] == "1"
+    by_kind = {}
+    for op in step.report.graph.ops:
+        by_kind.setdefault(op.kind, []).append(op.module_path)
+    assert by_kind["aten::addmm"] == ["0", "2"]
+    assert sorted(by_kind["aten::mm"]) == ["0", "2", "2"]
+    assert sorted(by_kind["aten::add_"]) == ["0.bias", "0.weight", "2.bias", "2.weight"]
