@@ -299,7 +299,8 @@ def totals(table: Table) -> Table:
         of_group = [row for row in rows if group in (row["group"], "all")]
         measured = [row for row in of_group if row["measured after MiB"]]
         peaks = [
-            (float(row[f"measured {when} MiB"]) for when in ("before", "after")) for row in measured
+            (float(row["measured before MiB"]), float(row["measured after MiB"]))
+            for row in measured
         ]
         gains = [100 * (before - after) / before if before else 0.0 for before, after in peaks]
         lines.append(

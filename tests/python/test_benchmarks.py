@@ -140,3 +140,22 @@ def test_the_suite_has_every_family_of_torchvision():
     assert set(suite.QUICK) <= set(suite.CASES)
     families = {name.split("_")[0].rstrip("0123456789") for name in torchvision_models.all_names()}
     assert families == {name.split("_")[0].rstrip("0123456789") for name in suite.TORCHVISION}
+
+
+def test_totals_count_each_row_by_its_own_gain():
+    import models
+    from results import Table
+
+    columns = ("group", "measured before MiB", "measured after MiB", "status", "error %")
+    rows = [
+        ("a", "10.00", "10.00", "optimal", "0.00"),
+        ("a", "10.00", "9.60", "optimal", "0.00"),
+        ("b", "10.00", "4.00", "feasible", "2.00"),
+        ("b", "", "", "", ""),
+    ]
+    found = {row["group"]: row for row in models.totals(Table(columns, rows)).records()}
+    counted = ("rows", "measured", "none", "to 5 %", "to 20 %", "more", "largest %", "optimal")
+    assert [found["a"][column] for column in counted] == ["2", "2", "1", "1", "0", "0", "4.0", "2"]
+    assert [found["b"][column] for column in counted] == ["2", "1", "0", "0", "0", "1", "60.0", "0"]
+    assert [found["all"][column] for column in counted[:6]] == ["4", "3", "1", "1", "0", "1"]
+    assert found["all"]["within 1 %"] == "2"
