@@ -116,10 +116,10 @@ format: $(STAMPS)/packages
 # Standard models, before and after and beside what torch offers. `bench` takes many hours; a later
 # call goes on where it stopped. `bench-quick` takes a few minutes.
 bench: build
-	$(BIN)/python -W ignore benchmarks/models.py --resume
+	$(BIN)/python -W ignore benchmarks/standard_models.py --resume
 
 bench-quick: build
-	$(BIN)/python -W ignore benchmarks/models.py --quick
+	$(BIN)/python -W ignore benchmarks/standard_models.py --quick
 
 # The figures, tables and pictures of README.md and docs, from benchmarks/results.
 documents: build

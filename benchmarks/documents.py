@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 
 import doors
 import gains_picture
-import models
 import passes
 import peers
 import planner
 import planner_picture
+import standard_models
 import timeline
 import torchvision_models
 import training
@@ -36,7 +36,7 @@ BLOCK = re.compile(r"(<!-- from results: (?P<name>[a-z-]+) -->)(.*?)(<!-- end --
 WORDS = {
     "ablation": ("without", "worst instance"),
     "doors": doors.WORDS,
-    "models-quick": models.WORDS,
+    "models-quick": standard_models.WORDS,
     "passes": passes.WORDS,
     "planner": planner.WORDS,
     "planner-speed": planner.WORDS,

@@ -12,12 +12,13 @@ def first_difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
         return f"{sorted(expected.keys() ^ actual.keys())[0]} (only one has it)"
     for name, value in expected.items():
         leaves, other = pytree.tree_leaves(value), pytree.tree_leaves(actual[name])
-        if len(leaves) != len(other) or not all(map(_same_bits, leaves, other)):
+        if len(leaves) != len(other) or not all(map(same_bits, leaves, other)):
             return name
     return ""
 
 
-def _same_bits(a: Any, b: Any) -> bool:
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two values are equal; tensors of the same dtype and shape, bit for bit."""
     if not isinstance(a, torch.Tensor):
         return bool(a == b)
     if not isinstance(b, torch.Tensor) or (a.dtype, a.shape) != (b.dtype, b.shape):

@@ -8,9 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
-SCRIPT = BENCHMARKS / "models.py"
+SCRIPT = BENCHMARKS / "standard_models.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,8 +144,8 @@ def test_the_suite_has_every_family_of_torchvision():
 
 
 def test_totals_count_each_row_by_its_own_gain():
-    import models
     from results import Table
+    from standard_models import totals
 
     columns = ("group", "measured before MiB", "measured after MiB", "status", "error %")
     rows = [
@@ -153,9 +154,21 @@ def test_totals_count_each_row_by_its_own_gain():
         ("b", "10.00", "4.00", "feasible", "2.00"),
         ("b", "", "", "", ""),
     ]
-    found = {row["group"]: row for row in models.totals(Table(columns, rows)).records()}
+    found = {row["group"]: row for row in totals(Table(columns, rows)).records()}
     counted = ("rows", "measured", "none", "to 5 %", "to 20 %", "more", "largest %", "optimal")
     assert [found["a"][column] for column in counted] == ["2", "2", "1", "1", "0", "0", "4.0", "2"]
     assert [found["b"][column] for column in counted] == ["2", "1", "0", "0", "0", "1", "60.0", "0"]
     assert [found["all"][column] for column in counted[:6]] == ["4", "3", "1", "1", "0", "1"]
     assert found["all"]["within 1 %"] == "2"
+
+
+def test_doors_notice_a_bit_that_differs():
+    from doors import Program, _differences
+
+    def program(*results: float) -> Program:
+        left = iter(results)
+        return Program(lambda: torch.tensor(next(left)), lambda: [torch.ones(2)])
+
+    same = program(1.0, 2.0, 4.0), program(1.0, 2.0, 4.0), program(1.0, 2.0, 5.0)
+    assert _differences(*same) == ["identical", "2e-01"]
+    assert _differences(program(0.0, 0.0, 0.0), program(-0.0, 0.0, 0.0)) != ["identical"]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import torch_ext
 from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
-from torch_ext.optimizing import analyze_in_full, peak_with_gradients
+from torch_ext.optimizing import peak_with_gradients
 from torch_ext.reporting import Findings, to_html
 from torch_ext.reporting.advice import RULES, find_advice
 
@@ -27,8 +27,8 @@ def traced(module: nn.Module, *inputs: torch.Tensor) -> torch.jit.ScriptModule:
 
 
 def found(module: torch.jit.ScriptModule, *inputs: torch.Tensor) -> Findings:
-    analysis = analyze_in_full(module, inputs)
-    return Findings(analysis.graph, analysis.report, "model.pt")
+    report = torch_ext.analyze(module, inputs)
+    return Findings(report.graph, report, "model.pt")
 
 
 def advice_of(module: torch.jit.ScriptModule, *inputs: torch.Tensor):
@@ -287,17 +287,11 @@ def test_gradients_of_a_plain_call_are_measured():
         del result
     peak_bytes = peak_with_gradients(module, (ROWS,))
     assert abs(peak_bytes - memory.peak_bytes) < 0.01 * memory.peak_bytes
-    analysis = analyze_in_full(module, (ROWS,))
-    with_gradients = Findings(
-        analysis.graph, analysis.report, "model.pt", gradient_peak_bytes=peak_bytes
-    )
+    report = torch_ext.analyze(module, (ROWS,))
+    with_gradients = Findings(report.graph, report, "model.pt", gradient_peak_bytes=peak_bytes)
     advice = {each.title: each for each in find_advice(with_gradients)}
     assert advice[NO_GRAD].is_measured
-    assert (
-        advice[NO_GRAD].saves_bytes
-        == peak_bytes - analysis.report.measured_original_peak_bytes
-        > 2**19
-    )
+    assert advice[NO_GRAD].saves_bytes == peak_bytes - report.measured_original_peak_bytes > 2**19
     assert "less, measured" in to_html(with_gradients)
 
 
