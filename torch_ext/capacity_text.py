@@ -84,7 +84,9 @@ _SENTENCES: dict[Language, dict[str, str]] = {
             "In the same {budget} the program now takes {letter} = {after} at a time instead of "
             "{before}, with identical results."
         ),
-        "price": " That saves {price} a year for {replicas:,} copies of the program.",
+        "price": (
+            " For the same work that saves {price} a year with {replicas:,} copies of the program."
+        ),
     },
     "ja": {
         "same": "演算の順序を変えても、必要なメモリ量は変わりません。",
@@ -100,7 +102,7 @@ _SENTENCES: dict[Language, dict[str, str]] = {
             "同じ {budget} のメモリで、一度に処理できる大きさ {letter} が {before} から {after} "
             "に増えます(結果は完全に同じ)。"
         ),
-        "price": "{replicas:,} 台で運用すると、年間 {price} の節約になります。",
+        "price": "同じ処理を {replicas:,} プロセスで運用すると、年間 {price} の節約になります。",
     },
 }
 

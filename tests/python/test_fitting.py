@@ -206,7 +206,7 @@ def test_the_price_shows_its_arithmetic():
     assert arithmetic == (
         "2.0000 GiB x 0.01 per GiB and hour x 8,760 hours x 10 replicas = 1,752.00"
     )
-    assert "saves 1,752.00 a year for 10 copies" in capacity_text.sentence(found, "en", price)
+    assert "saves 1,752.00 a year with 10 copies" in capacity_text.sentence(found, "en", price)
     assert "年間 1,752.00 の節約" in capacity_text.sentence(found, "ja", price)
 
 

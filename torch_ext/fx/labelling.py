@@ -13,7 +13,7 @@ from torch_ext.fx.ordering import described
 from torch_ext.fx.probing import Op, Probe, tensors_of
 from torch_ext.labels import LabelledGraph
 
-_TORCH, _OURS = (
+TORCH_FOLDER, OUR_FOLDER = (
     os.path.join(os.path.dirname(file), "") for file in (torch.__file__, torch_ext.__file__)
 )
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
@@ -54,8 +54,8 @@ def _source(node: fx.Node) -> str:
     That is the innermost one which is not in torch itself, if there is one.
     """
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    frames = [frame for frame in frames if not frame[0].startswith(_OURS)]
-    own = [frame for frame in frames if not frame[0].startswith(_TORCH)]
+    frames = [frame for frame in frames if not frame[0].startswith(OUR_FOLDER)]
+    own = [frame for frame in frames if not frame[0].startswith(TORCH_FOLDER)]
     return ":".join((own or frames)[-1]) if frames else ""
 
 

@@ -139,7 +139,7 @@ def capture(objective: Objective, batch: Sequence[Any], ending: Ending) -> Captu
     flat_inputs = [*parameters.values(), *buffers.values(), *(leaves[i] for i in tensor_at)]
     try:
         with module_paths(objective.model):
-            module = make_fx(forward_and_backward, record_stack_traces=True)(*flat_inputs)
+            module = make_fx(forward_and_backward)(*flat_inputs)
     except RuntimeError as error:
         raise _explained(error) from error
     label_backward(module.graph)
