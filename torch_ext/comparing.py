@@ -7,7 +7,12 @@ from torch.utils import _pytree as pytree
 
 
 def first_difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
-    """The first name whose values differ in a bit, or empty. Values may be nested."""
+    """The first name whose values differ in a bit, or empty. Values may be nested.
+
+    Raises ValueError for an empty name, which would say that nothing differs.
+    """
+    if "" in expected or "" in actual:
+        raise ValueError("values that are compared need a name")
     if expected.keys() != actual.keys():
         return f"{sorted(expected.keys() ^ actual.keys())[0]} (only one has it)"
     for name, value in expected.items():
