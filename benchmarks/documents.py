@@ -328,6 +328,14 @@ def filled(text: str) -> str:
     return BLOCK.sub(block, text)
 
 
+def _text_and_made(path: pathlib.Path) -> tuple[str, str]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        return text, filled(text)
+    except (StaleError, ValueError) as error:
+        raise StaleError(f"{path.relative_to(ROOT)}: {error}") from None
+
+
 def _paths() -> list[pathlib.Path]:
     return [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
 
@@ -348,11 +356,10 @@ def stale() -> list[str]:
     """What is not as the results say."""
     found = []
     for path in _paths():
-        text = path.read_text(encoding="utf-8")
         try:
-            made = filled(text)
-        except (StaleError, ValueError) as error:
-            found.append(f"{path.relative_to(ROOT)}: {error}")
+            text, made = _text_and_made(path)
+        except StaleError as error:
+            found.append(str(error))
             continue
         names = zip(BLOCK.finditer(text), BLOCK.finditer(made), strict=True)
         found += [
@@ -373,11 +380,10 @@ def stale() -> list[str]:
 
 def _write() -> None:
     for path in _paths():
-        text = path.read_text(encoding="utf-8")
         try:
-            made = filled(text)
-        except (StaleError, ValueError) as error:
-            sys.exit(f"{path.relative_to(ROOT)}: {error}")
+            text, made = _text_and_made(path)
+        except StaleError as error:
+            sys.exit(str(error))
         if made != text:
             unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             unfinished.write_text(made, encoding="utf-8")
