@@ -8,6 +8,7 @@ written, and the exit code is 1 if a document says anything else than the result
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import pathlib
 import re
@@ -60,12 +61,17 @@ class StaleError(Exception):
     """A document that cannot be brought in line."""
 
 
+@functools.cache
+def _results(name: str) -> tuple[list[str], Table]:
+    return read_csv(latest(name), WORDS[name])
+
+
 def _table(name: str) -> Table:
-    return read_csv(latest(name), WORDS[name])[1]
+    return _results(name)[1]
 
 
 def _comment(name: str, key: str) -> str:
-    for comment in read_csv(latest(name))[0]:
+    for comment in _results(name)[0]:
         if comment.startswith(f"{key}: "):
             return comment.removeprefix(f"{key}: ")
     raise StaleError(f"{latest(name)} does not tell its {key}")

@@ -61,13 +61,9 @@ def mark_backward(loss: torch.Tensor) -> None:
             continue
         seen.add(function)
         number = function._sequence_nr()
-        function.register_prehook(lambda *_, number=number: _begin(number))
+        function.register_prehook(lambda *_, number=number: fx_traceback.set_grad_fn_seq_nr(number))
         function.register_hook(lambda *_: fx_traceback.reset_grad_fn_seq_nr())
         left += [following for following, _ in function.next_functions]
-
-
-def _begin(number: int) -> None:
-    fx_traceback.set_grad_fn_seq_nr(number)
 
 
 def label_backward(graph: fx.Graph) -> None:
