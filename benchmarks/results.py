@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import datetime
 import multiprocessing.pool
@@ -119,9 +120,14 @@ def read_csv(path: pathlib.Path, words: Collection[str] = ()) -> tuple[list[str]
     return comments, Table(tuple(header), [tuple(row) for row in rows], words)
 
 
+def dated(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """The results of the benchmark of that name in a folder, the newest last."""
+    return sorted(folder.glob(f"{name}-[0-9][0-9][0-9][0-9]-??-??.csv"))
+
+
 def latest(name: str) -> pathlib.Path:
     """The newest results of the benchmark of that name. Raises ValueError if there are none."""
-    found = sorted((FOLDER / "results").glob(f"{name}-[0-9][0-9][0-9][0-9]-??-??.csv"))
+    found = dated(FOLDER / "results", name)
     if not found:
         raise ValueError(f"no results of {name} in {FOLDER / 'results'}; run its benchmark")
     return found[-1]
@@ -144,7 +150,13 @@ class Growing:
         self._output, self._comments = output, comments
 
     def resume(self) -> None:
-        """Take over what an earlier run found; the exit code is 2 if it ran otherwise."""
+        """Take over what an earlier run found; the exit code is 2 if it ran otherwise.
+
+        An output named by today goes on in the newest file of that name that fits: a run of many
+        hours does not begin again at midnight.
+        """
+        if not self._output.exists():
+            self._output = self._begun_before() or self._output
         if not self._output.exists():
             return
         try:
@@ -156,6 +168,16 @@ class Growing:
         mark = "failed: "
         self.failed += [line.removeprefix(mark) for line in comments if line.startswith(mark)]
         self.table.rows.extend(table.rows)
+
+    def _begun_before(self) -> pathlib.Path | None:
+        name, today, _ = self._output.name.rpartition(f"-{datetime.date.today()}.csv")
+        if not today:
+            return None
+        for path in reversed(dated(self._output.parent, name)):
+            with contextlib.suppress(ValueError):
+                self._check(*read_csv(path))
+                return path
+        return None
 
     def _check(self, comments: Sequence[str], table: Table) -> None:
         remedy = "move it away or choose another --output"

@@ -389,8 +389,8 @@ def main() -> None:
         growing.resume()
     tasks = [
         (name, batch, form)
+        for batch in options.batches  # outermost: an interrupted run has every model
         for name in options.models
-        for batch in options.batches
         if int(batch) in CASES[name].batches
         for form in options.forms
     ]

@@ -1,6 +1,7 @@
 """The machinery of the benchmarks: rows, failures, resuming, and a small model end to end."""
 
 import csv
+import datetime
 import importlib.util
 import os
 import pathlib
@@ -75,6 +76,31 @@ def test_a_failure_is_kept_in_the_file_and_ends_the_run_with_1(tmp_path):
         later.end()
     assert ended.value.code == 1
     assert later.failed == ["b: it rose"]
+
+
+def test_a_run_goes_on_after_midnight(tmp_path):
+    from results import Growing, Table
+
+    def begun(day, comments):
+        growing = Growing(Table(("model", "peak"), []), tmp_path / f"bench-{day}.csv", comments)
+        growing.resume()
+        return growing
+
+    today = datetime.date.today()
+    earlier, yesterday = today - datetime.timedelta(2), today - datetime.timedelta(1)
+    for day, commit, peak in ((earlier, "commit: a", "1"), (yesterday, "commit: b", "2")):
+        growing = begun(day, [commit, f"date: {day}"])
+        growing.measure("models", [("m",)], lambda task, peak=peak: {"peak": peak, "failures": []})
+
+    resumed = begun(today, ["commit: a", f"date: {today}"])
+    assert resumed.table.rows == [("m", "1")]
+    resumed.measure("models", [("n",)], lambda task: {"peak": "3", "failures": []})
+    assert begun(today, ["commit: c", f"date: {today}"]).table.rows == []
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        f"bench-{earlier}.csv",
+        f"bench-{yesterday}.csv",
+    ]
+    assert len(read_rows(tmp_path / f"bench-{earlier}.csv")) == 2
 
 
 @pytest.mark.parametrize(
