@@ -5,9 +5,9 @@ from typing import Literal
 
 from torch_ext.amounts import mib
 from torch_ext.fitting import Capacity, Fit, Usage
+from torch_ext.summaries import Rows
 
 Language = Literal["en", "ja"]
-Rows = list[tuple[str, str]]
 
 GIB = 2**30
 HOURS_PER_YEAR = 24 * 365

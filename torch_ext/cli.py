@@ -15,8 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch_ext import __version__
-from torch_ext.amounts import MIB, parse_memory
-from torch_ext.amounts import mib as _mib
+from torch_ext.amounts import MIB, mib, parse_memory
 from torch_ext.files import (
     UnreadableInputError,
     UnwritableOutputError,
@@ -28,6 +27,7 @@ from torch_ext.files import (
 from torch_ext.input_spec import letter_of, make_inputs, parse_input_spec
 from torch_ext.planning import FORMAT, Plan, plan, read_graph
 from torch_ext.progress import progress
+from torch_ext.summaries import two_columns
 
 if TYPE_CHECKING:
     import torch
@@ -113,10 +113,7 @@ def _run_plan(options: argparse.Namespace) -> int:
         raise UnreadableInputError(f"{options.graph}: {error.strerror}") from None
     if options.output:
         write_text(options.output, "".join(f"{op}\n" for op in result.order))
-    if options.json:
-        _print_json(result.to_dict())
-    else:
-        _print_plan(result)
+    _print_result(result, options.json)
     return _budget_code(result)
 
 
@@ -141,7 +138,7 @@ def _run_analyze(options: argparse.Namespace) -> int:
     if options.extract:
         write_text(options.extract, analysis.bottleneck_region)
     _write_outputs(options, analysis.report, module, process_bytes)
-    _print_report(analysis.report, options.json)
+    _print_result(analysis.report, options.json)
     return DONE
 
 
@@ -164,11 +161,11 @@ def _run_optimize(options: argparse.Namespace) -> int:
         )
     report = optimized.report
     if optimized.failed:
-        _print_report(report, options.json)
+        _print_result(report, options.json)
         return _complain(f"{report.reason}; nothing was written", UNVERIFIED)
     save_model(optimized.module, options.output, extra_files)
     _write_outputs(options, report, module, process_bytes)
-    _print_report(report, options.json)
+    _print_result(report, options.json)
     return _budget_code(report)
 
 
@@ -190,13 +187,12 @@ def _run_verify(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(result)
     else:
-        _print_table(
-            [
-                ("outputs", difference or "identical"),
-                (f"measured peak of {options.a}", _mib(peaks_a[0])),
-                (f"measured peak of {options.b}", _mib(peaks_b[0])),
-            ]
-        )
+        rows = [
+            ("outputs", difference or "identical"),
+            (f"measured peak of {options.a}", mib(peaks_a[0])),
+            (f"measured peak of {options.b}", mib(peaks_b[0])),
+        ]
+        print(two_columns(rows))
     return UNVERIFIED if difference else DONE
 
 
@@ -220,7 +216,7 @@ def _run_capacity(options: argparse.Namespace) -> int:
         saving = None if price is None else price.yearly(found.saved_bytes)
         _print_json({**found.to_dict(), "saved_per_year": saving})
     else:
-        _print_table(capacity_text.rows(found, price))
+        print(two_columns(capacity_text.rows(found, price)))
         print(f"\n{capacity_text.sentence(found, options.lang, price)}")
     if found.after is not None and found.after.size == 0:
         return _complain("nothing fits into the memory budget", OVER_BUDGET)
@@ -256,7 +252,8 @@ def _run_doctor(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(facts)
     else:
-        _print_table([(key, str(value)) for key, value in facts.items() if key != "format"])
+        rows = [(key, str(value)) for key, value in facts.items() if key != "format"]
+        print(two_columns(rows))
     return FAILED if problem else DONE
 
 
@@ -309,7 +306,7 @@ def _write_outputs(
 def _budget_code(result: Plan) -> int:
     if result.budget_met is False:
         return _complain(
-            f"the memory budget cannot be met, the best found is {_mib(result.peak_bytes)}",
+            f"the memory budget cannot be met, the best found is {mib(result.peak_bytes)}",
             OVER_BUDGET,
         )
     return DONE
@@ -322,57 +319,11 @@ def _print_json(fields: dict[str, Any]) -> None:
     print(json.dumps(fields))
 
 
-def _print_table(rows: list[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}".rstrip())
-
-
-def _plan_rows(result: Plan) -> list[tuple[str, str]]:
-    status = result.status + (f", proven by {result.proof}" if result.proof else "")
-    rows = [
-        ("ops", str(result.ops)),
-        ("original peak", _mib(result.original_peak_bytes)),
-        ("planned peak", f"{_mib(result.peak_bytes)} ({result.method})"),
-        ("lower bound", _mib(result.lower_bound_bytes)),
-        ("status", status + (", stopped by the clock" if result.clock_stopped else "")),
-        ("moved ops", str(result.moved_ops)),
-    ]
-    if result.bottleneck:
-        where = f" at {result.bottleneck.source}" if result.bottleneck.source else ""
-        rows.append(("bottleneck", f"{result.bottleneck.op}{where}"))
-        rows.append(("  needs together", _listed(result.bottleneck.buffers) or "nothing"))
-    if result.budget_met is not None:
-        rows.append(("memory budget", "met" if result.budget_met else "not met"))
-    rows.append(("planned in", f"{result.seconds:.3f} s"))
-    return rows
-
-
-def _listed(names: tuple[str, ...], most: int = 12) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _print_plan(result: Plan) -> None:
-    _print_table(_plan_rows(result))
-
-
-def _print_report(report: "Report", as_json: bool) -> None:
+def _print_result(result: Plan, as_json: bool) -> None:
     if as_json:
-        _print_json(report.to_dict())
-        return
-    identical = {None: "not compared", True: "identical", False: "different"}[report.identical]
-    rows = _plan_rows(report)
-    rows += [
-        ("measured before", _mib(report.measured_original_peak_bytes)),
-        ("measured after", _mib(report.measured_peak_bytes)),
-        ("outputs", identical),
-        ("threads", str(report.threads)),
-        ("parameters, inputs", f"{_mib(report.parameter_bytes)}, {_mib(report.input_bytes)}"),
-    ]
-    if report.reason:
-        rows.append(("no gain because", report.reason))
-    _print_table(rows)
+        _print_json(result.to_dict())
+    else:
+        print(result)
 
 
 # --- arguments ---------------------------------------------------------------------------------

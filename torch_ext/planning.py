@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from torch_ext import _sched
+from torch_ext.summaries import plan_rows, two_columns
 
 FORMAT = 1
 
@@ -76,8 +77,11 @@ class Plan:
     seconds: float  # spent planning
     clock_stopped: bool  # the clock, not the counted work, ended the search
     budget_met: bool | None  # with a memory budget: is the peak within it?
-    order: tuple[str, ...]
-    regions: tuple[Region, ...]
+    order: tuple[str, ...] = dataclasses.field(repr=False)
+    regions: tuple[Region, ...] = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return two_columns(plan_rows(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, `"format": 1` included."""

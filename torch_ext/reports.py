@@ -6,6 +6,7 @@ from typing import Any
 
 from torch_ext.labels import LabelledBuffer, LabelledGraph
 from torch_ext.planning import Plan, TimelineEntry
+from torch_ext.summaries import report_rows, two_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,13 @@ class ProgramReport(Plan):
     parameter_bytes: int
     input_bytes: int
     reason: str  # why nothing was gained, else empty
-    timeline_before: tuple[TimelineEntry, ...]
-    timeline_after: tuple[TimelineEntry, ...]
-    at_peak: tuple[PeakBuffer, ...]  # of the planned order
+    timeline_before: tuple[TimelineEntry, ...] = dataclasses.field(repr=False)
+    timeline_after: tuple[TimelineEntry, ...] = dataclasses.field(repr=False)
+    at_peak: tuple[PeakBuffer, ...] = dataclasses.field(repr=False)  # of the planned order
     graph: LabelledGraph = dataclasses.field(repr=False, compare=False)  # in its original order
+
+    def __str__(self) -> str:
+        return two_columns(report_rows(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, `"format": 1` included; without the graph."""

@@ -55,7 +55,22 @@ def test_every_door_writes_its_page_and_json_without_the_graph(report, tmp_path)
     assert fields["format"] == 1
     assert fields["at_peak"][0]["bytes"] == report.at_peak[0].bytes
     assert "graph" not in fields
-    assert "LabelledGraph" not in repr(report)
+
+
+def test_it_prints_short(report):
+    assert len(str(report)) < 1500
+    assert len(repr(report)) < 1500
+    assert "Timeline" not in repr(report)
+
+
+def test_it_prints_as_two_columns():
+    report = torch_ext.analyze(Wide(), (wide_input(),))
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["ops", str(report.ops)]
+    assert any(line.split()[:2] == ["measured", "after"] for line in lines)
+    plan = torch_ext.plan(report.graph.to_graph())
+    assert str(plan).split()[:2] == lines[0].split()
+    assert "measured" not in str(plan)
 
 
 def test_a_page_that_cannot_be_written_loses_nothing(tmp_path):
