@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -25,14 +26,25 @@ def add_one(parser: argparse.ArgumentParser, *metavar: str) -> None:
 
 
 def run_one(
-    script: str, one: Sequence[str], *options: str, seconds: float | None = None
+    script: str,
+    one: Sequence[str],
+    *options: str,
+    seconds: float | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object that `script --one ...` prints last.
+    """The JSON object that `script --one ...` prints last; `environment` is added to ours.
 
     Raises ChildError, or subprocess.TimeoutExpired after `seconds`.
     """
     command = [sys.executable, "-W", "ignore", script, "--one", *one, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
     if done.returncode != 0:
         told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ChildError(done.returncode, told[-1])

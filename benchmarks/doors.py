@@ -43,7 +43,7 @@ from measuring import mib, settled_peak, time_ratios
 from results import Growing, Row, Table, add_output, add_resume, check_output, circumstances
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
-from training import TASKS, Task, make_task, whole_step
+from training import TASKS, Task, compile_whole_step, make_task, whole_step
 
 import torch_ext.fx
 import torch_ext.inductor
@@ -186,13 +186,12 @@ def _compiled_by_inductor(network: nn.Module) -> Any:
 def _whole_step(name: str) -> Passage:
     def program(compile_step: Callable[..., Any]) -> Program:
         module, inputs = whole_step(_task(name))
-        with torch.no_grad():
-            run = compile_step(module, inputs)
+        run = compile_step(module, inputs)
         return _started(torch.no_grad()(lambda: run(*inputs)), lambda: inputs)
 
-    before = program(torch._inductor.compile)
+    before = program(compile_whole_step)
     with _listening() as peaks, torch_ext.inductor.enabled():
-        after = program(torch._inductor.compile)
+        after = program(compile_whole_step)
     return Passage(before, after, peaks, reference=program(lambda module, _: module))
 
 

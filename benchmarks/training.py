@@ -2,15 +2,15 @@
 
 One process per network. Memory is the allocator's, above the start of a settled step, gradients in.
 Ours is compared with the eager loop bit for bit over ten steps, and in time, in pairs. Resident
-memory is the highest of a settled step in a fresh process; `mmap`: with glibc's malloc told to give
-back what is freed. `file's loss` is the largest relative difference in ten steps of a saved file
-that TorchScript's executor may optimise. Exits with 1 if a step differs.
+memory is the highest of a settled step in a fresh process under the system's malloc; resident.py
+compares others. `file's loss` is the largest relative difference in ten steps of a saved file that
+TorchScript's executor may optimise. Exits with 1 if a step differs.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
+import copy
 import dataclasses
 import json
 import math
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import zoo
 from children import ChildError, add_one, run_one
-from measuring import MIB, highest_resident, mib, resident_peak, settled_peak, time_ratios
+from measuring import highest_resident, mib, resident_peak, settled_peak, time_ratios
 from results import Growing, Row, Table, add_output, add_resume, check_output, circumstances
 from torch import Tensor, fx, nn
 
@@ -33,7 +33,6 @@ from torch_ext import training_step
 from torch_ext.training.capturing import Clipping, Objective
 from torch_ext.training.world import World
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 STEPS = 10
 HEADER = (
     "model",
@@ -55,8 +54,6 @@ HEADER = (
     "eager resident MiB",
     "ours resident MiB",
     "capture resident MiB",
-    "eager resident, mmap MiB",
-    "ours resident, mmap MiB",
 )
 WORDS = ("model", "status", "identical", "torchscript identical")
 
@@ -239,29 +236,42 @@ def whole_step(task: Task) -> tuple[fx.GraphModule, list[Any]]:
     return captured.module, world.bind(captured, now)
 
 
-def _whole_step(name: str) -> dict[str, str]:
-    """Compiled by Inductor, which may fuse and reuse."""
-    module, inputs = whole_step(make_task(name))
+def compile_whole_step(module: fx.GraphModule, inputs: list[Any]) -> Any:
+    """By Inductor, which may fuse and reuse.
+
+    Inductor (torch 2.13, 2.14) makes `addmm` of the sum of a tensor and a matrix product and drops
+    the sum's alpha, here the learning rate; so the product is multiplied by it beforehand.
+    """
+    module = copy.deepcopy(module)
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.add_.Tensor):
+        with module.graph.inserting_before(node):
+            alpha = node.kwargs.get("alpha", 1)
+            scaled = module.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[1], alpha))
+        node.args, node.kwargs = (node.args[0], scaled), {}
+    module.recompile()
     with torch.no_grad():
-        compiled: Any = torch._inductor.compile(module, inputs)
+        return torch._inductor.compile(module, inputs)
+
+
+def _whole_step(name: str) -> dict[str, str]:
+    module, inputs = whole_step(make_task(name))
+    compiled = compile_whole_step(module, inputs)
+    with torch.no_grad():
         return {"whole step MiB": mib(settled_peak(lambda: compiled(*inputs)))}
 
 
-def _resident(name: str, ours: bool, use_mmap: bool) -> dict[str, str]:
-    if use_mmap:
-        # As MALLOC_MMAP_THRESHOLD_: what is freed goes back to the system at once.
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MIB)
+def _eager_resident(name: str) -> dict[str, str]:
+    return {"eager resident MiB": mib(resident_peak(make_task(name).eager_step))}
+
+
+def _our_resident(name: str) -> dict[str, str]:
     task = make_task(name)
-    found = {}
-    run: Callable[[], object] = task.eager_step
-    if ours:
-        step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
-        if not use_mmap:
-            found["capture resident MiB"] = mib(highest_resident())
-        run = lambda: step(*task.batch)  # noqa: E731
-    column = f"{'ours' if ours else 'eager'} resident{', mmap' if use_mmap else ''} MiB"
-    found[column] = mib(resident_peak(run))
-    return found
+    step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
+    capture = highest_resident()
+    return {
+        "capture resident MiB": mib(capture),
+        "ours resident MiB": mib(resident_peak(lambda: step(*task.batch))),
+    }
 
 
 MEASUREMENTS: dict[str, Callable[[str, int], dict[str, str]]] = {
@@ -270,10 +280,8 @@ MEASUREMENTS: dict[str, Callable[[str, int], dict[str, str]]] = {
     "compile": lambda name, _: _compiled(name, True),
     "compile without layout": lambda name, _: _compiled(name, False),
     "whole step": lambda name, _: _whole_step(name),
-    "eager resident": lambda name, _: _resident(name, ours=False, use_mmap=False),
-    "ours resident": lambda name, _: _resident(name, ours=True, use_mmap=False),
-    "eager resident mmap": lambda name, _: _resident(name, ours=False, use_mmap=True),
-    "ours resident mmap": lambda name, _: _resident(name, ours=True, use_mmap=True),
+    "eager resident": lambda name, _: _eager_resident(name),
+    "ours resident": lambda name, _: _our_resident(name),
 }
 
 

@@ -1,5 +1,6 @@
 """The machinery of the benchmarks: rows, failures, resuming, and a small model end to end."""
 
+import copy
 import csv
 import datetime
 import importlib.util
@@ -198,3 +199,19 @@ def test_doors_notice_a_bit_that_differs():
     same = program(1.0, 2.0, 4.0), program(1.0, 2.0, 4.0), program(1.0, 2.0, 5.0)
     assert _differences(*same) == ["identical", "2e-01"]
     assert _differences(program(0.0, 0.0, 0.0), program(-0.0, 0.0, 0.0)) != ["identical"]
+
+
+def test_inductor_applies_the_learning_rate_of_a_whole_step():
+    import training
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    batch = (torch.randn(5, 8), torch.randint(0, 4, (5,)))
+    with torch.enable_grad():
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        task = training.Task(network, torch.nn.functional.cross_entropy, optimizer, batch)
+        module, inputs = training.whole_step(task)
+    left_by_fx = copy.deepcopy(inputs)
+    compiled = training.compile_whole_step(module, inputs)
+    torch.testing.assert_close(compiled(*inputs), module(*left_by_fx))
+    torch.testing.assert_close(inputs, left_by_fx)

@@ -1,0 +1,221 @@
+"""Does the process show the gain? Resident memory, before and after, by malloc.
+
+A frozen module of suite.py before and after `optimize`, saved and loaded; a training step of
+training.py as eager loop and as `training_step`. Each runs in fresh processes, with
+
+  glibc        the system's malloc as it is
+  glibc, mmap  MALLOC_MMAP_THRESHOLD_=1048576: what is freed goes back to the system at once
+  jemalloc, mimalloc, tcmalloc  preloaded; Debian's libjemalloc2, libmimalloc2.0 and
+               libtcmalloc-minimal4
+
+`allocated` is the peak that torch's allocator sees above the start of a settled call, `resident`
+the highest memory of the whole process in one, `times` a call against that of `before` under glibc,
+run next to it. Medians over processes; `spread` is the largest less the smallest resident memory of
+equal processes. Exits with 1 if the allocated peak rises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from children import ChildError, add_one, run_one
+from measuring import MIB, mib, resident_peak, settled_peak
+from results import Growing, Row, Table, add_output, add_resume, check_output, circumstances
+from suite import CASES, Subject
+from training import make_task
+
+from torch_ext import optimize, training_step
+
+TRAINING = "training "
+PROGRAMS = (
+    *("resnet50", "swin_t", "randwire_seed0", "nasnet_a", "unetpp", "ensemble"),
+    *(f"{TRAINING}{name}" for name in ("resnet18 2x64", "mobilenet_v3_large 4x128")),
+    *(f"{TRAINING}{name}" for name in ("swin_t 2x224", "vit_b_32 1x224", "mlp 12x2048")),
+)
+REFERENCE = "glibc"
+MALLOCS: dict[str, dict[str, str]] = {  # the environment
+    REFERENCE: {},
+    "glibc, mmap": {"MALLOC_MMAP_THRESHOLD_": str(MIB)},
+    "jemalloc": {"LD_PRELOAD": "jemalloc"},
+    "mimalloc": {"LD_PRELOAD": "mimalloc"},
+    "tcmalloc": {"LD_PRELOAD": "tcmalloc_minimal"},
+}
+HEADER = (
+    "program",
+    "malloc",
+    "allocated before MiB",
+    "allocated after MiB",
+    "resident before MiB",
+    "resident after MiB",
+    "spread MiB",
+    "times before",
+    "times after",
+    "remark",
+)
+WORDS = ("program", "malloc", "remark")
+SAVE = "save"
+TIMED_CALLS = 10
+
+Run = Callable[[], object]
+Values = dict[str, Any]
+
+# --- in a process of its own ----------------------------------------------------------------------
+
+
+def _save(program: str, folder: pathlib.Path) -> Values:
+    subject = Subject(CASES[program], 1, "frozen")
+    optimized, _ = optimize(subject.script, subject.inputs)
+    subject.script.save(str(folder / "before"))
+    optimized.save(str(folder / "after"))
+    torch.save(subject.inputs, folder / "inputs")
+    return {}
+
+
+def _loaded(folder: pathlib.Path, when: str) -> Run:
+    module: Any = torch.jit.load(folder / when)  # type: ignore[no-untyped-call]
+    inputs = torch.load(folder / "inputs")
+    return lambda: module(*inputs)
+
+
+def _training(name: str, when: str) -> Run:
+    task = make_task(name)
+    if when == "before":
+        return task.eager_step
+    step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
+    return lambda: step(*task.batch)
+
+
+def _measured(run: Run) -> Values:
+    preload = os.environ.get("LD_PRELOAD", "")
+    if preload not in pathlib.Path("/proc/self/maps").read_text():
+        raise RuntimeError(f"{preload} was not preloaded")
+    resident = resident_peak(run)
+    seconds = []
+    for _ in range(TIMED_CALLS):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "resident": resident,
+        "seconds": statistics.median(seconds),
+        "allocated": settled_peak(run),  # last: its bookkeeping takes memory
+    }
+
+
+def _one(program: str, when: str, folder: pathlib.Path) -> Values:
+    if program.startswith(TRAINING):
+        return _measured(_training(program.removeprefix(TRAINING), when))
+    with torch.no_grad():
+        return _save(program, folder) if when == SAVE else _measured(_loaded(folder, when))
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def _environment(malloc: str) -> dict[str, str] | None:
+    environment = dict(MALLOCS[malloc])
+    if library := environment.get("LD_PRELOAD"):
+        found = ctypes.util.find_library(library)
+        if found is None:
+            return None
+        environment["LD_PRELOAD"] = found
+    return environment
+
+
+def _row(task: Row, options: argparse.Namespace, folder: pathlib.Path) -> Values:
+    program, malloc = task
+    environment = _environment(malloc)
+    if environment is None:
+        return {"remark": "not installed", "failures": []}
+    saved = folder / program.replace(" ", "_")
+
+    def child(when: str, environment: dict[str, str]) -> Values:
+        one, threads = (program, when, str(saved)), ("--threads", str(options.threads))
+        return run_one(__file__, one, *threads, environment=environment)
+
+    rounds = []
+    try:
+        if not program.startswith(TRAINING) and not saved.exists():
+            saved.mkdir()
+            child(SAVE, {})
+        for _ in range(options.repeats):
+            before, after = child("before", environment), child("after", environment)
+            reference = before if malloc == REFERENCE else child("before", MALLOCS[REFERENCE])
+            rounds.append((reference, before, after))
+    except ChildError as error:
+        told = f"fails: {str(error)[:120]}"
+        return {"remark": told, "failures": [told]}
+    return _columns(rounds)
+
+
+def _columns(rounds: list[tuple[Values, Values, Values]]) -> Values:
+    row: Values = {"failures": []}
+    spreads = []
+    for at, when in ((1, "before"), (2, "after")):
+        resident = [each[at]["resident"] for each in rounds]
+        spreads.append(max(resident) - min(resident))
+        row[f"resident {when} MiB"] = mib(statistics.median_low(resident))
+        allocated = statistics.median_low(each[at]["allocated"] for each in rounds)
+        row[f"allocated {when} MiB"] = mib(allocated)
+        times = [each[at]["seconds"] / each[0]["seconds"] for each in rounds]
+        row[f"times {when}"] = f"{statistics.median(times):.2f}"
+    row["spread MiB"] = mib(max(spreads))
+    if float(row["allocated after MiB"]) > float(row["allocated before MiB"]):
+        row["failures"].append("the allocated peak rose")
+    return row
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--programs", type=names, default=PROGRAMS, metavar="A,B,C")
+    parser.add_argument(
+        "--mallocs", type=lambda text: text.split("+"), default=list(MALLOCS), metavar="A+B"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of torch; default: 1")
+    parser.add_argument("--repeats", type=int, default=3, help="processes of a kind; default: 3")
+    add_one(parser, "PROGRAM", "WHEN", "FOLDER")
+    add_resume(parser)
+    add_output(parser, "resident")
+    options = parser.parse_args()
+    if not options.one:
+        check_output(parser, options.output)
+    return options
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    if options.one:
+        warnings.simplefilter("ignore")
+        program, when, folder = options.one
+        print(json.dumps(_one(program, when, pathlib.Path(folder))))
+        return
+    comments = [*circumstances(), f"threads: {options.threads}, repeats: {options.repeats}"]
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
+    if options.resume:
+        growing.resume()
+    tasks = [(program, malloc) for program in options.programs for malloc in options.mallocs]
+    with tempfile.TemporaryDirectory() as folder:
+        growing.measure("rows", tasks, lambda task: _row(task, options, pathlib.Path(folder)))
+    table = growing.table.without_empty_columns()
+    (table.print_markdown if options.markdown else table.print)()
+    growing.end()
+
+
+if __name__ == "__main__":
+    main()
