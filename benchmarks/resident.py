@@ -176,6 +176,56 @@ def _columns(rounds: list[tuple[Values, Values, Values]]) -> Values:
     return row
 
 
+def by_malloc(table: Table) -> Table:
+    """A row per program, a column per malloc: resident memory before and after, in MiB."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in table.records():
+        of_program = cells.setdefault(row["program"], {"program": row["program"]})
+        of_program[row["malloc"]] = row["remark"] or _change(row, "resident")
+        if not row["remark"]:
+            of_program["allocated"] = _change(row, "allocated")
+    header = ("program", "allocated", *MALLOCS)
+    rows = [tuple(row.get(column, "") for column in header) for row in cells.values()]
+    return Table(header, rows, ("program",))
+
+
+def _change(row: dict[str, str], what: str) -> str:
+    return " → ".join(f"{float(row[f'{what} {when} MiB']):.0f}" for when in ("before", "after"))
+
+
+def shown(table: Table) -> Table:
+    """Of each malloc, over all programs: how much of the gain processes show, and at what price."""
+    lines = []
+    for malloc in MALLOCS:
+        rows = [row for row in table.records() if row["malloc"] == malloc and not row["remark"]]
+        if not rows:
+            continue
+        gains = {
+            what: sum(
+                float(row[f"{what} before MiB"]) - float(row[f"{what} after MiB"]) for row in rows
+            )
+            for what in ("allocated", "resident")
+        }
+        times = {
+            when: statistics.geometric_mean(float(row[f"times {when}"]) for row in rows)
+            for when in ("before", "after")
+        }
+        lines.append(
+            (
+                malloc,
+                f"{100 * gains['resident'] / gains['allocated']:.0f} %",
+                f"{statistics.median(float(row['spread MiB']) for row in rows):.1f}",
+                *(f"{sum(float(row[f'resident {w} MiB']) for row in rows):,.0f}" for w in times),
+                *(f"{times[when]:.2f}" for when in times),
+            )
+        )
+    header = (
+        *("malloc", "of the gain, shown", "spread MiB"),
+        *("resident before, sum MiB", "after", "time before / glibc's", "after / glibc's before"),
+    )
+    return Table(header, lines, ("malloc",))
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -212,8 +262,8 @@ def main() -> None:
     tasks = [(program, malloc) for program in options.programs for malloc in options.mallocs]
     with tempfile.TemporaryDirectory() as folder:
         growing.measure("rows", tasks, lambda task: _row(task, options, pathlib.Path(folder)))
-    table = growing.table.without_empty_columns()
-    (table.print_markdown if options.markdown else table.print)()
+    for table in (growing.table.without_empty_columns(), shown(growing.table)):
+        (table.print_markdown if options.markdown else table.print)()
     growing.end()
 
 

@@ -215,3 +215,31 @@ def test_inductor_applies_the_learning_rate_of_a_whole_step():
     compiled = training.compile_whole_step(module, inputs)
     torch.testing.assert_close(compiled(*inputs), module(*left_by_fx))
     torch.testing.assert_close(inputs, left_by_fx)
+
+
+def test_resident_sums_up_what_processes_show():
+    import resident
+    from results import Table
+
+    def row(program, malloc, *figures):
+        return (program, malloc, *figures, "")
+
+    table = Table(
+        resident.HEADER,
+        [
+            row("a", "glibc", "30.00", "10.00", "200.00", "195.00", "4.00", "1.00", "1.00"),
+            row("b", "glibc", "20.00", "20.00", "100.00", "105.00", "6.00", "1.00", "4.00"),
+            row("a", "jemalloc", "30.00", "10.00", "180.00", "160.00", "1.00", "0.50", "0.50"),
+            ("b", "jemalloc", *[""] * 7, "not installed"),
+        ],
+    )
+    assert resident.by_malloc(table).records() == [
+        {"program": "a", "allocated": "30 → 10", "glibc": "200 → 195", "glibc, mmap": ""}
+        | {"jemalloc": "180 → 160", "mimalloc": "", "tcmalloc": ""},
+        {"program": "b", "allocated": "20 → 20", "glibc": "100 → 105", "glibc, mmap": ""}
+        | {"jemalloc": "not installed", "mimalloc": "", "tcmalloc": ""},
+    ]
+    assert resident.shown(table).rows == [
+        ("glibc", "0 %", "5.0", "300", "300", "1.00", "2.00"),
+        ("jemalloc", "100 %", "1.0", "180", "160", "0.50", "0.50"),
+    ]
