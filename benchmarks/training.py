@@ -240,9 +240,12 @@ def compile_whole_step(module: fx.GraphModule, inputs: list[Any]) -> Any:
     """By Inductor, which may fuse and reuse.
 
     Inductor (torch 2.13, 2.14) makes `addmm` of the sum of a tensor and a matrix product and drops
-    the sum's alpha, here the learning rate; so the product is multiplied by it beforehand.
+    the sum's alpha, here the learning rate; so the product is multiplied by it beforehand. Its
+    decompositions return other strides than eager's kernels, so what was a view may need a copy.
     """
     module = copy.deepcopy(module)
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.add_.Tensor):
         with module.graph.inserting_before(node):
             alpha = node.kwargs.get("alpha", 1)
