@@ -32,7 +32,11 @@ op shrink_b reads b writes d
 
 
 def execute(*command):
-    environment = {**os.environ, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
+    changed = {
+        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums of other parts have other bits
+    }
+    environment = {**os.environ, **changed}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
