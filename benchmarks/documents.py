@@ -23,6 +23,7 @@ import passes
 import peers
 import planner
 import planner_picture
+import resident
 import standard_models
 import timeline
 import torchvision_models
@@ -42,6 +43,7 @@ WORDS = {
     "passes": passes.WORDS,
     "planner": planner.WORDS,
     "planner-speed": planner.WORDS,
+    "resident": resident.WORDS,
     "timeline": timeline.WORDS,
     "torchvision": torchvision_models.WORDS,
     "training": training.WORDS,
@@ -257,15 +259,6 @@ def _swin_training() -> str:
     )
 
 
-def _resident(more: str) -> Callable[[], str]:
-    def told() -> str:
-        record = _training("mlp 12x2048")
-        ours, eager = (float(record[f"{who} resident{more} MiB"]) for who in ("ours", "eager"))
-        return f"{ours:.0f} MiB against {eager:.0f}"
-
-    return told
-
-
 def _residents() -> str:
     shares = {
         record["model"]: float(record["ours resident MiB"]) / float(record["eager resident MiB"])
@@ -305,9 +298,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "pass": lambda: _table("passes").select(PASS_COLUMNS).markdown(),
     "training": _training_table,
     "training-swin": _swin_training,
-    "training-resident": _resident(""),
-    "training-resident-mmap": _resident(", mmap"),
     "training-residents": _residents,
+    "resident": lambda: resident.by_malloc(_table("resident")).markdown(),
+    "resident-shown": lambda: resident.shown(_table("resident")).markdown(),
     "training-files-losses": _files_losses,
 }
 PICTURES: dict[str, Callable[[], Figure]] = {

@@ -312,7 +312,8 @@ def by_door(table: Table) -> Table:
         before, after = row["before MiB"], row["after MiB"]
         of_program = cells.setdefault(row["program"], {"program": row["program"]})
         of_program["eager"] = of_program.get("eager") or row["eager MiB"]
-        of_program[row["door"]] = f"{before} → {after}" if before != after else before or "fails"
+        why_not, _, _ = row["remark"].partition(":")  # fails or skipped
+        of_program[row["door"]] = f"{before} → {after}" if before != after else before or why_not
     header = ("program", "eager", *DOORS)
     rows = [tuple(row.get(column, "") for column in header) for row in cells.values()]
     return Table(header, rows, WORDS)

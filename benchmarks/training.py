@@ -243,14 +243,16 @@ def compile_whole_step(module: fx.GraphModule, inputs: list[Any]) -> Any:
     the sum's alpha, here the learning rate; so the product is multiplied by it beforehand. Its
     decompositions return other strides than eager's kernels, so what was a view may need a copy.
     """
+    aten = torch.ops.aten
     module = copy.deepcopy(module)
-    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-        node.target = torch.ops.aten.reshape.default
-    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.add_.Tensor):
-        with module.graph.inserting_before(node):
-            alpha = node.kwargs.get("alpha", 1)
-            scaled = module.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[1], alpha))
-        node.args, node.kwargs = (node.args[0], scaled), {}
+    for node in module.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
+    for node in module.graph.nodes:
+        if node.target in (aten.add.Tensor, aten.add_.Tensor) and "alpha" in node.kwargs:
+            augend, addend = node.args
+            with module.graph.inserting_before(node):
+                scaled = module.graph.call_function(aten.mul.Tensor, (addend, node.kwargs["alpha"]))
+            node.args, node.kwargs = (augend, scaled), {}
     module.recompile()
     with torch.no_grad():
         return torch._inductor.compile(module, inputs)
