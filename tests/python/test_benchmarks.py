@@ -243,3 +243,30 @@ def test_resident_sums_up_what_processes_show():
         ("glibc", "0 %", "5.0", "300", "300", "1.00", "2.00"),
         ("jemalloc", "100 %", "1.0", "180", "160", "0.50", "0.50"),
     ]
+
+
+def test_doors_tell_what_was_not_measured():
+    import doors
+    from results import Table
+
+    def row(door, *peaks, remark=""):
+        return ("net", door, *peaks, *[""] * 7, remark)
+
+    table = Table(
+        doors.HEADER,
+        [
+            row("export", "9.00", "8.00", "7.00"),
+            row("backend", "9.00", "8.00", "8.00"),
+            row("inductor", "", "", "", remark="fails: no"),
+            row("plain layout", "", "", "", remark="skipped: more than 1 s"),
+        ],
+    )
+    (told,) = doors.by_door(table).records()
+    assert told == dict.fromkeys(told, "") | {
+        "program": "net",
+        "eager": "9.00",
+        "export": "8.00 → 7.00",
+        "backend": "8.00",
+        "inductor": "fails",
+        "plain layout": "skipped",
+    }
