@@ -240,7 +240,7 @@ def test_resident_sums_up_what_processes_show():
         | {"jemalloc": "not installed", "mimalloc": "", "tcmalloc": ""},
     ]
     assert resident.shown(table).rows == [
-        ("glibc", "0 %", "5.0", "300", "300", "1.00", "2.00"),
+        ("glibc", "0 %", "6.0", "300", "300", "1.00", "2.00"),
         ("jemalloc", "100 %", "1.0", "180", "160", "0.50", "0.50"),
     ]
 
