@@ -194,10 +194,20 @@ def _change(row: dict[str, str], what: str) -> str:
 
 
 def shown(table: Table) -> Table:
-    """Of each malloc, over all programs: how much of the gain processes show, and at what price."""
+    """Of each malloc: how much of the gain in inference processes show, and at what price.
+
+    Over the programs that every malloc ran.
+    """
+    measured = {
+        (row["program"], row["malloc"]): row
+        for row in table.records()
+        if not row["remark"] and not row["program"].startswith(TRAINING)
+    }
+    programs, mallocs = (dict.fromkeys(key[at] for key in measured) for at in (0, 1))
+    common = [p for p in programs if all((p, malloc) in measured for malloc in mallocs)]
     lines = []
     for malloc in MALLOCS:
-        rows = [row for row in table.records() if row["malloc"] == malloc and not row["remark"]]
+        rows = [measured[program, malloc] for program in common if malloc in mallocs]
         if not rows:
             continue
         gains = {

@@ -230,17 +230,20 @@ def test_resident_sums_up_what_processes_show():
             row("a", "glibc", "30.00", "10.00", "200.00", "195.00", "4.00", "1.00", "1.00"),
             row("b", "glibc", "20.00", "20.00", "100.00", "105.00", "6.00", "1.00", "4.00"),
             row("a", "jemalloc", "30.00", "10.00", "180.00", "160.00", "1.00", "0.50", "0.50"),
-            ("b", "jemalloc", *[""] * 7, "not installed"),
+            ("b", "jemalloc", *[""] * 7, "fails: no"),
+            row("training c", "glibc", "9.00", "3.00", "90.00", "80.00", "9.00", "1.00", "9.00"),
         ],
     )
     assert resident.by_malloc(table).records() == [
         {"program": "a", "allocated": "30 → 10", "glibc": "200 → 195", "glibc, mmap": ""}
         | {"jemalloc": "180 → 160", "mimalloc": "", "tcmalloc": ""},
         {"program": "b", "allocated": "20 → 20", "glibc": "100 → 105", "glibc, mmap": ""}
-        | {"jemalloc": "not installed", "mimalloc": "", "tcmalloc": ""},
+        | {"jemalloc": "fails: no", "mimalloc": "", "tcmalloc": ""},
+        {"program": "training c", "allocated": "9 → 3", "glibc": "90 → 80", "glibc, mmap": ""}
+        | {"jemalloc": "", "mimalloc": "", "tcmalloc": ""},
     ]
     assert resident.shown(table).rows == [
-        ("glibc", "0 %", "6.0", "300", "300", "1.00", "2.00"),
+        ("glibc", "25 %", "4.0", "200", "195", "1.00", "1.00"),
         ("jemalloc", "100 %", "1.0", "180", "160", "0.50", "0.50"),
     ]
 
