@@ -1,7 +1,11 @@
 """The captured step against the eager loop: everything bit for bit, and less memory."""
 
 import copy
+import ctypes.util
 import gc
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -555,3 +559,39 @@ def test_bad_options(options):
         torch_ext.training_step(
             model, nn.functional.cross_entropy, OPTIMIZERS["sgd"](model), batch(), **options
         )
+
+
+FREES_MUCH = """
+import pathlib, torch
+from torch_ext.training.making import return_free_memory
+
+def resident():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+
+start = resident()
+blocks = [torch.ones(2**16) for _ in range(800)]
+grown = resident() - start
+kept = blocks[::100]
+del blocks
+return_free_memory()
+print((resident() - start) / grown)
+"""
+
+
+@pytest.mark.parametrize("malloc", ["", "jemalloc", "tcmalloc_minimal"])
+def test_malloc_gives_back_what_was_freed(malloc):
+    library = ctypes.util.find_library(malloc) if malloc else ""
+    if library is None:
+        pytest.skip(f"{malloc} is not installed")
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "LD_PRELOAD": library, "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", FREES_MUCH],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.5

@@ -26,6 +26,13 @@ from torch_ext.training.world import Now, World
 MIB = 2**20
 Runtime = Literal["fx", "torchscript"]
 
+_RELEASE: dict[str, tuple[Any, ...]] = {  # how mallocs are told to give free memory back
+    "malloc_trim": (ctypes.c_size_t(0),),  # glibc
+    "MallocExtension_ReleaseFreeMemory": (),  # tcmalloc
+    # jemalloc, of all arenas: MALLCTL_ARENAS_ALL
+    "mallctl": (b"arena.4096.purge", None, None, None, ctypes.c_size_t(0)),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingReport(ProgramReport):
@@ -150,9 +157,11 @@ def copied(batch: Sequence[Any]) -> tuple[Any, ...]:
 def return_free_memory() -> None:
     """Give the system back what the copies took: what malloc keeps would hide the gain."""
     gc.collect()
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if malloc_trim is not None:
-        malloc_trim(0)
+    process = ctypes.CDLL(None)
+    for name, arguments in _RELEASE.items():
+        release = getattr(process, name, None)
+        if release is not None:
+            release(*arguments)
 
 
 def _verify(
