@@ -97,7 +97,7 @@ def main() -> None:
             if plan.status == everything[name].status == "optimal" and ratios[name] != 1
         ]
     table = Table(HEADER, rows, WORDS)
-    table.print_markdown()
+    table.show(as_markdown=True)
     path = FOLDER / "results" / f"ablation-{datetime.date.today()}.csv"
     comments = [
         *circumstances(),

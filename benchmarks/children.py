@@ -19,6 +19,11 @@ class ChildError(Exception):
         super().__init__(message)
         self.exit_code = exit_code
 
+    def row(self) -> dict[str, Any]:
+        """The row of a benchmark, whose failure it is."""
+        told = f"fails: {str(self)[:120]}"
+        return {"remark": told, "failures": [told]}
+
 
 def add_one(parser: argparse.ArgumentParser, *metavar: str) -> None:
     """Argument --one: what only a child is started with."""
@@ -66,5 +71,4 @@ def row_of(
     except ChildError as error:
         if error.exit_code == -signal.SIGKILL:
             return {"remark": "skipped: more memory than there is", "failures": []}
-        told = f"fails: {str(error)[:120]}"
-        return {"remark": told, "failures": [told]}
+        return error.row()

@@ -40,10 +40,10 @@ import torch
 import zoo
 from children import ChildError, add_one, run_one
 from measuring import mib, settled_peak, time_ratios
-from results import Growing, Row, Table, add_output, add_resume, check_output, circumstances
+from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
-from training import TASKS, Task, compile_whole_step, make_task, whole_step
+from training import TASKS, TRAINING, Task, compile_whole_step, make_task, whole_step
 
 import torch_ext.fx
 import torch_ext.inductor
@@ -68,7 +68,6 @@ HEADER = (
     "remark",
 )
 WORDS = ("program", "door", "before = eager", "after = before", "remark")
-TRAINING = "training "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,8 +300,8 @@ def _in_a_process(task: Row, options: argparse.Namespace) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"remark": f"skipped: more than {options.seconds:.0f} s", "failures": []}
     except ChildError as error:
-        told = f"fails: {str(error)[:120]}"
-        return {"remark": told, "failures": [told] if door in KEEP_BITS else []}
+        row = error.row()
+        return row if door in KEEP_BITS else {**row, "failures": []}
 
 
 def by_door(table: Table) -> Table:
@@ -337,10 +336,7 @@ def _options() -> argparse.Namespace:
     add_resume(parser)
     add_one(parser, "PROGRAM", "DOOR")
     add_output(parser, "doors")
-    options = parser.parse_args()
-    if not options.one:
-        check_output(parser, options.output)
-    return options
+    return parse_options(parser)
 
 
 def main() -> None:
@@ -367,8 +363,7 @@ def main() -> None:
     if options.resume:
         growing.resume()
     growing.measure("doors", tasks, lambda task: _in_a_process(task, options))
-    shown = by_door(growing.table)
-    (shown.print_markdown if options.markdown else shown.print)()
+    by_door(growing.table).show(options.markdown)
     growing.end()
 
 

@@ -20,7 +20,7 @@ import torch
 import zoo
 from children import add_one, row_of
 from measuring import mib
-from results import Growing, Table, add_output, check_output, circumstances
+from results import Growing, Table, add_output, circumstances, parse_options
 
 from torch_ext import disable, enabled, measure_peak, optimize, pass_stats
 
@@ -115,10 +115,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=10, help="of runs; default: 10")
     add_one(parser, "MODEL")
     add_output(parser, "passes")
-    options = parser.parse_args()
-    if not options.one:
-        check_output(parser, options.output)
-    return options
+    return parse_options(parser)
 
 
 def main() -> None:
@@ -135,8 +132,7 @@ def main() -> None:
     growing.measure(
         "networks", [(name,) for name in names], lambda task: row_of(__file__, task, *counts)
     )
-    table = growing.table
-    (table.print_markdown if options.markdown else table.print)()
+    growing.table.show(options.markdown)
     growing.end()
 
 

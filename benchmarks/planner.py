@@ -400,7 +400,7 @@ def main() -> None:
     else:
         outcome = _compare(programs, options.time_budget)
     for table in outcome.printed:
-        (table.print_markdown if options.markdown else table.print)()
+        table.show(options.markdown)
     failures = [f"failed: {failure}" for failure in outcome.failures]
     comments = [*circumstances(), *outcome.notes, *failures]
     write_csv(options.output, comments, outcome.written)

@@ -31,13 +31,12 @@ from typing import Any
 import torch
 from children import ChildError, add_one, run_one
 from measuring import MIB, mib, resident_peak, settled_peak
-from results import Growing, Row, Table, add_output, add_resume, check_output, circumstances
+from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
 from suite import CASES, Subject
-from training import make_task
+from training import TRAINING, make_task
 
 from torch_ext import optimize, training_step
 
-TRAINING = "training "
 PROGRAMS = (
     *("resnet50", "swin_t", "randwire_seed0", "nasnet_a", "unetpp", "ensemble"),
     *(f"{TRAINING}{name}" for name in ("resnet18 2x64", "mobilenet_v3_large 4x128")),
@@ -154,8 +153,7 @@ def _row(task: Row, options: argparse.Namespace, folder: pathlib.Path) -> Values
             reference = before if malloc == REFERENCE else child("before", MALLOCS[REFERENCE])
             rounds.append((reference, before, after))
     except ChildError as error:
-        told = f"fails: {str(error)[:120]}"
-        return {"remark": told, "failures": [told]}
+        return error.row()
     return _columns(rounds)
 
 
@@ -240,8 +238,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument("--programs", type=names, default=PROGRAMS, metavar="A,B,C")
+    parser.add_argument(
+        "--programs", type=lambda text: text.split(","), default=PROGRAMS, metavar="A,B,C"
+    )
     parser.add_argument(
         "--mallocs", type=lambda text: text.split("+"), default=list(MALLOCS), metavar="A+B"
     )
@@ -250,10 +249,7 @@ def _options() -> argparse.Namespace:
     add_one(parser, "PROGRAM", "WHEN", "FOLDER")
     add_resume(parser)
     add_output(parser, "resident")
-    options = parser.parse_args()
-    if not options.one:
-        check_output(parser, options.output)
-    return options
+    return parse_options(parser)
 
 
 def main() -> None:
@@ -273,7 +269,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         growing.measure("rows", tasks, lambda task: _row(task, options, pathlib.Path(folder)))
     for table in (growing.table.without_empty_columns(), shown(growing.table)):
-        (table.print_markdown if options.markdown else table.print)()
+        table.show(options.markdown)
     growing.end()
 
 

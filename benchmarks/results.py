@@ -64,9 +64,12 @@ class Table:
         rules = tuple("---" if name in self.words else "---:" for name in self.header)
         return "\n".join(f"| {' | '.join(row)} |" for row in (self.header, rules, *self.rows))
 
-    def print_markdown(self) -> None:
-        """For whoever writes documents."""
-        print(self.markdown(), end="\n\n")
+    def show(self, as_markdown: bool) -> None:
+        """Print it, for people or for whoever writes documents."""
+        if as_markdown:
+            print(self.markdown(), end="\n\n")
+        else:
+            self.print()
 
 
 def is_predicted(predicted_bytes: int, measured_bytes: int) -> bool:
@@ -94,6 +97,14 @@ def check_output(parser: argparse.ArgumentParser, path: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"{path.parent}: {error.strerror}")
+
+
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; of a parser with --output and --one, whose children write nothing."""
+    options = parser.parse_args()
+    if not options.one:
+        check_output(parser, options.output)
+    return options
 
 
 def write_csv(path: pathlib.Path, comments: Iterable[str], table: Table) -> None:

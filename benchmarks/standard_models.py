@@ -43,9 +43,9 @@ from results import (
     Table,
     add_output,
     add_resume,
-    check_output,
     circumstances,
     is_predicted,
+    parse_options,
 )
 from suite import CASES, QUICK, Subject
 
@@ -347,10 +347,7 @@ def _options() -> argparse.Namespace:
             pairs=8,
             output=output.with_name(output.name.replace("models", "models-quick")),
         )
-    options = parser.parse_args()
-    if not options.one:
-        check_output(parser, options.output)
-    return options
+    return parse_options(parser)
 
 
 def _known(names: Collection[str]) -> Callable[[str], list[str]]:
@@ -403,7 +400,7 @@ def main() -> None:
         )
     )
     for table in (growing.table.without_empty_columns(), told):
-        (table.print_markdown if options.markdown else table.print)()
+        table.show(options.markdown)
     growing.end()
 
 

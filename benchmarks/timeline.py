@@ -105,7 +105,7 @@ def main() -> None:
         if measured is None or not is_predicted(predicted, measured)
     ]
     table = _table(report)
-    (table.print_markdown if options.markdown else table.print)()
+    table.show(options.markdown)
     write_csv(options.output, [*circumstances(), f"model: {MODEL}", *failures], table)
     for failure in failures:
         print(failure, file=sys.stderr)

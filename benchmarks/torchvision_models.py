@@ -24,9 +24,9 @@ from results import (
     Table,
     add_output,
     add_resume,
-    check_output,
     circumstances,
     is_predicted,
+    parse_options,
 )
 
 from torch_ext import Report, enabled, optimize
@@ -146,10 +146,7 @@ def _options() -> argparse.Namespace:
     add_resume(parser)
     add_one(parser, "MODEL", "FORM")
     add_output(parser, "torchvision")
-    options = parser.parse_args()
-    if not options.one:
-        check_output(parser, options.output)
-    return options
+    return parse_options(parser)
 
 
 def main() -> None:
@@ -170,8 +167,7 @@ def main() -> None:
         lambda task: row_of(__file__, task, seconds=options.seconds),
         options.jobs,
     )
-    table = growing.table
-    (table.print_markdown if options.markdown else table.print)()
+    growing.table.show(options.markdown)
     growing.end()
 
 

@@ -26,7 +26,7 @@ import torch
 import zoo
 from children import ChildError, add_one, run_one
 from measuring import highest_resident, mib, resident_peak, settled_peak, time_ratios
-from results import Growing, Row, Table, add_output, add_resume, check_output, circumstances
+from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
 from torch import Tensor, fx, nn
 
 from torch_ext import training_step
@@ -34,6 +34,7 @@ from torch_ext.training.capturing import Clipping, Objective
 from torch_ext.training.world import World
 
 STEPS = 10
+TRAINING = "training "  # begins the name of a step among other programs
 HEADER = (
     "model",
     "eager MiB",
@@ -321,10 +322,7 @@ def _options() -> argparse.Namespace:
     add_resume(parser)
     add_one(parser, "MODEL", "WHAT")
     add_output(parser, "training")
-    options = parser.parse_args()
-    if not options.one:
-        check_output(parser, options.output)
-    return options
+    return parse_options(parser)
 
 
 def main() -> None:
@@ -342,8 +340,7 @@ def main() -> None:
         growing.resume()
     tasks = [(name,) for name in options.models or TASKS]
     growing.measure("networks", tasks, lambda task: _row(task, options))
-    table = growing.table
-    (table.print_markdown if options.markdown else table.print)()
+    growing.table.show(options.markdown)
     growing.end()
 
 

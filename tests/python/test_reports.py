@@ -61,6 +61,7 @@ def test_it_prints_short(report):
     assert len(str(report)) < 1500
     assert len(repr(report)) < 1500
     assert "Timeline" not in repr(report)
+    assert "LabelledGraph" not in repr(report)
 
 
 def test_it_prints_as_two_columns():
