@@ -143,8 +143,8 @@ TEST(Probe, AgreesWithTheAllocatorOnListsThatGrow) {
                   {Block(128)});
 }
 
-// The peak is at the cat, with any number of threads. Inside the loop the model is a little above the
-// executor, which frees what a loop starts from as soon as its body has read it.
+// The peak is at the cat, with any number of threads. Inside the loop the model is a little above
+// the executor, which frees what a loop starts from as soon as its body has read it.
 TEST(Probe, AgreesWithTheAllocatorOnBranchesAndLoops) {
   ExpectAgreement(Define(R"(
     def forward(self, x, n: int):
