@@ -17,9 +17,7 @@ equal processes. Exits with 1 if the allocated peak rises.
 from __future__ import annotations
 
 import argparse
-import ctypes.util
 import json
-import os
 import pathlib
 import statistics
 import tempfile
@@ -30,7 +28,8 @@ from typing import Any
 
 import torch
 from children import ChildError, add_one, run_one
-from measuring import MIB, mib, resident_peak, settled_peak
+from mallocs import GLIBC, MALLOCS, check_preloaded, environment
+from measuring import mib, resident_peak, settled_peak
 from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
 from suite import CASES, Subject
 from training import TRAINING, make_task
@@ -42,14 +41,6 @@ PROGRAMS = (
     *(f"{TRAINING}{name}" for name in ("resnet18 2x64", "mobilenet_v3_large 4x128")),
     *(f"{TRAINING}{name}" for name in ("swin_t 2x224", "vit_b_32 1x224", "mlp 12x2048")),
 )
-REFERENCE = "glibc"
-MALLOCS: dict[str, dict[str, str]] = {  # the environment
-    REFERENCE: {},
-    "glibc, mmap": {"MALLOC_MMAP_THRESHOLD_": str(MIB)},
-    "jemalloc": {"LD_PRELOAD": "jemalloc"},
-    "mimalloc": {"LD_PRELOAD": "mimalloc"},
-    "tcmalloc": {"LD_PRELOAD": "tcmalloc_minimal"},
-}
 HEADER = (
     "program",
     "malloc",
@@ -96,9 +87,7 @@ def _training(name: str, when: str) -> Run:
 
 
 def _measured(run: Run) -> Values:
-    preload = os.environ.get("LD_PRELOAD", "")
-    if preload not in pathlib.Path("/proc/self/maps").read_text():
-        raise RuntimeError(f"{preload} was not preloaded")
+    check_preloaded()
     resident = resident_peak(run)
     seconds = []
     for _ in range(TIMED_CALLS):
@@ -122,26 +111,17 @@ def _one(program: str, when: str, folder: pathlib.Path) -> Values:
 # --- all of them ----------------------------------------------------------------------------------
 
 
-def _environment(malloc: str) -> dict[str, str] | None:
-    environment = dict(MALLOCS[malloc])
-    if library := environment.get("LD_PRELOAD"):
-        found = ctypes.util.find_library(library)
-        if found is None:
-            return None
-        environment["LD_PRELOAD"] = found
-    return environment
-
-
 def _row(task: Row, options: argparse.Namespace, folder: pathlib.Path) -> Values:
     program, malloc = task
-    environment = _environment(malloc)
-    if environment is None:
-        return {"remark": "not installed", "failures": []}
+    try:
+        of_malloc = environment(malloc)
+    except LookupError as error:
+        return {"remark": str(error), "failures": []}
     saved = folder / program.replace(" ", "_")
 
-    def child(when: str, environment: dict[str, str]) -> Values:
+    def child(when: str, variables: dict[str, str]) -> Values:
         one, threads = (program, when, str(saved)), ("--threads", str(options.threads))
-        return run_one(__file__, one, *threads, environment=environment)
+        return run_one(__file__, one, *threads, environment=variables)
 
     rounds = []
     try:
@@ -149,8 +129,8 @@ def _row(task: Row, options: argparse.Namespace, folder: pathlib.Path) -> Values
             saved.mkdir()
             child(SAVE, {})
         for _ in range(options.repeats):
-            before, after = child("before", environment), child("after", environment)
-            reference = before if malloc == REFERENCE else child("before", MALLOCS[REFERENCE])
+            before, after = child("before", of_malloc), child("after", of_malloc)
+            reference = before if malloc == GLIBC else child("before", environment(GLIBC))
             rounds.append((reference, before, after))
     except ChildError as error:
         return error.row()

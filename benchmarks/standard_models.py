@@ -12,7 +12,8 @@ What is measured (--measure A,B; by default all):
   compile           torch.compile with Inductor
   compile plain     the same without Inductor's layout optimisation
   compile freezing  the same with Inductor's freezing
-  resident          the highest memory of a fresh process that loads the saved module
+  resident          the highest memory of a fresh process that loads the saved module, under
+                    --malloc
 
 All peaks are the allocator's, of the third call and above its start. Exits with 1 if a module is
 not identical, uses more memory than before or was predicted wrongly (by more than 1 %).
@@ -36,6 +37,7 @@ import peers
 import program
 import torch
 from children import add_one, row_of, run_one
+from mallocs import add_malloc, check_preloaded, environment
 from measuring import joules, mib, resident_peak, settled_peak, time_ratios
 from results import (
     Growing,
@@ -53,6 +55,7 @@ from torch_ext import Report, analyze, measure_peak, optimize
 
 FORMS = ("traced", "frozen")
 LATENCY_SECONDS = 20.0  # at most
+RESIDENT = "resident"
 FILE = "file"  # what a process of `resident` is told to measure
 GAINS = {"none": (-100, 0), "to 5 %": (0, 5), "to 20 %": (5, 20), "more": (20, 100)}
 HEADER = (
@@ -200,6 +203,7 @@ def _resident(subject: Subject, pairs: int) -> Values:
 
 
 def _resident_file(folder: str, column: str) -> Values:
+    check_preloaded()
     module: Any = torch.jit.load(pathlib.Path(folder, column))  # type: ignore[no-untyped-call]
     inputs = torch.load(pathlib.Path(folder, "inputs"))
     return {f"resident {column} MiB": mib(resident_peak(lambda: module(*inputs)))}
@@ -213,7 +217,7 @@ MEASUREMENTS: dict[str, Callable[[Subject, int], Values]] = {
     "compile": functools.partial(_compiled, "compile MiB"),
     "compile plain": functools.partial(_compiled, "compile plain MiB"),
     "compile freezing": functools.partial(_compiled, "compile freezing MiB"),
-    "resident": _resident,
+    RESIDENT: _resident,
 }
 TOGETHER = ("ours", "orders", "eager", "for inference")  # quick, and none disturbs another
 EVERY_FORM = "-"  # of what does not depend on the form
@@ -261,6 +265,7 @@ class _Measurer:
         self._seconds: float = options.seconds
         self._counts = ("--threads", str(options.threads), "--pairs", str(options.pairs))
         self._measure: list[str] = options.measure
+        self._malloc = environment(options.malloc)
         self._of_every_form: dict[Row, Values] = {}
 
     def row(self, task: Row) -> Values:
@@ -281,7 +286,8 @@ class _Measurer:
     def _child(self, name: str, batch: str, form: str, measurements: str) -> Values:
         if not measurements.startswith("compile"):
             one = (name, batch, form, measurements)
-            return row_of(__file__, one, *self._counts, seconds=self._seconds)
+            malloc = self._malloc if measurements == RESIDENT else {}
+            return row_of(__file__, one, *self._counts, seconds=self._seconds, environment=malloc)
         one = (name, batch, EVERY_FORM, measurements)
         if one not in self._of_every_form:
             found = row_of(__file__, one, *self._counts, seconds=self._seconds)
@@ -333,6 +339,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of torch; default: 2")
     parser.add_argument("--pairs", type=int, default=20, help="of timed calls; default: 20")
     parser.add_argument("--seconds", type=float, default=900, help="per process; default: 900")
+    add_malloc(parser)
     add_one(parser, "MODEL", "BATCH", "FORM", "WHAT")
     add_resume(parser)
     add_output(parser, "models")
@@ -380,6 +387,7 @@ def main() -> None:
         *(f"{package}: {version(package)}" for package in ("torchvision", "transformers")),
         f"threads: {options.threads}, pairs: {options.pairs}",
         f"measured: {', '.join(options.measure)}",
+        *([f"resident memory under {options.malloc}"] if RESIDENT in options.measure else []),
     ]
     growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
     if options.resume:

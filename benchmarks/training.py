@@ -2,8 +2,8 @@
 
 One process per network. Memory is the allocator's, above the start of a settled step, gradients in.
 Ours is compared with the eager loop bit for bit over ten steps, and in time, in pairs. Resident
-memory is the highest of a settled step in a fresh process under the system's malloc; resident.py
-compares others. `file's loss` is the largest relative difference in ten steps of a saved file that
+memory is the highest of a settled step in a fresh process under --malloc; resident.py compares
+them. `file's loss` is the largest relative difference in ten steps of a saved file that
 TorchScript's executor may optimise. Exits with 1 if a step differs.
 """
 
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import zoo
 from children import ChildError, add_one, run_one
+from mallocs import add_malloc, check_preloaded, environment
 from measuring import highest_resident, mib, resident_peak, settled_peak, time_ratios
 from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
 from torch import Tensor, fx, nn
@@ -267,10 +268,12 @@ def _whole_step(name: str) -> dict[str, str]:
 
 
 def _eager_resident(name: str) -> dict[str, str]:
+    check_preloaded()
     return {"eager resident MiB": mib(resident_peak(make_task(name).eager_step))}
 
 
 def _our_resident(name: str) -> dict[str, str]:
+    check_preloaded()
     task = make_task(name)
     step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
     capture = highest_resident()
@@ -296,8 +299,9 @@ MEASUREMENTS: dict[str, Callable[[str, int], dict[str, str]]] = {
 
 def _in_a_process(name: str, measurement: str, options: argparse.Namespace) -> dict[str, str]:
     counts = ("--threads", str(options.threads), "--pairs", str(options.pairs))
+    malloc = environment(options.malloc) if measurement.endswith("resident") else {}
     try:
-        return run_one(__file__, (name, measurement), *counts)
+        return run_one(__file__, (name, measurement), *counts, environment=malloc)
     except ChildError as error:
         print(f"{name}, {measurement}: {str(error)[:200]}", file=sys.stderr)
         return {MUST_BE_IDENTICAL[measurement]: "NO"} if measurement in MUST_BE_IDENTICAL else {}
@@ -319,6 +323,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch; default: 1")
     parser.add_argument("--pairs", type=int, default=20, help="of timed steps; default: 20")
+    add_malloc(parser)
     add_resume(parser)
     add_one(parser, "MODEL", "WHAT")
     add_output(parser, "training")
@@ -334,7 +339,11 @@ def main() -> None:
         name, measurement = options.one
         print(json.dumps(MEASUREMENTS[measurement](name, options.pairs)))
         return
-    comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
+    comments = [
+        *circumstances(),
+        f"threads: {options.threads}, pairs: {options.pairs}",
+        f"resident memory under {options.malloc}",
+    ]
     growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
     if options.resume:
         growing.resume()
