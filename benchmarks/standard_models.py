@@ -33,8 +33,6 @@ from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import peers
-import program
 import torch
 from children import add_one, row_of, run_one
 from mallocs import add_malloc, check_preloaded, environment
@@ -97,9 +95,14 @@ Values = dict[str, Any]
 # --- one measurement, in a process of its own -----------------------------------------------------
 
 
-def _ours(subject: Subject, pairs: int) -> Values:
+@functools.cache
+def _optimized(subject: Subject) -> tuple[torch.jit.ScriptModule, Report]:
+    return optimize(subject.script, subject.inputs)
+
+
+def _ours(subject: Subject, options: argparse.Namespace) -> Values:
     script, inputs = subject.script, subject.inputs
-    optimized, report = optimize(script, inputs)
+    optimized, report = _optimized(subject)
 
     def before() -> object:
         return script(*inputs)
@@ -109,7 +112,7 @@ def _ours(subject: Subject, pairs: int) -> Values:
 
     settled_peak(before)
     settled_peak(after)
-    quarters = statistics.quantiles(time_ratios(before, after, pairs, LATENCY_SECONDS), n=4)
+    quarters = statistics.quantiles(time_ratios(before, after, options.pairs, LATENCY_SECONDS), n=4)
     return {
         **_told(report),
         "time": f"{quarters[1]:.3f}",
@@ -160,7 +163,10 @@ def _joules(run: Callable[[], object]) -> str:
     return "not measurable here" if spent is None else f"{spent:.3g}"
 
 
-def _orders(subject: Subject, pairs: int) -> Values:
+def _orders(subject: Subject, options: argparse.Namespace) -> Values:
+    import peers  # with Inductor, which takes seconds
+    import program
+
     graph = analyze(subject.script, subject.inputs).graph.to_graph()
     ours = program.Program.from_text(subject.case.name, "models", graph.to_text())
     found = {
@@ -171,34 +177,35 @@ def _orders(subject: Subject, pairs: int) -> Values:
     return {column: mib(program.peak_bytes(ours, peer(ours))) for column, peer in found.items()}
 
 
-def _eager(subject: Subject, pairs: int) -> Values:
+def _eager(subject: Subject, options: argparse.Namespace) -> Values:
     network, inputs = subject.network, subject.inputs
     return {"eager MiB": mib(settled_peak(lambda: network(*inputs)))}
 
 
-def _for_inference(subject: Subject, pairs: int) -> Values:
+def _for_inference(subject: Subject, options: argparse.Namespace) -> Values:
     fast: Any = torch.jit.optimize_for_inference(subject.frozen())
     return {"for inference MiB": mib(settled_peak(lambda: fast(*subject.inputs)))}
 
 
-def _compiled(column: str, subject: Subject, pairs: int) -> Values:
+def _compiled(column: str, subject: Subject, options: argparse.Namespace) -> Values:
     torch._inductor.config.layout_optimization = "plain" not in column
     torch._inductor.config.freezing = "freezing" in column
     compiled = torch.compile(subject.network)
     return {column: mib(settled_peak(lambda: compiled(*subject.inputs)))}
 
 
-def _resident(subject: Subject, pairs: int) -> Values:
+def _resident(subject: Subject, options: argparse.Namespace) -> Values:
     script, inputs = subject.script, subject.inputs
-    optimized, _ = optimize(script, inputs)
+    optimized, _ = _optimized(subject)
+    malloc = environment(options.malloc)
     with tempfile.TemporaryDirectory() as folder:
         torch.save(inputs, pathlib.Path(folder, "inputs"))
         found: Values = {}
         for column, module in {"before": script, "after": optimized}.items():
             module.save(pathlib.Path(folder, column))
             at = (folder, "1", column, FILE)
-            threads = ("--threads", str(torch.get_num_threads()))
-            found |= run_one(__file__, at, *threads)
+            threads = ("--threads", str(options.threads))
+            found |= run_one(__file__, at, *threads, environment=malloc)
     return found
 
 
@@ -209,7 +216,7 @@ def _resident_file(folder: str, column: str) -> Values:
     return {f"resident {column} MiB": mib(resident_peak(lambda: module(*inputs)))}
 
 
-MEASUREMENTS: dict[str, Callable[[Subject, int], Values]] = {
+MEASUREMENTS: dict[str, Callable[[Subject, argparse.Namespace], Values]] = {
     "ours": _ours,
     "orders": _orders,
     "eager": _eager,
@@ -219,23 +226,23 @@ MEASUREMENTS: dict[str, Callable[[Subject, int], Values]] = {
     "compile freezing": functools.partial(_compiled, "compile freezing MiB"),
     RESIDENT: _resident,
 }
-TOGETHER = ("ours", "orders", "eager", "for inference")  # quick, and none disturbs another
+IN_QUICK = ("ours", "orders", "eager", "for inference")
+TOGETHER = (*IN_QUICK, RESIDENT)  # in one process: none disturbs another
 EVERY_FORM = "-"  # of what does not depend on the form
 
 
-def measure(name: str, batch: int, form: str, measurements: Sequence[str], pairs: int) -> Values:
+def measure(subject: Subject, measurements: Sequence[str], options: argparse.Namespace) -> Values:
     """Columns of a row as texts, what went wrong with others as `remark`; `failures`: of ours."""
-    subject = Subject(CASES[name], batch, form)
     row: Values = {"failures": []}
     remarks = []
     with measure_peak():  # from here on the allocator's memory is known
         pass
-    if form != EVERY_FORM and (told := _cannot_be_scripted(subject)):
+    if subject.form != EVERY_FORM and (told := _cannot_be_scripted(subject)):
         measurements = [known for known in measurements if known == "eager"]
         remarks.append(told)
     for measurement in measurements:
         try:
-            row |= MEASUREMENTS[measurement](subject, pairs)
+            row |= MEASUREMENTS[measurement](subject, options)
         except Exception as error:  # of another's code: an empty cell, not a failure of the run
             if measurement == "ours":
                 raise
@@ -263,9 +270,12 @@ class _Measurer:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._seconds: float = options.seconds
-        self._counts = ("--threads", str(options.threads), "--pairs", str(options.pairs))
+        self._options = (
+            *("--threads", str(options.threads)),
+            *("--pairs", str(options.pairs)),
+            *("--malloc", options.malloc),
+        )
         self._measure: list[str] = options.measure
-        self._malloc = environment(options.malloc)
         self._of_every_form: dict[Row, Values] = {}
 
     def row(self, task: Row) -> Values:
@@ -286,11 +296,10 @@ class _Measurer:
     def _child(self, name: str, batch: str, form: str, measurements: str) -> Values:
         if not measurements.startswith("compile"):
             one = (name, batch, form, measurements)
-            malloc = self._malloc if measurements == RESIDENT else {}
-            return row_of(__file__, one, *self._counts, seconds=self._seconds, environment=malloc)
+            return row_of(__file__, one, *self._options, seconds=self._seconds)
         one = (name, batch, EVERY_FORM, measurements)
         if one not in self._of_every_form:
-            found = row_of(__file__, one, *self._counts, seconds=self._seconds)
+            found = row_of(__file__, one, *self._options, seconds=self._seconds)
             self._of_every_form[one] = found
         return self._of_every_form[one]
 
@@ -350,7 +359,7 @@ def _options() -> argparse.Namespace:
             models=QUICK,
             forms=["frozen"],
             batches=["1"],
-            measure=list(TOGETHER),
+            measure=list(IN_QUICK),
             pairs=8,
             output=output.with_name(output.name.replace("models", "models-quick")),
         )
@@ -379,7 +388,8 @@ def main() -> None:
             if measurements == FILE:
                 print(json.dumps(_resident_file(name, form)))
             else:
-                found = measure(name, int(batch), form, measurements.split(","), options.pairs)
+                subject = Subject(CASES[name], int(batch), form)
+                found = measure(subject, measurements.split(","), options)
                 print(json.dumps(found))
         return
     comments = [

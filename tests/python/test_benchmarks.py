@@ -1,6 +1,7 @@
 """The machinery of the benchmarks: rows, failures, resuming, and a small model end to end."""
 
 import copy
+import argparse
 import csv
 import datetime
 import importlib.util
@@ -36,7 +37,8 @@ def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
 
 def test_models_writes_what_the_engine_promises_and_resumes(tmp_path):
     path = tmp_path / "models.csv"
-    arguments = ("--models", "moe", "--measure", "ours,orders,eager", "--pairs", 4)
+    measured = "ours,orders,eager,resident"
+    arguments = ("--models", "moe", "--measure", measured, "--pairs", 4, "--malloc", "glibc")
     done = run_models(*arguments, "--forms", "frozen", "--output", path)
     assert done.returncode == 0, done.stderr
     (row,) = read_rows(path)
@@ -44,7 +46,9 @@ def test_models_writes_what_the_engine_promises_and_resumes(tmp_path):
     assert float(row["measured after MiB"]) < 0.5 * float(row["measured before MiB"])
     assert float(row["lpmf MiB"]) >= float(row["bound MiB"])
     assert row["compile MiB"] == ""
+    assert float(row["resident before MiB"]) > 100 < float(row["resident after MiB"])
     assert "# group: all, rows: 1, measured: 1" in path.read_text()
+    assert "# resident memory under glibc\n" in path.read_text()
 
     done = run_models(*arguments, "--output", path, "--resume")
     assert done.returncode == 0, done.stderr
@@ -123,7 +127,7 @@ def test_a_child_that_ends_early_ends_its_row_only(tmp_path, child, remark, fail
     assert len(row["failures"]) == failures
 
 
-def test_what_cannot_be_traced_says_so_and_is_measured_eagerly(monkeypatch):
+def test_what_cannot_be_traced_says_so_and_is_measured_eagerly():
     import suite
     import torch
 
@@ -136,8 +140,8 @@ def test_what_cannot_be_traced_says_so_and_is_measured_eagerly(monkeypatch):
             return {"doubled": 2 * x}
 
     case = suite.Case("named", "test", lambda batch: (Named(), (torch.ones(batch, 2**18),)))
-    monkeypatch.setitem(suite.CASES, "named", case)
-    row = models.measure("named", 1, "traced", ["ours", "eager"], pairs=4)
+    subject = suite.Subject(case, 1, "traced")
+    row = models.measure(subject, ["ours", "eager"], argparse.Namespace(pairs=4))
     assert row["remark"].startswith("cannot be traced: ")
     assert row["eager MiB"] == "1.00"
     assert row["failures"] == []
@@ -215,6 +219,27 @@ def test_inductor_applies_the_learning_rate_of_a_whole_step():
     compiled = training.compile_whole_step(module, inputs)
     torch.testing.assert_close(compiled(*inputs), module(*left_by_fx))
     torch.testing.assert_close(inputs, left_by_fx)
+
+
+def test_mallocs_that_are_not_here_are_refused_with_a_remedy(monkeypatch, capsys):
+    import mallocs
+
+    assert mallocs.environment("glibc") == {}
+    monkeypatch.setattr(mallocs.ctypes.util, "find_library", lambda name: f"lib{name}.so.9")
+    assert mallocs.environment("tcmalloc") == {"LD_PRELOAD": "libtcmalloc_minimal.so.9"}
+
+    monkeypatch.setattr(mallocs.ctypes.util, "find_library", lambda name: None)
+    parser = argparse.ArgumentParser()
+    mallocs.add_malloc(parser)
+    assert parser.parse_args([]).malloc == "glibc"
+    for malloc, told in (("jemalloc", "not installed; install it"), ("hoard", "there are: glibc")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--malloc", malloc])
+        assert told in capsys.readouterr().err
+
+    monkeypatch.setenv("LD_PRELOAD", "libnowhere.so")
+    with pytest.raises(RuntimeError, match="libnowhere.so was not preloaded"):
+        mallocs.check_preloaded()
 
 
 def test_resident_sums_up_what_processes_show():
