@@ -1,7 +1,7 @@
 """The machinery of the benchmarks: rows, failures, resuming, and a small model end to end."""
 
-import copy
 import argparse
+import copy
 import csv
 import datetime
 import importlib.util
@@ -238,7 +238,7 @@ def test_mallocs_that_are_not_here_are_refused_with_a_remedy(monkeypatch, capsys
         assert told in capsys.readouterr().err
 
     monkeypatch.setenv("LD_PRELOAD", "libnowhere.so")
-    with pytest.raises(RuntimeError, match="libnowhere.so was not preloaded"):
+    with pytest.raises(RuntimeError, match=r"libnowhere\.so was not preloaded"):
         mallocs.check_preloaded()
 
 
