@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import torch_ext
 from torch_ext.training import UnsupportedError, making
@@ -595,3 +596,29 @@ def test_malloc_gives_back_what_was_freed(malloc):
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 0.5
+
+
+def test_capturing_leaves_no_example_values_behind(monkeypatch):
+    """Each has a stack of Python's, if make_fx makes them: 20 MiB for 1,668 ops."""
+
+    def alive():
+        gc.collect()
+        return sum(issubclass(type(known), FakeTensor) for known in gc.get_objects())
+
+    modes = []
+    enter = FakeTensorMode.__init__
+
+    def counted(mode, *args, **kwargs):
+        modes.append(mode)
+        enter(mode, *args, **kwargs)
+
+    monkeypatch.setattr(FakeTensorMode, "__init__", counted)
+    before = alive()
+    model = Net()
+    adam = OPTIMIZERS["adam"](model)
+    step = torch_ext.training_step(model, nn.functional.cross_entropy, adam, batch())
+    graphs = [made.captured.module.graph for made in step._graphs.values()]
+    inputs = [node for graph in graphs for node in graph.nodes if "val" in node.meta]
+    assert all(node.op == "placeholder" for node in inputs)
+    assert alive() - before == len(inputs)
+    assert len(modes) == len(graphs) == 2

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
@@ -137,8 +139,10 @@ def capture(objective: Objective, batch: Sequence[Any], ending: Ending) -> Captu
         return [*detached, *gradients]
 
     flat_inputs = [*parameters.values(), *buffers.values(), *(leaves[i] for i in tensor_at)]
+    # One mode for all example values: make_fx gives each one of its own, with the whole stack.
+    example_values = TracingContext(FakeTensorMode())
     try:
-        with module_paths(objective.model):
+        with module_paths(objective.model), tracing(example_values):
             module = make_fx(forward_and_backward)(*flat_inputs)
     except RuntimeError as error:
         raise _explained(error) from error
