@@ -39,6 +39,7 @@ BLOCK = re.compile(r"(<!-- from results: (?P<name>[a-z-]+) -->)(.*?)(<!-- end --
 WORDS = {
     "ablation": ("without", "worst instance"),
     "doors": doors.WORDS,
+    "models": standard_models.WORDS,
     "models-quick": standard_models.WORDS,
     "passes": passes.WORDS,
     "planner": planner.WORDS,
@@ -196,6 +197,20 @@ def _sweep() -> str:
     )
 
 
+def _all_models_count() -> str:
+    """Raises StaleError if any is not as the page promises."""
+    records = _table("models").records()
+    for record in records:
+        name = f"{record['model']}, batch {record['batch']}, {record['form']}"
+        if record["identical"] not in ("yes", ""):
+            raise StaleError(f"{name} is not identical")
+        if record["measured after MiB"] and _gain(record) < 0:
+            raise StaleError(f"{name} needs more than before")
+    measured = [record for record in records if record["measured after MiB"]]
+    models = {record["model"] for record in measured}
+    return f"{len(measured)} modules of {len(models)} models"
+
+
 # --- the planner ----------------------------------------------------------------------------------
 
 
@@ -286,6 +301,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models-zeros-count": lambda: str(len(_zeros())),
     "models-zeros": lambda: ", ".join(record["model"] for record in _zeros()),
     "models-threads": lambda: _comment("models-quick", "threads").partition(",")[0],
+    "all-models": lambda: standard_models.by_model(_table("models")).markdown(),
+    "all-models-count": _all_models_count,
+    "all-models-totals": lambda: standard_models.totals(_table("models")).markdown(),
+    "all-models-threads": lambda: _comment("models", "threads").partition(",")[0],
     "machine": lambda: _comment("models-quick", "machine"),
     "torch": lambda: _comment("models-quick", "torch"),
     "torchvision-sweep": _sweep,

@@ -306,16 +306,14 @@ def _in_a_process(task: Row, options: argparse.Namespace) -> dict[str, Any]:
 
 def by_door(table: Table) -> Table:
     """A row per program, a column per door: the measured peaks before and after in MiB."""
-    cells: dict[str, dict[str, str]] = {}
-    for row in table.records():
+
+    def cells_of(row: dict[str, str]) -> dict[str, str]:
         before, after = row["before MiB"], row["after MiB"]
-        of_program = cells.setdefault(row["program"], {"program": row["program"]})
-        of_program["eager"] = of_program.get("eager") or row["eager MiB"]
         why_not, _, _ = row["remark"].partition(":")  # fails or skipped
-        of_program[row["door"]] = f"{before} → {after}" if before != after else before or why_not
-    header = ("program", "eager", *DOORS)
-    rows = [tuple(row.get(column, "") for column in header) for row in cells.values()]
-    return Table(header, rows, WORDS)
+        cell = f"{before} → {after}" if before != after else before or why_not
+        return {"eager": row["eager MiB"], row["door"]: cell}
+
+    return table.gather(["program"], ["eager", *DOORS], cells_of)
 
 
 def _options() -> argparse.Namespace:

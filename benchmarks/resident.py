@@ -156,15 +156,13 @@ def _columns(rounds: list[tuple[Values, Values, Values]]) -> Values:
 
 def by_malloc(table: Table) -> Table:
     """A row per program, a column per malloc: resident memory before and after, in MiB."""
-    cells: dict[str, dict[str, str]] = {}
-    for row in table.records():
-        of_program = cells.setdefault(row["program"], {"program": row["program"]})
-        of_program[row["malloc"]] = row["remark"] or _change(row, "resident")
-        if not row["remark"]:
-            of_program["allocated"] = _change(row, "allocated")
-    header = ("program", "allocated", *MALLOCS)
-    rows = [tuple(row.get(column, "") for column in header) for row in cells.values()]
-    return Table(header, rows, ("program",))
+
+    def cells_of(row: dict[str, str]) -> dict[str, str]:
+        if row["remark"]:
+            return {row["malloc"]: row["remark"]}
+        return {"allocated": _change(row, "allocated"), row["malloc"]: _change(row, "resident")}
+
+    return table.gather(["program"], ["allocated", *MALLOCS], cells_of)
 
 
 def _change(row: dict[str, str], what: str) -> str:

@@ -49,6 +49,23 @@ class Table:
         columns = zip(self.header, *self.rows, strict=True)
         return self.select([name for name, *cells in columns if any(cells)])
 
+    def gather(
+        self,
+        keys: Sequence[str],
+        columns: Sequence[str],
+        cells_of: Callable[[dict[str, str]], dict[str, str]],
+    ) -> Table:
+        """A row per value of `keys`: `columns` that its records fill, the first of them if many."""
+        gathered: dict[Row, dict[str, str]] = {}
+        for record in self.records():
+            row = gathered.setdefault(tuple(record[key] for key in keys), {})
+            for column, cell in cells_of(record).items():
+                row[column] = row.get(column) or cell
+        rows = [
+            (*key, *(row.get(column, "") for column in columns)) for key, row in gathered.items()
+        ]
+        return Table((*keys, *columns), rows, keys)
+
     def print(self) -> None:
         """For a person."""
         shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -53,6 +53,7 @@ from torch_ext import Report, analyze, measure_peak, optimize
 
 FORMS = ("traced", "frozen")
 LATENCY_SECONDS = 20.0  # at most
+COMPILERS = ("compile", "compile plain", "compile freezing")
 RESIDENT = "resident"
 FILE = "file"  # what a process of `resident` is told to measure
 GAINS = {"none": (-100, 0), "to 5 %": (0, 5), "to 20 %": (5, 20), "more": (20, 100)}
@@ -221,9 +222,7 @@ MEASUREMENTS: dict[str, Callable[[Subject, argparse.Namespace], Values]] = {
     "orders": _orders,
     "eager": _eager,
     "for inference": _for_inference,
-    "compile": functools.partial(_compiled, "compile MiB"),
-    "compile plain": functools.partial(_compiled, "compile plain MiB"),
-    "compile freezing": functools.partial(_compiled, "compile freezing MiB"),
+    **{compiler: functools.partial(_compiled, f"{compiler} MiB") for compiler in COMPILERS},
     RESIDENT: _resident,
 }
 IN_QUICK = ("ours", "orders", "eager", "for inference")
@@ -294,7 +293,7 @@ class _Measurer:
         return {**row, "remark": "; ".join(remarks)}
 
     def _child(self, name: str, batch: str, form: str, measurements: str) -> Values:
-        if not measurements.startswith("compile"):
+        if measurements not in COMPILERS:
             one = (name, batch, form, measurements)
             return row_of(__file__, one, *self._options, seconds=self._seconds)
         one = (name, batch, EVERY_FORM, measurements)
@@ -330,6 +329,38 @@ def totals(table: Table) -> Table:
             )
         )
     return Table(header, lines, ("group",))
+
+
+def by_model(table: Table) -> Table:
+    """A row per model and batch: peaks before and after by form; the rest is of the frozen one."""
+
+    def cells_of(row: dict[str, str]) -> dict[str, str]:
+        why_not, _, _ = row["remark"].partition(":")
+        cells = {row["form"]: _change(row, "measured") or why_not, "eager": row["eager MiB"]}
+        if row["form"] != "frozen":
+            return cells
+        orders = [row[f"{order} MiB"] for order in ("lpmf", "bfs", "dfs")]
+        return cells | {
+            "bound": row["bound MiB"],
+            "Inductor's orders": min(filter(None, orders), key=float, default=""),
+            "`optimize_for_inference`": row["for inference MiB"],
+            **{f"`{compiler}`": row[f"{compiler} MiB"] for compiler in COMPILERS},
+            "resident": _change(row, "resident"),
+            "time": row["time"],
+            "± spread": row["spread"],
+        }
+
+    columns = (
+        *("traced", "frozen", "bound", "eager", "Inductor's orders", "`optimize_for_inference`"),
+        *(f"`{compiler}`" for compiler in COMPILERS),
+        *("resident", "time", "± spread"),
+    )
+    return table.gather(["model", "batch"], columns, cells_of)
+
+
+def _change(row: dict[str, str], what: str) -> str:
+    before, after = (row[f"{what} {when} MiB"] for when in ("before", "after"))
+    return before if before == after else f"{before} → {after}"
 
 
 def _options() -> argparse.Namespace:

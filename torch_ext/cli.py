@@ -238,11 +238,12 @@ def _run_doctor(options: argparse.Namespace) -> int:
 
         facts["torch"] = torch.__version__
         facts["threads"] = torch.get_num_threads()
-        from torch_ext import measure_peak
+        from torch_ext.measuring import malloc_name, measure_peak
 
         with measure_peak() as memory:
             tensor = torch.empty(MIB, dtype=torch.uint8)
         facts["measured_bytes_of_1_mib"] = memory.peak_bytes
+        facts["malloc"] = malloc_name()
         del tensor
         if memory.peak_bytes != MIB:
             problem = "the allocator's reports do not reach torch_ext"
@@ -254,6 +255,9 @@ def _run_doctor(options: argparse.Namespace) -> int:
     else:
         rows = [(key, str(value)) for key, value in facts.items() if key != "format"]
         print(two_columns(rows))
+        if facts.get("malloc") == "glibc":
+            print("\nglibc's malloc keeps what was freed: the memory of the process may not show a")
+            print("gain. Preload jemalloc, mimalloc or tcmalloc; see docs/resident.md.")
     return FAILED if problem else DONE
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import platform
 from types import TracebackType
 from typing import Self
 
@@ -56,3 +57,16 @@ def resident_bytes() -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def malloc_name() -> str | None:
+    """Return whose malloc this process uses, of those that Linux programs have; else None."""
+    try:
+        mapped = pathlib.Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    files = {pathlib.PurePath(line.split()[-1]).name for line in mapped.splitlines()}
+    for name in ("jemalloc", "mimalloc", "tcmalloc"):
+        if any(file.startswith(f"lib{name}") for file in files):
+            return name
+    return platform.libc_ver()[0] or None

@@ -4,7 +4,6 @@ import argparse
 import copy
 import csv
 import datetime
-import importlib.util
 import os
 import pathlib
 import subprocess
@@ -128,12 +127,8 @@ def test_a_child_that_ends_early_ends_its_row_only(tmp_path, child, remark, fail
 
 
 def test_what_cannot_be_traced_says_so_and_is_measured_eagerly():
+    import standard_models as models
     import suite
-    import torch
-
-    spec = importlib.util.spec_from_file_location("benchmarks_models", SCRIPT)  # tests have models
-    models = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(models)
 
     class Named(torch.nn.Module):
         def forward(self, x):
@@ -271,6 +266,36 @@ def test_resident_sums_up_what_processes_show():
         ("glibc", "25 %", "4.0", "200", "195", "1.00", "1.00"),
         ("jemalloc", "100 %", "1.0", "180", "160", "0.50", "0.50"),
     ]
+
+
+def test_models_are_a_row_each_and_what_was_measured_apart_is_joined():
+    import standard_models as models
+    from results import Table
+
+    def record(**cells):
+        return tuple({"model": "net", "batch": "1", **cells}.get(c, "") for c in models.HEADER)
+
+    peaks = {"measured before MiB": "9.00", "measured after MiB": "7.00"}
+    orders = {"lpmf MiB": "10.00", "bfs MiB": "8.00", "dfs MiB": "9.00"}
+    table = Table(
+        models.HEADER,
+        [
+            record(form="traced", remark="cannot be traced: why", **{"eager MiB": "11.00"}),
+            record(form="frozen", remark="compile: no", time="1.01", **peaks, **orders),
+            record(form="frozen", **{"compile plain MiB": "5.00"}),
+        ],
+    )
+    (told,) = models.by_model(table).records()
+    assert told == dict.fromkeys(told, "") | {
+        "model": "net",
+        "batch": "1",
+        "traced": "cannot be traced",
+        "frozen": "9.00 → 7.00",
+        "eager": "11.00",
+        "Inductor's orders": "8.00",
+        "`compile plain`": "5.00",
+        "time": "1.01",
+    }
 
 
 def test_doors_tell_what_was_not_measured():

@@ -1,5 +1,6 @@
 """python -m torch_ext: files in, files out, exit codes."""
 
+import ctypes.util
 import json
 import os
 import pathlib
@@ -278,7 +279,18 @@ def test_verify_exits_with_4_when_outputs_differ(model, tmp_path):
 def test_doctor():
     result = run("doctor", "--json")
     assert result.returncode == 0, result.stdout
-    assert json.loads(result.stdout)["problem"] == ""
+    told = json.loads(result.stdout)
+    assert told["problem"] == ""
+    assert ("glibc's malloc keeps" in run("doctor").stdout) == (told["malloc"] == "glibc")
+
+
+@pytest.mark.parametrize("library", ["jemalloc", "mimalloc", "tcmalloc_minimal"])
+def test_doctor_names_a_preloaded_malloc(library):
+    found = ctypes.util.find_library(library)
+    if found is None:
+        pytest.skip(f"{library} is not installed")
+    result = run("doctor", "--json", env={**os.environ, "LD_PRELOAD": found})
+    assert json.loads(result.stdout)["malloc"] == library.removesuffix("_minimal")
 
 
 def test_usage_errors_exit_with_2():
