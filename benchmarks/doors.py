@@ -357,9 +357,7 @@ def main() -> None:
         if _is_training(name) or door not in ONLY_TRAINING
     ]
     comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
-    growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
-    if options.resume:
-        growing.resume()
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     growing.measure("doors", tasks, lambda task: _in_a_process(task, options))
     by_door(growing.table).show(options.markdown)
     growing.end()

@@ -240,9 +240,7 @@ def main() -> None:
         print(json.dumps(_one(program, when, pathlib.Path(folder))))
         return
     comments = [*circumstances(), f"threads: {options.threads}, repeats: {options.repeats}"]
-    growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
-    if options.resume:
-        growing.resume()
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     tasks = [(program, malloc) for program in options.programs for malloc in options.mallocs]
     with tempfile.TemporaryDirectory() as folder:
         growing.measure("rows", tasks, lambda task: _row(task, options, pathlib.Path(folder)))

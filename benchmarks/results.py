@@ -170,19 +170,21 @@ class Growing:
     """A table that grows by a row per task; after each the CSV is whole, and can be resumed.
 
     The first columns are the task itself; what was wrong stands in the CSV's comments.
+    Resumed, it takes over what an earlier run found; the exit code is 2 if that ran otherwise. An
+    output named by today goes on in the newest file of that name that fits: a run of many hours
+    does not begin again at midnight.
     """
 
-    def __init__(self, table: Table, output: pathlib.Path, comments: Sequence[str]) -> None:
+    def __init__(
+        self, table: Table, output: pathlib.Path, comments: Sequence[str], resume: bool = False
+    ) -> None:
         self.table = table
         self.failed: list[str] = []
         self._output, self._comments = output, comments
+        if resume:
+            self._resume()
 
-    def resume(self) -> None:
-        """Take over what an earlier run found; the exit code is 2 if it ran otherwise.
-
-        An output named by today goes on in the newest file of that name that fits: a run of many
-        hours does not begin again at midnight.
-        """
+    def _resume(self) -> None:
         if not self._output.exists():
             self._output = self._begun_before() or self._output
         if not self._output.exists():

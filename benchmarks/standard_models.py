@@ -430,9 +430,7 @@ def main() -> None:
         f"measured: {', '.join(options.measure)}",
         *([f"resident memory under {options.malloc}"] if RESIDENT in options.measure else []),
     ]
-    growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
-    if options.resume:
-        growing.resume()
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     tasks = [
         (name, batch, form)
         for batch in options.batches  # outermost: an interrupted run has every model

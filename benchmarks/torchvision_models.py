@@ -158,9 +158,8 @@ def main() -> None:
         print(json.dumps(measure(*options.one)))
         return
     names = options.models or all_names()
-    growing = Growing(Table(HEADER, [], WORDS), options.output, [*circumstances(), "threads: 1"])
-    if options.resume:
-        growing.resume()
+    comments = [*circumstances(), "threads: 1"]
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     growing.measure(
         "networks",
         [(name, form) for name in names for form in options.forms],

@@ -344,9 +344,7 @@ def main() -> None:
         f"threads: {options.threads}, pairs: {options.pairs}",
         f"resident memory under {options.malloc}",
     ]
-    growing = Growing(Table(HEADER, [], WORDS), options.output, comments)
-    if options.resume:
-        growing.resume()
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     tasks = [(name,) for name in options.models or TASKS]
     growing.measure("networks", tasks, lambda task: _row(task, options))
     growing.table.show(options.markdown)

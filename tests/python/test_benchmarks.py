@@ -72,8 +72,7 @@ def test_a_failure_is_kept_in_the_file_and_ends_the_run_with_1(tmp_path):
     rows = {"a": {"peak": "1", "failures": []}, "b": {"failures": ["it rose"]}}
     growing.measure("models", [("a",), ("b",)], lambda task: rows[task[0]])
 
-    later = Growing(Table(("model", "peak"), []), path, ["date: tomorrow"])
-    later.resume()
+    later = Growing(Table(("model", "peak"), []), path, ["date: tomorrow"], resume=True)
     assert later.table.rows == [("a", "1"), ("b", "")]
     later.measure("models", [("b",), ("a",)], pytest.fail)
     with pytest.raises(SystemExit) as ended:
@@ -86,9 +85,8 @@ def test_a_run_goes_on_after_midnight(tmp_path):
     from results import Growing, Table
 
     def begun(day, comments):
-        growing = Growing(Table(("model", "peak"), []), tmp_path / f"bench-{day}.csv", comments)
-        growing.resume()
-        return growing
+        path = tmp_path / f"bench-{day}.csv"
+        return Growing(Table(("model", "peak"), []), path, comments, resume=True)
 
     today = datetime.date.today()
     earlier, yesterday = today - datetime.timedelta(2), today - datetime.timedelta(1)
