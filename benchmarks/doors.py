@@ -31,14 +31,13 @@ import json
 import logging
 import math
 import statistics
-import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 import zoo
-from children import ChildError, add_one, run_one
+from children import add_one, row_of
 from measuring import mib, settled_peak, time_ratios
 from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
 from torch import Tensor, fx, nn
@@ -294,14 +293,8 @@ def _difference(a: Tensor, b: Tensor) -> float | None:
 
 def _in_a_process(task: Row, options: argparse.Namespace) -> dict[str, Any]:
     counts = ("--threads", str(options.threads), "--pairs", str(options.pairs))
-    _, door = task
-    try:
-        return run_one(__file__, task, *counts, seconds=options.seconds)
-    except subprocess.TimeoutExpired:
-        return {"remark": f"skipped: more than {options.seconds:.0f} s", "failures": []}
-    except ChildError as error:
-        row = error.row()
-        return row if door in KEEP_BITS else {**row, "failures": []}
+    row = row_of(__file__, task, *counts, seconds=options.seconds)
+    return row if task[1] in KEEP_BITS else {**row, "failures": []}  # Inductor's own
 
 
 def by_door(table: Table) -> Table:
