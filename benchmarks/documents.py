@@ -253,7 +253,7 @@ def _training_table() -> str:
         "bound MiB": "bound",
         "compile MiB": "`torch.compile(model)`",
         "without layout MiB": "without layout optimisation",
-        "whole step MiB": "Inductor, whole step",
+        "whole step without layout MiB": "whole step, without it",
         "time / eager": "time / eager",
         "capture s": "capture s",
     }

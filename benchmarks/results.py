@@ -252,9 +252,10 @@ class Growing:
 
 def circumstances() -> list[str]:
     """The commit, the machine, the version of torch and the date."""
+    capability = torch.backends.cpu.get_cpu_capability()  # kernels, and their scratch memory
     return [
         f"commit: {_commit()}",
-        f"machine: {_cpu_model()}, {os.cpu_count()} cores",
+        f"machine: {_cpu_model()} ({capability}), {os.cpu_count()} cores",
         f"torch: {torch.__version__}",
         f"date: {datetime.date.today()}",
     ]
