@@ -114,7 +114,7 @@ format: $(STAMPS)/packages
 	$(BIN)/ruff format .
 
 # Standard models, before and after and beside what torch offers. `bench` takes many hours; a later
-# call goes on where it stopped. `bench-quick` takes a few minutes.
+# call goes on where it stopped. `bench-quick` takes about ten minutes.
 bench: build
 	$(BIN)/python -W ignore benchmarks/standard_models.py --resume
 

@@ -374,7 +374,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--batches", type=lambda text: text.split(","), default=["1", "8"])
     parser.add_argument(
-        "--quick", action="store_true", help="a few minutes: fewer models, frozen, no compilers"
+        "--quick", action="store_true", help="ten minutes: fewer models, frozen, no compilers"
     )
     parser.add_argument("--threads", type=int, default=2, help="of torch; default: 2")
     parser.add_argument("--pairs", type=int, default=20, help="of timed calls; default: 20")

@@ -363,8 +363,10 @@ def _memory(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="torch_ext",
+        prog="python -m torch_ext",
         description="Lowers the peak memory of a TorchScript model by reordering its operations.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 memory budget not met, "
+        "4 verification failed, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"torch_ext {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -377,25 +379,41 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         return sub
 
+    def with_model(sub: argparse.ArgumentParser, *names: str) -> None:
+        for name in names or ("model",):
+            sub.add_argument(name, type=pathlib.Path, help="a TorchScript file")
+
     def with_inputs(sub: argparse.ArgumentParser, more: str = "") -> None:
         sub.add_argument(
             "--input",
             action="append",
             default=[],
-            metavar="SHAPE:TYPE",
-            help="an example argument of forward, e.g. 1x3x224x224:f32; repeat for more arguments"
+            metavar="SHAPE[:TYPE]",
+            help="an example argument of forward, e.g. 1x3x224x224:f32 or 1x128:i64, filled with "
+            "the same random numbers every time (integers: 0 and 1); repeat for more arguments"
             + (f"; {more}" if more else ""),
         )
 
     def with_budget(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--time-budget", type=_seconds, default=2.0, metavar="SECONDS")
+        sub.add_argument(
+            "--time-budget",
+            type=_seconds,
+            default=2.0,
+            metavar="SECONDS",
+            help="for planning, as counted work: slower machines take longer; default: 2",
+        )
+
+    def with_target(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--memory-budget", type=_memory, metavar="SIZE", help="stop when met, e.g. 512MiB"
+        )
 
     def with_scope(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--scope",
             choices=("all", "bottleneck"),
             default="all",
-            help="bottleneck: move ops only around the op that sets the peak",
+            help="bottleneck: move ops only around the peak",
         )
 
     def with_outputs(sub: argparse.ArgumentParser) -> None:
@@ -415,10 +433,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", default="", help="which graph, where a log holds several")
     sub.add_argument("-o", "--output", type=pathlib.Path, help="write the order, an op per line")
     with_budget(sub)
-    sub.add_argument("--memory-budget", type=_memory, metavar="SIZE", help="e.g. 512MiB")
+    with_target(sub)
 
     sub = command("analyze", _run_analyze, "report what could be gained; changes nothing")
-    sub.add_argument("model", type=pathlib.Path)
+    with_model(sub)
     with_inputs(sub)
     with_budget(sub)
     with_scope(sub)
@@ -430,29 +448,28 @@ def _parser() -> argparse.ArgumentParser:
         "--extract",
         type=pathlib.Path,
         metavar="FILE",
-        help="write the region around the bottleneck as a graph in the text format",
+        help="write the region around the original order's peak as a graph in the text format",
     )
 
     sub = command("optimize", _run_optimize, "write the model in an order of lower peak memory")
-    sub.add_argument("model", type=pathlib.Path)
-    sub.add_argument("-o", "--output", type=pathlib.Path, required=True)
+    with_model(sub)
+    sub.add_argument(
+        "-o", "--output", type=pathlib.Path, required=True, help="the TorchScript file to write"
+    )
     with_inputs(sub)
     with_budget(sub)
     with_scope(sub)
     with_outputs(sub)
-    sub.add_argument(
-        "--memory-budget", type=_memory, metavar="SIZE", help="stop when met, e.g. 512MiB"
-    )
+    with_target(sub)
 
-    sub = command("verify", _run_verify, "run two models and compare outputs bit for bit")
-    sub.add_argument("a", type=pathlib.Path)
-    sub.add_argument("b", type=pathlib.Path)
+    sub = command("verify", _run_verify, "run two models and compare what they do, bit for bit")
+    with_model(sub, "a", "b")
     with_inputs(sub)
 
     sub = command(
         "capacity", _run_capacity, "find what fits into a memory budget, before and after"
     )
-    sub.add_argument("model", type=pathlib.Path)
+    with_model(sub)
     with_inputs(sub, "one letter may stand for a size: Nx3x224x224:f32")
     with_budget(sub)
     sub.add_argument(

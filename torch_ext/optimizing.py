@@ -70,7 +70,7 @@ def optimize(
     `module` is a ScriptModule (traced, scripted, frozen, loaded) or an nn.Module, which is traced.
     The result shares its parameters and buffers; the given module, its state, the inputs and the
     random state are not changed. `example_inputs`: a tuple of arguments, or a list of such tuples
-    (one order for all). `scope="bottleneck"` moves ops only around the op that sets the peak.
+    (one order for all). `scope="bottleneck"` moves ops only around the peak.
     `memory_budget` (bytes) stops as soon as it is met. With `verify` both versions run and must be
     equal bit for bit, with a measured peak that is lower. Otherwise the original module comes back
     and `report.reason` says why.
