@@ -237,6 +237,7 @@ def _run_doctor(options: argparse.Namespace) -> int:
         import torch
 
         facts["torch"] = torch.__version__
+        facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
         facts["threads"] = torch.get_num_threads()
         from torch_ext.measuring import malloc_name, measure_peak
 
