@@ -298,6 +298,17 @@ def _residents() -> str:
     return ", ".join(f"{model} {100 * (share - 1):+.0f} %" for model, share in shares.items())
 
 
+def _inductor_lower() -> str:
+    """Where the best of Inductor's three ways needs less than our step."""
+    columns = ("compile MiB", "without layout MiB", "whole step without layout MiB")
+    lower = []
+    for record in _table("training").records():
+        best = min(float(record[column]) for column in columns if record[column] != training.NONE)
+        if best < float(record["ours MiB"]):
+            lower.append(f"{record['model']} ({best:.2f} against {record['ours MiB']})")
+    return ", ".join(lower)
+
+
 def _files_losses() -> str:
     records = _table("training").records()
     column = "file's loss"
@@ -319,7 +330,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models-zeros-count": lambda: str(len(_zeros())),
     "models-zeros": lambda: ", ".join(record["model"] for record in _zeros()),
     "models-threads": lambda: _comment("models-quick", "threads").partition(",")[0],
-    "all-models": lambda: standard_models.by_model(_table("models")).markdown(),
+    "all-models": lambda: (
+        standard_models.by_model(_table("models")).without_empty_columns().markdown()
+    ),
     "all-models-count": _all_models_count,
     "all-models-totals": lambda: standard_models.totals(_table("models")).markdown(),
     "all-models-threads": lambda: _comment("models", "threads").partition(",")[0],
@@ -336,6 +349,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "training": _training_table,
     "training-swin": _swin_training,
     "training-residents": _residents,
+    "training-inductor-lower": _inductor_lower,
     "resident": lambda: resident.by_malloc(_table("resident")).markdown(),
     "resident-shown": lambda: resident.shown(_table("resident")).markdown(),
     "training-files-losses": _files_losses,
