@@ -295,7 +295,7 @@ def _residents() -> str:
         record["model"]: float(record["ours resident MiB"]) / float(record["eager resident MiB"])
         for record in _table("training").records()
     }
-    return ", ".join(f"{model} {100 * (share - 1):+.0f} %" for model, share in shares.items())
+    return ", ".join(f"{model} {round(100 * (share - 1)):+} %" for model, share in shares.items())
 
 
 def _inductor_lower() -> str:
