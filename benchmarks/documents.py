@@ -49,6 +49,19 @@ WORDS = {
     "torchvision": torchvision_models.WORDS,
     "training": training.WORDS,
 }
+GROUPS = (
+    "{shelf} of them are off the shelf (torchvision, transformers): {shelf_gaining} gain, "
+    "{least:.1f} to {most:.1f} %. The other {free} were chosen because they branch, and are "
+    "written here after papers: {free_gaining} gain, up to {free_most:.1f} %"
+)
+GROUPS_JA = (
+    "{shelf} モデルは一般に配布されているもの(torchvision、transformers)で、減ったのは "
+    "{shelf_gaining} モデル({least:.1f}~{most:.1f} %)です。残りの {free} モデルは"
+    "並列の枝を持つという理由で選んだもので、減ったのは {free_gaining} "
+    "モデル(最大 {free_most:.1f} %)です。"
+)
+TIMES = "{:.2f} to {:.2f}, median {:.2f}"
+TIMES_JA = "{:.2f}~{:.2f}、中央値 {:.2f}"
 PASS_COLUMNS = (
     "model",
     "original MiB",
@@ -140,34 +153,21 @@ def _models_are_as_promised() -> str:
     return "all orders are proven optimal, all outputs identical, all peaks predicted within 1 %"
 
 
-def _shelf_and_free() -> tuple[list[float], list[float]]:
-    """Gains of models that are off the shelf, and of those that were chosen for their freedom."""
+def _models_groups(words: str) -> str:
+    """Of models off the shelf, and of those that were chosen for their freedom."""
     shelf: list[float] = []
     free: list[float] = []
     for record in _table("models-quick").records():
         (free if record["group"] == "freedom" else shelf).append(_gain(record))
-    return shelf, free
-
-
-def _models_groups() -> str:
-    shelf, free = _shelf_and_free()
     gains = [gain for gain in shelf if gain > 0]
-    return (
-        f"{len(shelf)} of them are off the shelf (torchvision, transformers): {len(gains)} gain, "
-        f"{min(gains):.1f} to {max(gains):.1f} %. The other {len(free)} were chosen because they "
-        f"branch, and are written here after papers: {sum(gain > 0 for gain in free)} gain, up to "
-        f"{max(free):.1f} %"
-    )
-
-
-def _models_groups_ja() -> str:
-    shelf, free = _shelf_and_free()
-    gains = [gain for gain in shelf if gain > 0]
-    return (
-        f"{len(shelf)} モデルは一般に配布されているもの(torchvision、transformers)で、減ったのは "
-        f"{len(gains)} モデル({min(gains):.1f}~{max(gains):.1f} %)です。残りの {len(free)} モデルは"
-        f"並列の枝を持つという理由で選んだもので、減ったのは {sum(gain > 0 for gain in free)} "
-        f"モデル(最大 {max(free):.1f} %)です。"
+    return words.format(
+        shelf=len(shelf),
+        shelf_gaining=len(gains),
+        least=min(gains),
+        most=max(gains),
+        free=len(free),
+        free_gaining=sum(gain > 0 for gain in free),
+        free_most=max(free),
     )
 
 
@@ -184,7 +184,7 @@ def _models_fused() -> str:
     return ", ".join(names)
 
 
-def _models_times(words: str = "{:.2f} to {:.2f}, median {:.2f}") -> str:
+def _models_times(words: str) -> str:
     times = sorted(float(record["time"]) for record in _table("models-quick").records())
     return words.format(times[0], times[-1], statistics.median(times))
 
@@ -321,11 +321,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models-gaining-count": lambda: str(len(_gainers())),
     "models-range": _models_range,
     "models-range-ja": lambda: _models_range().replace(" to ", "~"),
-    "models-groups": _models_groups,
-    "models-groups-ja": _models_groups_ja,
+    "models-groups": lambda: _models_groups(GROUPS),
+    "models-groups-ja": lambda: _models_groups(GROUPS_JA),
     "models-fused": _models_fused,
-    "models-times": _models_times,
-    "models-times-ja": lambda: _models_times("{:.2f}~{:.2f}、中央値 {:.2f}"),
+    "models-times": lambda: _models_times(TIMES),
+    "models-times-ja": lambda: _models_times(TIMES_JA),
     "models-promises": _models_are_as_promised,
     "models-zeros-count": lambda: str(len(_zeros())),
     "models-zeros": lambda: ", ".join(record["model"] for record in _zeros()),

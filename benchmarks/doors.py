@@ -39,7 +39,16 @@ import torch
 import zoo
 from children import add_one, row_of
 from measuring import mib, settled_peak, time_ratios
-from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
+from results import (
+    Growing,
+    Row,
+    Table,
+    add_output,
+    add_resume,
+    change,
+    circumstances,
+    parse_options,
+)
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from training import TASKS, TRAINING, Task, compile_whole_step, make_task, whole_step
@@ -301,10 +310,9 @@ def by_door(table: Table) -> Table:
     """A row per program, a column per door: the measured peaks before and after in MiB."""
 
     def cells_of(row: dict[str, str]) -> dict[str, str]:
-        before, after = row["before MiB"], row["after MiB"]
         why_not, _, _ = row["remark"].partition(":")  # fails or skipped
-        cell = f"{before} → {after}" if before != after else before or why_not
-        return {"eager": row["eager MiB"], row["door"]: cell}
+        peaks = change(row["before MiB"], row["after MiB"])
+        return {"eager": row["eager MiB"], row["door"]: peaks or why_not}
 
     return table.gather(["program"], ["eager", *DOORS], cells_of)
 

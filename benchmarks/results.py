@@ -55,7 +55,7 @@ class Table:
         columns: Sequence[str],
         cells_of: Callable[[dict[str, str]], dict[str, str]],
     ) -> Table:
-        """A row per value of `keys`: `columns` that its records fill, the first of them if many."""
+        """A row per value of `keys`; its records fill `columns`, and no cell is filled twice."""
         gathered: dict[Row, dict[str, str]] = {}
         for record in self.records():
             row = gathered.setdefault(tuple(record[key] for key in keys), {})
@@ -87,6 +87,11 @@ class Table:
             print(self.markdown(), end="\n\n")
         else:
             self.print()
+
+
+def change(before: str, after: str) -> str:
+    """The text of one cell; empty if nothing was measured."""
+    return before if before == after else f"{before} → {after}"
 
 
 def is_predicted(predicted_bytes: int, measured_bytes: int) -> bool:

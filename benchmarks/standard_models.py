@@ -43,6 +43,7 @@ from results import (
     Table,
     add_output,
     add_resume,
+    change,
     circumstances,
     is_predicted,
     parse_options,
@@ -336,7 +337,8 @@ def by_model(table: Table) -> Table:
 
     def cells_of(row: dict[str, str]) -> dict[str, str]:
         why_not, _, _ = row["remark"].partition(":")
-        cells = {row["form"]: _change(row, "measured") or why_not, "eager": row["eager MiB"]}
+        peaks = change(row["measured before MiB"], row["measured after MiB"])
+        cells = {row["form"]: peaks or why_not, "eager": row["eager MiB"]}
         if row["form"] != "frozen":
             return cells
         orders = [row[f"{order} MiB"] for order in ("lpmf", "bfs", "dfs")]
@@ -345,7 +347,7 @@ def by_model(table: Table) -> Table:
             "Inductor's orders": min(filter(None, orders), key=float, default=""),
             "`optimize_for_inference`": row["for inference MiB"],
             **{f"`{compiler}`": row[f"{compiler} MiB"] for compiler in COMPILERS},
-            "resident": _change(row, "resident"),
+            "resident": change(row["resident before MiB"], row["resident after MiB"]),
             "time": row["time"],
             "± spread": row["spread"],
         }
@@ -356,11 +358,6 @@ def by_model(table: Table) -> Table:
         *("resident", "time", "± spread"),
     )
     return table.gather(["model", "batch"], columns, cells_of)
-
-
-def _change(row: dict[str, str], what: str) -> str:
-    before, after = (row[f"{what} {when} MiB"] for when in ("before", "after"))
-    return before if before == after else f"{before} → {after}"
 
 
 def _options() -> argparse.Namespace:
