@@ -1,4 +1,4 @@
-"""Amounts of memory as text: read in many units, written in MiB."""
+"""Amounts of memory as text: read in many units, written in MiB or, where small, in KiB and B."""
 
 import re
 
@@ -14,6 +14,19 @@ def parse_memory(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2] or "B"])
 
 
-def mib(size_bytes: int | None) -> str:
+def unit_for(size_bytes: int) -> str:
+    """Return the unit in which two decimals tell something of an amount."""
+    return next((unit for unit in ("MiB", "KiB") if size_bytes >= 0.1 * _UNITS[unit]), "B")
+
+
+def in_unit(size_bytes: int, unit: str) -> str:
+    """Return the amount without its unit."""
+    return f"{size_bytes:,}" if unit == "B" else f"{size_bytes / _UNITS[unit]:,.2f}"
+
+
+def amount(size_bytes: int | None) -> str:
     """Return the amount for people; MiB are 2^20 bytes."""
-    return "not measured" if size_bytes is None else f"{size_bytes / MIB:,.2f} MiB"
+    if size_bytes is None:
+        return "not measured"
+    unit = unit_for(size_bytes)
+    return f"{in_unit(size_bytes, unit)} {unit}"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
-from torch_ext.amounts import mib, parse_memory
+from torch_ext.amounts import amount, parse_memory
 from torch_ext.measuring import PeakMemory, measure_peak
 
 Arguments = ParamSpec("Arguments")
@@ -24,7 +24,7 @@ class assert_peak_below:  # noqa: N801
 
     def __init__(self, allowed: str | int) -> None:
         self.allowed_bytes = parse_memory(str(allowed))
-        self._memory: PeakMemory | None = None
+        self._open: list[PeakMemory] = []  # the innermost last: one limit may be used in itself
 
     def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """Decorate a function."""
@@ -42,7 +42,7 @@ class assert_peak_below:  # noqa: N801
         return measured
 
     def __enter__(self) -> Self:
-        self._memory = measure_peak().__enter__()
+        self._open.append(measure_peak().__enter__())
         return self
 
     def __exit__(
@@ -51,9 +51,7 @@ class assert_peak_below:  # noqa: N801
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        memory, self._memory = self._memory, None
-        if memory is None:
-            return
+        memory = self._open.pop()
         memory.__exit__(kind, error, trace)
         if kind is None and memory.peak_bytes > self.allowed_bytes:
             raise AssertionError(
@@ -63,4 +61,4 @@ class assert_peak_below:  # noqa: N801
 
 
 def _exact(size_bytes: int) -> str:
-    return f"{size_bytes:,} bytes ({mib(size_bytes)})"
+    return f"{size_bytes:,} bytes ({amount(size_bytes)})"

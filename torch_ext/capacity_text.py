@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from torch_ext.amounts import mib
+from torch_ext.amounts import amount
 from torch_ext.fitting import Capacity, Fit, Usage
 from torch_ext.summaries import Rows
 
@@ -37,7 +37,7 @@ def rows(found: Capacity, price: Price | None) -> Rows:
     """A table of two columns."""
     table: Rows = []
     if found.memory_budget is not None:
-        table.append(("memory budget", mib(found.memory_budget)))
+        table.append(("memory budget", amount(found.memory_budget)))
     for name, fit in (("before", found.before), ("after", found.after)):
         if fit is not None:
             table += _fit_rows(found.letter, name, fit)
@@ -54,7 +54,7 @@ def _fit_rows(letter: str, name: str, fit: Fit) -> Rows:
         needs = f"{letter} = {fit.tried} needs {_usage_text(fit.usage)}"
         return [(f"largest {letter} {name}", f"none: {needs}")]
     after = fit.next_total_bytes
-    more = f"; the next size takes {mib(after)}" if after is not None else "; no limit was found"
+    more = f"; the next size takes {amount(after)}" if after is not None else "; no limit was found"
     return [
         (f"largest {letter} {name}", f"{fit.size}{more}"),
         ("  takes", _usage_text(fit.usage)),
@@ -63,8 +63,8 @@ def _fit_rows(letter: str, name: str, fit: Fit) -> Rows:
 
 def _usage_text(usage: Usage) -> str:
     return (
-        f"{mib(usage.total_bytes)} = parameters {mib(usage.parameter_bytes)} + inputs "
-        f"{mib(usage.input_bytes)} + activations {mib(usage.peak_bytes)}"
+        f"{amount(usage.total_bytes)} = parameters {amount(usage.parameter_bytes)} + inputs "
+        f"{amount(usage.input_bytes)} + activations {amount(usage.peak_bytes)}"
     )
 
 
@@ -111,10 +111,10 @@ def sentence(found: Capacity, language: Language, price: Price | None) -> str:
     """The result, for whoever has to decide."""
     needed, less = (usage.total_bytes for usage in found.needed)
     values: dict[str, object] = {
-        "needed": mib(needed),
-        "less": mib(less),
+        "needed": amount(needed),
+        "less": amount(less),
         "percent": f"{100 * found.saved_bytes / needed:.1f}" if needed else "0.0",
-        "budget": mib(found.memory_budget),
+        "budget": amount(found.memory_budget),
         "letter": found.letter,
         "before": found.before and found.before.size,
         "after": found.after and found.after.size,

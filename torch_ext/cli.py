@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch_ext import __version__
-from torch_ext.amounts import MIB, mib, parse_memory
+from torch_ext.amounts import MIB, amount, parse_memory
 from torch_ext.files import (
     UnreadableInputError,
     UnwritableOutputError,
@@ -189,8 +189,8 @@ def _run_verify(options: argparse.Namespace) -> int:
     else:
         rows = [
             ("outputs", difference or "identical"),
-            (f"measured peak of {options.a}", mib(peaks_a[0])),
-            (f"measured peak of {options.b}", mib(peaks_b[0])),
+            (f"measured peak of {options.a}", amount(peaks_a[0])),
+            (f"measured peak of {options.b}", amount(peaks_b[0])),
         ]
         print(two_columns(rows))
     return UNVERIFIED if difference else DONE
@@ -311,7 +311,7 @@ def _write_outputs(
 def _budget_code(result: Plan) -> int:
     if result.budget_met is False:
         return _complain(
-            f"the memory budget cannot be met, the best found is {mib(result.peak_bytes)}",
+            f"the memory budget cannot be met, the best found is {amount(result.peak_bytes)}",
             OVER_BUDGET,
         )
     return DONE

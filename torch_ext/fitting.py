@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torch_ext.amounts import mib
+from torch_ext.amounts import amount
 from torch_ext.files import first_line
 from torch_ext.input_spec import letter_of, make_inputs, with_size
 from torch_ext.measuring import measure_peak
@@ -263,6 +263,6 @@ class _Search:
         available_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if expected_bytes > available_bytes:
             raise CapacityError(
-                f"{self._so_far()}; the next run would take {mib(int(expected_bytes))} and this "
-                f"machine has {mib(available_bytes)} free: choose a smaller budget"
+                f"{self._so_far()}; the next run would take {amount(int(expected_bytes))} and this "
+                f"machine has {amount(available_bytes)} free: choose a smaller budget"
             )

@@ -62,6 +62,22 @@ class LabelledGraph:
             )
         return graph
 
+    def of_memory(self) -> Self:
+        """Return the graph without ops that touch no memory: reading attributes, making lists.
+
+        What has to run in an order still has.
+        """
+        ops: list[LabelledOp] = []
+        stand_ins: dict[str, tuple[str, ...]] = {}  # what to wait for instead of an op left out
+        for op in self.ops:
+            waits = (each for name in op.after for each in stand_ins.get(name, (name,)))
+            after = tuple(dict.fromkeys(waits))
+            if op.reads or op.writes or op.workspace_bytes:
+                ops.append(dataclasses.replace(op, after=after))
+            else:
+                stand_ins[op.name] = after
+        return dataclasses.replace(self, ops=tuple(ops))
+
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
         """Build it from the dict that the extension module returns."""

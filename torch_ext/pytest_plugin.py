@@ -20,7 +20,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     marker = item.get_closest_marker("peak_below")
     if marker is None:
         return (yield)
+    if len(marker.args) != 1 or marker.kwargs:
+        pytest.fail("peak_below takes one amount, as in peak_below('512MiB')", pytrace=False)
     from torch_ext.asserting import assert_peak_below
 
-    with assert_peak_below(*marker.args, **marker.kwargs):
+    with assert_peak_below(marker.args[0]):
         return (yield)

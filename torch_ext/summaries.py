@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch_ext.amounts import mib
+from torch_ext.amounts import amount
 
 if TYPE_CHECKING:
     from torch_ext.planning import Plan
@@ -25,9 +25,9 @@ def plan_rows(plan: Plan) -> Rows:
     status = plan.status + (f", proven by {plan.proof}" if plan.proof else "")
     rows = [
         ("ops", str(plan.ops)),
-        ("original peak", mib(plan.original_peak_bytes)),
-        ("planned peak", f"{mib(plan.peak_bytes)} ({plan.method})"),
-        ("lower bound", mib(plan.lower_bound_bytes)),
+        ("original peak", amount(plan.original_peak_bytes)),
+        ("planned peak", f"{amount(plan.peak_bytes)} ({plan.method})"),
+        ("lower bound", amount(plan.lower_bound_bytes)),
         ("status", status + (", stopped by the clock" if plan.clock_stopped else "")),
         ("moved ops", str(plan.moved_ops)),
     ]
@@ -46,11 +46,11 @@ def report_rows(report: ProgramReport) -> Rows:
     identical = {None: "not compared", True: "identical", False: "different"}[report.identical]
     rows = [
         *plan_rows(report),
-        ("measured before", mib(report.measured_original_peak_bytes)),
-        ("measured after", mib(report.measured_peak_bytes)),
+        ("measured before", amount(report.measured_original_peak_bytes)),
+        ("measured after", amount(report.measured_peak_bytes)),
         ("outputs", identical),
         ("threads", str(report.threads)),
-        ("parameters, inputs", f"{mib(report.parameter_bytes)}, {mib(report.input_bytes)}"),
+        ("parameters, inputs", f"{amount(report.parameter_bytes)}, {amount(report.input_bytes)}"),
     ]
     if report.reason:
         rows.append(("no gain because", report.reason))

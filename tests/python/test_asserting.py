@@ -47,6 +47,14 @@ def test_a_block_above_its_limit_names_both_amounts():
         assert "2,097,152 bytes (2.00 MiB)" in str(caught.value)
 
 
+def test_a_limit_may_be_used_within_itself():
+    limit = torch_ext.assert_peak_below("2MiB")
+    with pytest.raises(AssertionError, match="3,145,728 bytes"), limit:
+        take(3 * MIB)
+        with limit:
+            take(MIB)
+
+
 def test_what_the_block_raises_goes_through():
     @torch_ext.assert_peak_below("1MiB")
     def fails() -> None:
@@ -126,6 +134,10 @@ def test_high():
 def test_wrong():
     pass
 
+@pytest.mark.peak_below()
+def test_without_an_amount():
+    pass
+
 @pytest.mark.peak_below("2MiB")
 class TestOld(unittest.TestCase):
     def test_high_as_well(self):
@@ -133,7 +145,8 @@ class TestOld(unittest.TestCase):
 """,
         "--strict-markers",
     )
-    assert "3 failed, 1 passed" in result.stdout, result.stdout + result.stderr
+    assert "peak_below takes one amount, as in peak_below('512MiB')" in result.stdout
+    assert "4 failed, 1 passed" in result.stdout, result.stdout + result.stderr
     assert "3,145,728 bytes (3.00 MiB), allowed are 2,097,152 bytes (2.00 MiB)" in result.stdout
     assert "'2 miles' is not an amount of memory" in result.stdout
 

@@ -16,6 +16,7 @@ from torch_ext.reporting.advice import RULES, find_advice
 
 FREEZE = "Freeze the model"
 REDUCE = "Reduce the parts, then join them"
+TRAINING = "Switch to inference and freeze"
 STEPS = "Run all layers for one step before the next step"
 IN_PLACE = "Write in place"
 UPDATE = "Update in the same step"
@@ -74,8 +75,16 @@ def test_a_norm_that_freezing_would_fold():
     assert not advice_of(frozen, IMAGE)
 
 
-def test_a_norm_in_training_cannot_be_folded():
-    assert FREEZE not in advice_of(traced(Norm().train(), IMAGE), IMAGE)
+def test_a_norm_in_training_cannot_be_folded_but_need_not_train():
+    module = traced(Norm().train(), IMAGE)
+    advice = advice_of(module, IMAGE)
+    assert set(advice) == {TRAINING}
+    frozen = torch.jit.freeze(traced(Norm().eval(), IMAGE))
+    saved_bytes = (
+        torch_ext.analyze(module, (IMAGE,)).peak_bytes
+        - torch_ext.analyze(frozen, (IMAGE,)).peak_bytes
+    )
+    assert advice[TRAINING].saves_bytes == pytest.approx(saved_bytes, abs=4096)
 
 
 def test_a_norm_whose_argument_is_read_by_others_is_not_folded():
@@ -124,6 +133,49 @@ def test_a_reduction_of_each_part():
             return torch.cat([head(x).amax(1) for head in self.heads])
 
     check(Late(), Early(), REDUCE, ROWS, slack=0.2)
+
+
+def test_a_reduction_of_parts_that_were_reshaped_to_be_joined():
+    class Late(Heads):
+        def forward(self, x):
+            return torch.cat([head(x).unsqueeze(0) for head in self.heads]).amax(0)
+
+    class Early(Heads):
+        def forward(self, x):
+            highest = self.heads[0](x)
+            for head in self.heads[1:]:
+                torch.maximum(highest, head(x), out=highest)
+            return highest
+
+    check(Late(), Early(), REDUCE, ROWS, slack=0.2)
+
+
+def branches_of_channels(dim):
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = nn.ModuleList(
+                nn.Conv2d(1, 16, 1, dtype=torch.float64) for _ in range(4)
+            )
+
+        def forward(self, x):
+            joined = torch.cat([branch(x) for branch in self.branches], dim)
+            return functional.adaptive_avg_pool2d(joined, 1)
+
+    class Early(Late):
+        def forward(self, x):
+            means = [functional.adaptive_avg_pool2d(branch(x), 1) for branch in self.branches]
+            return torch.cat(means, dim)
+
+    torch.manual_seed(0)
+    late, early = Late(), Early()
+    early.load_state_dict(late.state_dict())
+    return late, early
+
+
+def test_a_pool_of_channels_that_were_joined():
+    check(*branches_of_channels(1), REDUCE, IMAGE, slack=0.2)
+    assert REDUCE not in advice_of(traced(branches_of_channels(2)[0], IMAGE), IMAGE)
 
 
 def test_a_reduction_of_one_part_is_none_of_all():
@@ -341,7 +393,8 @@ def odd_graph(rng: random.Random) -> LabelledGraph:
         held |= dict.fromkeys(outputs, writes or reads)
         after = tuple(dict.fromkeys(maker[value] for value in inputs))
         maker |= dict.fromkeys(outputs, f"op{i}")
-        constants = {"dim": rng.choice((0, 0, 1)), "index": rng.randrange(-2, 2), "training": False}
+        constants = {"dim": rng.choice((0, 0, 1)), "index": rng.randrange(-2, 2)}
+        constants["training"] = rng.random() < 0.5
         last = LabelledOp(
             f"op{i}", kind, "", "", 0, reads, writes, after, inputs, outputs, constants
         )

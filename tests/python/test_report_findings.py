@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import random
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from models import Scripted, traced_wide, wide_input
 from reports import HOSTILE, findings, random_graph, wide
 
 import torch_ext
+from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
 from torch_ext.planning import region_tree, simulate
 from torch_ext.reporting import Findings, to_csv, to_html, to_trace
 from torch_ext.reporting.diff import diff
@@ -104,7 +106,6 @@ def test_what_is_alive_and_scratch_are_the_hill(seed):
 def test_life_spans_of_inputs_and_results():
     text = "graph 1\nbuffer never 1 input\nbuffer held 1 input kept\nbuffer a 2\nbuffer y 4 kept\n"
     text += "op one writes a\nop two reads a writes y\nop three\n"
-    from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
 
     graph = LabelledGraph(
         (
@@ -124,6 +125,52 @@ def test_life_spans_of_inputs_and_results():
     assert [len(range(span.first, span.last + 1)) for span in run.life_spans] == [0, 3, 2, 2]
 
 
+# --- ops that touch memory ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_must_run_in_an_order_still_has_to_without_the_ops_between(seed):
+    rng = random.Random(seed)
+    ops = [
+        LabelledOp(
+            str(i),
+            writes=(f"b{i}",) if rng.random() < 0.5 else (),
+            after=tuple(str(j) for j in rng.sample(range(i), min(i, rng.randrange(3)))),
+        )
+        for i in range(12)
+    ]
+    buffers = tuple(LabelledBuffer(name, 1) for op in ops for name in op.writes)
+
+    def before(graph):
+        earlier = {}
+        for op in graph.ops:
+            earlier[op.name] = set(op.after).union(*(earlier[name] for name in op.after))
+        return earlier
+
+    graph = LabelledGraph(tuple(ops), buffers)
+    left, whole = before(graph.of_memory()), before(graph)
+    assert left == {op.name: whole[op.name] & left.keys() for op in ops if op.writes}
+
+
+def test_attributes_and_lists_do_not_tie_regions_together():
+    class Branches(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = torch.nn.ModuleList(torch.nn.Linear(8, 512) for _ in range(3))
+
+        def forward(self, x):
+            grown = [branch(torch.relu(x)) for branch in self.branches]
+            return torch.cat([wide.amax(1) for wide in grown])
+
+    module = torch.jit.trace(Branches(), torch.randn(2, 8))
+    report = torch_ext.analyze(module, (torch.randn(2, 8),))
+    found = Findings(report.graph, report)
+    assert len(found.memory_graph.ops) < len(report.graph.ops)
+    assert "prime" in {node.kind for node in region_tree(report.graph.to_graph()).nodes}
+    assert "prime" not in {node.kind for node in found.regions.nodes}
+    assert "that take no memory left out" in to_html(found)
+
+
 # --- what moved ----------------------------------------------------------------------------------
 
 
@@ -137,6 +184,18 @@ def test_a_diff_leads_from_one_order_to_the_other(new):
     assert shown_new == list(new)
     for block in blocks:
         assert list(old[block.old : block.old + block.ops]) == new[block.new :][: block.ops]
+
+
+@given(st.permutations(list("abcdefghij")), st.sets(st.sampled_from("abcdefghij")))
+def test_what_is_left_out_of_a_diff_still_counts_as_a_step(new, left_out):
+    old = "abcdefghij"
+    for kind, order in (("to", old), ("from", new)):
+        shown = []
+        for block in diff(old, new, left_out):
+            if block.kind != kind:
+                at = block.old if order is old else block.new
+                shown += order[at : at + block.ops]
+        assert shown == [op for op in order if op not in left_out]
 
 
 @pytest.mark.parametrize("seed", range(5))

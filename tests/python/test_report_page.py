@@ -1,5 +1,6 @@
 """The page in a real browser: pointed at, clicked, typed at, sorted, printed, read."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -8,7 +9,7 @@ import shutil
 import pytest
 from reports import HOSTILE, findings, random_graph, wide
 
-from torch_ext.labels import LabelledGraph
+from torch_ext.labels import LabelledGraph, LabelledOp
 from torch_ext.reporting import to_html
 
 playwright = pytest.importorskip(
@@ -142,6 +143,23 @@ def test_the_curves_reach_their_peaks_and_the_bound_is_a_line(page):
     assert min(map(float, heights)) == pytest.approx(top, abs=0.1)
 
 
+def test_steps_can_be_walked_without_a_keyboard(page):
+    for name, step in (("Next step", 5), ("Previous step", 4), ("Previous step", 3)):
+        page.get_by_role("button", name=name).click()
+        assert f"step {step} of 9" in card(page, "before").inner_text()
+
+
+def test_small_programs_have_a_small_unit(open_page):
+    graph = wide()
+    buffers = [dataclasses.replace(buffer, bytes=buffer.bytes >> 20) for buffer in graph.buffers]
+    ops = [dataclasses.replace(op, workspace_bytes=0) for op in graph.ops]
+    page = open_page(findings(LabelledGraph(tuple(ops), tuple(buffers))))
+    assert card(page, "before").locator(".what").inner_text().split() == ["grow.3", "39", "B"]
+    assert page.locator(".figures .figure").all_inner_texts() == ["39 B", "12 B", "12 B"]
+    assert "12\N{NO-BREAK SPACE}B" in page.locator(".reasons").inner_text()
+    assert [float(text) for text in column(page, 2)] == [11, 10, 9, 8, 1]
+
+
 # --- tables --------------------------------------------------------------------------------------
 
 
@@ -177,6 +195,14 @@ def test_the_table_says_all_there_is_to_know(page):
         "4\N{EN DASH}8",
     ]
     assert row.get_by_title("/home/me/net/model.py:13").count() == 1
+
+
+def test_whoever_prints_gets_all_rows(open_page):
+    page = open_page(findings(wide(40)))
+    rows = page.locator(".buffers.before tbody tr")
+    assert rows.count() == 12
+    page.pdf()
+    assert rows.count() == 41
 
 
 def test_long_tables_are_cut_until_asked(open_page):
@@ -277,8 +303,15 @@ LUMINANCE = """(selector) => {
     });
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const ground = light(getComputedStyle(document.documentElement).backgroundColor);
-  const ink = light(getComputedStyle(document.querySelector(selector)).color);
+  const element = document.querySelector(selector);
+  const behind = []; // colours, the nearest first
+  for (let e = element; e; e = e.parentElement) {
+    behind.push(getComputedStyle(e).backgroundColor.match(/[\\d.]+/g).map(Number));
+  }
+  const mixed = behind.reverse().reduce((ground, [r, g, b, share = 1]) =>
+    [r, g, b].map((c, i) => c * share + ground[i] * (1 - share)), [255, 255, 255]);
+  const ground = light(mixed.join(" "));
+  const ink = light(getComputedStyle(element).color);
   return (Math.max(ground, ink) + 0.05) / (Math.min(ground, ink) + 0.05);
 }"""
 
@@ -286,7 +319,8 @@ LUMINANCE = """(selector) => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_in_both_schemes(open_page, scheme):
     page = open_page(findings(wide()), color_scheme=scheme)
-    for selector in ("h1", ".note", ".figures .after .figure", ".alive .size", ".diff .way"):
+    moved = (".diff .from .way", ".diff .to .way", ".diff .to .sign", ".diff .to .place")
+    for selector in ("h1", ".note", ".figures .after .figure", ".alive .size", *moved):
         assert page.evaluate(LUMINANCE, selector) >= 4.5, selector
     ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert (int(re.findall(r"\d+", ground)[0]) > 128) == (scheme == "light")
@@ -329,6 +363,13 @@ def test_a_program_without_ops(open_page):
     page = open_page(findings(LabelledGraph((), ())))
     assert "Nothing was planned" in page.locator("main").inner_text()
     assert page.locator("#memory").is_hidden()
+
+
+def test_a_program_that_makes_nothing(open_page):
+    page = open_page(findings(LabelledGraph((LabelledOp("view.0", "aten::view"),), ()), title=""))
+    assert page.locator("h1").inner_text() == "A program"
+    assert "0 buffers of 0 B while view.0 runs at step 1" in page.locator("main").inner_text()
+    assert "op" in page.locator("#regions").inner_text() or page.locator("#regions").is_hidden()
 
 
 def test_one_op(open_page):

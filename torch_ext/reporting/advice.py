@@ -17,17 +17,21 @@ SECONDS = 0.5  # for each rule
 LEAST_SHARE = 0.01  # of the peak; less is not worth a change
 
 CONVOLUTIONS = {f"aten::{name}" for name in "_convolution convolution conv1d conv2d conv3d".split()}
-# The value is whether the op computes with running statistics, as its argument or its name says.
-NORMS: dict[str, Callable[[LabelledOp], bool]] = {
-    "aten::batch_norm": lambda op: op.constants.get("training") is False,
-    "aten::native_batch_norm": lambda op: op.constants.get("training") is False,
-    "aten::_native_batch_norm_legit_no_training": lambda _: True,
+# The value is whether the op computes statistics of the batch, as its argument or its name says;
+# None if neither does.
+NORMS: dict[str, Callable[[LabelledOp], object]] = {
+    "aten::batch_norm": lambda op: op.constants.get("training"),
+    "aten::native_batch_norm": lambda op: op.constants.get("training"),
+    "aten::_native_batch_norm_legit_no_training": lambda _: False,
 }
 JOINS = {"aten::cat", "aten::concat", "aten::stack"}
 REDUCTIONS = {
     f"aten::{name}"
     for name in "sum mean amax amin max min prod any all logsumexp norm linalg_vector_norm".split()
 }
+# What reduces each channel by itself: tensors joined at their channels can be reduced one by one.
+POOLS = {f"aten::adaptive_{kind}_pool2d" for kind in ("avg", "max")}
+CHANNELS = {1, -3}
 # What makes of a tensor another with the same elements.
 SAME_ELEMENTS = {
     f"aten::{name}"
@@ -77,8 +81,8 @@ def find_advice(findings: Findings) -> tuple[Advice, ...]:
         saves_bytes = base_bytes - _planned_peak(change.graph)
         if saves_bytes > LEAST_SHARE * base_bytes:
             found.append(Advice(title, text, saves_bytes, change.where))
-    found.sort(key=lambda advice: -advice.saves_bytes)
-    return (*found, *_without_gradients(findings))
+    found += _without_gradients(findings)
+    return tuple(sorted(found, key=lambda advice: -advice.saves_bytes))
 
 
 def _planned_peak(graph: LabelledGraph) -> int:
@@ -131,6 +135,14 @@ class _Links:
             return None
         return self.buffers[op.writes[0]]
 
+    def viewed(self, value: str) -> str:
+        """The value that a view shows, or the value itself."""
+        op = self.maker.get(value)
+        while op is not None and op.kind in SAME_ELEMENTS and not op.writes and op.inputs:
+            value = op.inputs[0]
+            op = self.maker.get(value)
+        return value
+
     def list_of(self, join: LabelledOp) -> LabelledOp | None:
         """The op that made the list that is joined; torch.fx has none."""
         made = self.made_by(join)
@@ -139,7 +151,7 @@ class _Links:
     def parts(self, join: LabelledOp) -> list[LabelledBuffer] | None:
         """The buffers that are joined; None if these are not all, or others hold them in order."""
         made = self.list_of(join) or join
-        parts = [part for value in made.inputs if (part := self.buffer_of(value))]
+        parts = [part for value in made.inputs if (part := self.buffer_of(self.viewed(value)))]
         known = [value for value in (*made.inputs, *join.inputs) if value in self.maker]
         makers = {self.maker[value].name for value in known}
         if len(parts) < max(2, len(made.inputs)) or not {*made.after, *join.after} <= makers:
@@ -197,11 +209,25 @@ def fold_norms(graph: LabelledGraph) -> Change | None:
 
     Folded, the convolution writes what the norm would have written.
     """
+    return _folded(graph, training=False)
+
+
+def stop_training(graph: LabelledGraph) -> Change | None:
+    """Batch norms that compute statistics of the batch, where nothing is trained.
+
+    With running statistics they could be folded.
+    """
+    if any("_backward" in op.kind for op in graph.ops):
+        return None
+    return _folded(graph, training=True)
+
+
+def _folded(graph: LabelledGraph, training: bool) -> Change | None:
     links = _Links(graph)
     instead: dict[str, list[LabelledOp]] = {}
     where = []
     for norm in graph.ops:
-        if norm.kind not in NORMS or not NORMS[norm.kind](norm) or not norm.writes:
+        if norm.kind not in NORMS or NORMS[norm.kind](norm) is not training or not norm.writes:
             continue
         convolution = links.made_by(norm)
         if convolution is None or convolution.kind not in CONVOLUTIONS:
@@ -231,7 +257,7 @@ def reduce_early(graph: LabelledGraph) -> Change | None:
             continue
         joined, parts = links.buffers[join.writes[0]], links.parts(join)
         readers = links.readers[joined.name]
-        reductions = [op for op in readers if op.kind in REDUCTIONS]
+        reductions = [op for op in readers if _reduces_parts(op, join)]
         views = [op for op in readers if not op.writes and op.kind in SAME_ELEMENTS]
         if parts is None or joined.kept or len(reductions) != 1 or len(views) + 1 < len(readers):
             continue
@@ -245,6 +271,11 @@ def reduce_early(graph: LabelledGraph) -> Change | None:
         where.append(reduction.name)
     cut = [name for name, ops in instead.items() if not ops]
     return Change(_changed(graph, instead, cut=cut), tuple(where)) if where else None
+
+
+def _reduces_parts(op: LabelledOp, join: LabelledOp) -> bool:
+    by_channel = op.kind in POOLS and join.constants.get("dim") in CHANNELS
+    return op.kind in REDUCTIONS or by_channel
 
 
 def _reduced_parts(
@@ -416,6 +447,13 @@ RULES: tuple[tuple[Callable[[LabelledGraph], Change | None], str, str], ...] = (
         "Freeze the model",
         "torch.jit.freeze folds a batch norm in inference into the convolution before it, so that "
         "two results become one. Outputs may change in the last places.",
+    ),
+    (
+        stop_training,
+        "Switch to inference and freeze",
+        "Batch norms compute statistics of the batch here, as in training. If that is not meant: "
+        "after model.eval() torch.jit.freeze folds them into the convolutions before them. "
+        "Outputs change.",
     ),
     (
         reduce_early,

@@ -2,7 +2,8 @@
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 
@@ -19,15 +20,20 @@ class Block:
     ops: int
 
 
-def diff(old: Sequence[str], new: Sequence[str]) -> list[Block]:
-    """Return the blocks from top to bottom; as few ops as possible are said to have moved."""
-    old_step = {op: step for step, op in enumerate(old)}
-    new_step = {op: step for step, op in enumerate(new)}
-    steps = [old_step[op] for op in new]  # by new step
-    stayed = _longest_increasing(steps)
+def diff(
+    old: Sequence[str], new: Sequence[str], left_out: Collection[str] = ()
+) -> list[Block]:
+    """Return the blocks from top to bottom; as few ops as possible are said to have moved.
+
+    What is left out counts as a step and is in no block.
+    """
+    old_step = {op: step for step, op in enumerate(old) if op not in left_out}
+    new_step = {op: step for step, op in enumerate(new) if op not in left_out}
+    stayed = _longest_increasing([old_step[op] for op in new_step])
     blocks: list[Block] = []
 
-    def add(kind: Literal["same", "from", "to"], old_at: int, new_at: int) -> None:
+    def add(kind: Literal["same", "from", "to"], op: str) -> None:
+        old_at, new_at = old_step[op], new_step[op]
         last = blocks[-1] if blocks else None
         if last is not None and (kind, old_at, new_at) == (
             last.kind,
@@ -38,17 +44,15 @@ def diff(old: Sequence[str], new: Sequence[str]) -> list[Block]:
         else:
             blocks.append(Block(kind, old_at, new_at, 1))
 
-    at_old = at_new = 0
-    while at_old < len(old) or at_new < len(new):
-        if at_old < len(old) and at_old not in stayed:
-            add("from", at_old, new_step[old[at_old]])
-            at_old += 1
-        elif at_new < len(new) and steps[at_new] not in stayed:
-            add("to", steps[at_new], at_new)
-            at_new += 1
+    from_old, from_new = deque(old_step), deque(new_step)
+    while from_old or from_new:
+        if from_old and old_step[from_old[0]] not in stayed:
+            add("from", from_old.popleft())
+        elif from_new and old_step[from_new[0]] not in stayed:
+            add("to", from_new.popleft())
         else:
-            add("same", at_old, at_new)
-            at_old, at_new = at_old + 1, at_new + 1
+            add("same", from_old.popleft())
+            from_new.popleft()
     return blocks
 
 

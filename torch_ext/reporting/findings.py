@@ -104,9 +104,14 @@ class Findings:
         return self._run(self.plan.order)
 
     @functools.cached_property
+    def memory_graph(self) -> LabelledGraph:
+        """The ops that touch memory."""
+        return self.graph.of_memory()
+
+    @functools.cached_property
     def regions(self) -> RegionTree:
-        """The region tree."""
-        return region_tree(self.bare_graph)
+        """The region tree of the ops that touch memory: others tie together what is apart."""
+        return region_tree(self.memory_graph.to_graph())
 
     def alive(self, run: Run, step: int) -> list[LabelledBuffer]:
         """The buffers alive at a step, the largest first."""

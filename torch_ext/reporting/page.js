@@ -11,12 +11,13 @@ const RUNS = [
   { name: "after", title: "After", run: after },
 ];
 
+const [UNIT, UNIT_BYTES] = report.unit;
 const DIGITS = new Intl.NumberFormat("en-US", {
-  minimumFractionDigits: 2,
-  maximumFractionDigits: 2,
+  minimumFractionDigits: UNIT === "B" ? 0 : 2,
+  maximumFractionDigits: UNIT === "B" ? 0 : 2,
   roundingMode: "halfEven", // as in the sentences
 });
-const mib = (bytes) => DIGITS.format(bytes / 2 ** 20);
+const figure = (bytes) => DIGITS.format(bytes / UNIT_BYTES);
 const counted = (count, noun) => `${count.toLocaleString("en-US")} ${noun}${count === 1 ? "" : "s"}`;
 const text = (index) => report.strings[index];
 
@@ -61,6 +62,9 @@ function sourceOf(op) {
 function shapeOf(buffer) {
   return buffers.shape[buffer] < 0 ? "" : text(buffers.shape[buffer]);
 }
+
+/** Buffers have names that nobody gave them. */
+const madeBy = (buffer) => (buffers.op[buffer] < 0 ? buffers.name[buffer] : ops.name[buffers.op[buffer]]);
 
 const alive = (run, step) => {
   const found = [];
@@ -110,14 +114,14 @@ class Chart {
     const width = Math.max(280, this.host.clientWidth);
     if (width === this.width) return;
     this.width = width;
-    const most = Math.max(1, ...before.hill, ...after.hill, report.bound) / 2 ** 20;
+    const most = Math.max(1, ...before.hill, ...after.hill, report.bound) / UNIT_BYTES;
     this.x = (step) => MARGIN.left + (step * (width - MARGIN.left - MARGIN.right)) / steps;
     const inner = HEIGHT - MARGIN.top - MARGIN.bottom;
-    this.y = (bytes) => MARGIN.top + inner * (1 - bytes / 2 ** 20 / (most * 1.04));
+    this.y = (bytes) => MARGIN.top + inner * (1 - bytes / UNIT_BYTES / (most * 1.04));
     const floor = this.y(0);
     const parts = [];
     for (const value of ticks(most, 5)) {
-      const y = this.y(value * 2 ** 20);
+      const y = this.y(value * UNIT_BYTES);
       parts.push(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }));
       const label = { class: "chart-text", x: MARGIN.left - 8, y: y + 4, "text-anchor": "end" };
       parts.push(svg("text", label, String(Number(value.toPrecision(4)))));
@@ -129,7 +133,7 @@ class Chart {
       parts.push(svg("text", label, step.toLocaleString("en-US")));
     }
     parts.push(svg("text", { class: "chart-text", x: 0, y: floor + 18 }, "step"));
-    parts.push(svg("text", { class: "chart-text", x: 0, y: MARGIN.top + 4 }, "MiB"));
+    parts.push(svg("text", { class: "chart-text", x: 0, y: MARGIN.top + 4 }, UNIT));
     for (const { name, run } of RUNS) {
       const line = this.line(run.hill);
       const end = `V${floor}H${MARGIN.left}Z`;
@@ -180,14 +184,18 @@ class Chart {
     };
     if (!(event.key in moves) || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
-    this.select(Math.min(steps - 1, Math.max(0, this.selected + moves[event.key])));
+    this.move(moves[event.key]);
+  }
+
+  move(by) {
+    this.select(Math.min(steps - 1, Math.max(0, this.selected + by)));
   }
 
   select(step) {
     this.selected = step;
     this.show(step);
     const said = RUNS.map(({ name, run }) =>
-      `${name}: ${ops.name[run.order[step]]}, ${mib(run.hill[step])} MiB`);
+      `${name}: ${ops.name[run.order[step]]}, ${figure(run.hill[step])} ${UNIT}`);
     this.host.setAttribute("aria-valuenow", String(step + 1));
     this.host.setAttribute("aria-valuetext", `${stepName(step)}; ${said.join("; ")}`);
   }
@@ -227,22 +235,22 @@ function inspect(step) {
     const most = Math.max(1, ops.scratch[op], ...shown.map((b) => buffers.bytes[b]));
     const items = shown.map((b) =>
       html("li", {},
-        html("span", { class: "name", title: `${buffers.name[b]} ${shapeOf(b)}` },
-          html("code", {}, buffers.name[b]), html("span", { class: "shape" }, shapeOf(b))),
+        html("span", { class: "name", title: `${madeBy(b)} ${shapeOf(b)}` },
+          html("code", {}, madeBy(b)), " ", html("span", { class: "shape" }, shapeOf(b))), " ",
         bar("track", 0, buffers.bytes[b], most),
-        html("span", { class: "size" }, mib(buffers.bytes[b]))));
+        html("span", { class: "size" }, figure(buffers.bytes[b]))));
     if (ops.scratch[op] > 0) {
       items.push(html("li", {},
         html("span", { class: "name" }, "scratch memory"),
         bar("track", 0, ops.scratch[op], most),
-        html("span", { class: "size" }, mib(ops.scratch[op]))));
+        html("span", { class: "size" }, figure(ops.scratch[op]))));
     }
     if (rest.length > 0) {
       const bytes = rest.reduce((sum, b) => sum + buffers.bytes[b], 0);
       items.push(html("li", { class: "more" },
         html("span", { class: "name" }, `and ${rest.length} more`),
         html("span"),
-        html("span", { class: "size" }, mib(bytes))));
+        html("span", { class: "size" }, figure(bytes))));
     }
     const list = html("ul", { class: "alive", "aria-label": "Buffers alive, largest first" }, ...items);
     list.style.minHeight = `${CARD_LINES * 1.7}em`;
@@ -252,7 +260,7 @@ function inspect(step) {
         html("span", {}, stepName(step))),
       html("p", { class: "what" },
         html("code", {}, ops.name[op]),
-        html("span", {}, `${mib(run.hill[step])} MiB`)),
+        html("span", {}, `${figure(run.hill[step])} ${UNIT}`)),
       html("p", { class: "where" },
         text(ops.module[op]), text(ops.module[op]) ? html("br") : null,
         sourceOf(op)),
@@ -268,12 +276,21 @@ const FEW_ROWS = 12;
 function bufferTable(host, { name, title, run }) {
   if (run.peak < 0) return;
   const rows = alive(run, run.peak);
+  const op = run.order[run.peak];
+  const bytes = rows.reduce((sum, b) => sum + buffers.bytes[b], 0);
+  const scratch = ops.scratch[op];
+  const caption = html("p", { class: "caption", id: `caption-${name}` },
+    html("strong", {}, title), `: ${counted(rows.length, "buffer")} of ${figure(bytes)} ${UNIT} while `,
+    html("code", {}, ops.name[op]), ` runs at step ${run.peak + 1}`,
+    scratch > 0 ? `, and ${figure(scratch)} ${UNIT} of its scratch memory` : "");
+  host.append(caption);
+  if (rows.length === 0) return;
   const opOf = (b) => buffers.op[b];
   const opText = (b, column) => (opOf(b) < 0 ? "" : text(ops[column][opOf(b)]));
   const life = (b) => `${run.first[b] + 1}\u2013${run.last[b] + 1}`;
   const every = [
     { title: "Buffer", key: (b) => buffers.name[b], cell: (b) => html("code", {}, buffers.name[b]) },
-    { title: "MiB", number: true, key: (b) => buffers.bytes[b], cell: (b) => mib(buffers.bytes[b]) },
+    { title: UNIT, number: true, key: (b) => buffers.bytes[b], cell: (b) => figure(buffers.bytes[b]) },
     { title: "Shape", key: shapeOf, cell: shapeOf, fixed: true },
     { title: "Type", key: (b) => text(buffers.dtype[b]), cell: (b) => text(buffers.dtype[b]) },
     {
@@ -336,17 +353,10 @@ function bufferTable(host, { name, title, run }) {
   }
 
   update();
-  const bytes = rows.reduce((sum, b) => sum + buffers.bytes[b], 0);
-  const op = run.order[run.peak];
-  const scratch = ops.scratch[op];
-  const caption = html("p", { class: "caption", id: `caption-${name}` },
-    html("strong", {}, title), `: ${counted(rows.length, "buffer")} of ${mib(bytes)} MiB while `,
-    html("code", {}, ops.name[op]), ` runs at step ${run.peak + 1}`,
-    scratch > 0 ? `, and ${mib(scratch)} MiB of its scratch memory` : "");
   const table = html("table", { class: `buffers ${name}` },
     html("thead", {}, html("tr", {}, ...heads)), body);
   const scroll = { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": caption.id };
-  host.append(caption, html("div", scroll, table), more);
+  host.append(html("div", scroll, table), more);
 }
 
 // --- what moved ----------------------------------------------------------------------------------
@@ -470,7 +480,7 @@ function showRegions(host) {
     const kind = { run: node.count === 1 ? "single operation" : "single operations" }[node.kind] ?? node.kind;
     const title = html("span", {}, html("span", { class: "kind" }, kind),
       how ? html("small", {}, ` ${how}`) : null);
-    return line(title, counted(node.count, "op"), mib(node.before), mib(node.after));
+    return line(title, counted(node.count, "op"), figure(node.before), figure(node.after));
   }
 
   function listed(node) {
@@ -488,7 +498,7 @@ function showRegions(host) {
   }
 
   const head = html("div", { class: "leaf head" },
-    line(html("span", {}, "Region"), "Size", "MiB before", "MiB after"));
+    line(html("span", {}, "Region"), "Size", `${UNIT} before`, `${UNIT} after`));
   host.append(html("div", { class: "tree" }, head, build(0, true)));
 }
 
@@ -498,9 +508,15 @@ if (steps > 0) {
   const chart = new Chart(document.getElementById("chart"));
   document.getElementById("to-before-peak").addEventListener("click", () => chart.select(before.peak));
   document.getElementById("to-after-peak").addEventListener("click", () => chart.select(after.peak));
+  document.getElementById("step-back").addEventListener("click", () => chart.move(-1));
+  document.getElementById("step-on").addEventListener("click", () => chart.move(1));
   for (const run of RUNS) bufferTable(document.getElementById(`alive-${run.name}`), run);
   showDiff(document.getElementById("moved"));
   showRegions(document.getElementById("regions"));
+  // Paper has no buttons: whoever prints gets all rows.
+  addEventListener("beforeprint", () => {
+    for (const button of document.querySelectorAll("button.show:not([hidden])")) button.click();
+  });
 } else {
   for (const id of ["memory", "alive-before", "moved", "regions"]) {
     document.getElementById(id).closest("section").hidden = true;

@@ -10,12 +10,12 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch_ext import __version__
+from torch_ext import __version__, amounts
 from torch_ext.reporting import wording
 from torch_ext.reporting.advice import Advice, find_advice
 from torch_ext.reporting.diff import diff
 from torch_ext.reporting.findings import Findings, Run
-from torch_ext.reporting.wording import amount, code, mib
+from torch_ext.reporting.wording import amount, code
 
 MOST_PLACES = 3  # named for one advice
 _DTYPES = {
@@ -40,7 +40,7 @@ def to_html(findings: Findings) -> str:
     advice = find_advice(findings)
     style, script = _file("page.css"), _file("page.js")
     return string.Template(_file("page.html")).substitute(
-        title=html.escape(findings.title),
+        title=html.escape(findings.title or "A program"),
         version=html.escape(__version__),
         style=style,
         style_hash=_hash(style),
@@ -48,16 +48,17 @@ def to_html(findings: Findings) -> str:
         script_hash=_hash(script),
         data=_embedded(_data(findings)),
         facts=wording.facts(findings),
-        before_mib=mib(plan.original_peak_bytes),
+        unit=_unit(findings),
+        before=_figure(findings, plan.original_peak_bytes),
         before_note="the order as written",
-        after_mib=mib(plan.peak_bytes),
+        after=_figure(findings, plan.peak_bytes),
         after_note=_change(findings),
-        bound_mib=mib(plan.lower_bound_bytes),
+        bound=_figure(findings, plan.lower_bound_bytes),
         bound_note=_status(findings),
         lead=wording.lead(findings),
         bottleneck=wording.bottleneck(findings),
         proof=wording.proof(findings),
-        limit=wording.limit(findings, any(not each.is_measured for each in advice)),
+        limit=wording.limit(findings, advice),
         advice=_advice(findings, advice),
         bars=_bars(findings),
         moved=wording.moved(findings),
@@ -77,6 +78,15 @@ def _embedded(data: dict[str, Any]) -> str:
     """JSON that cannot end the element it stands in."""
     text = json.dumps(data, separators=(",", ":"))
     return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
+
+
+def _unit(findings: Findings) -> str:
+    """Of all figures that stand without one: one page has one unit."""
+    return amounts.unit_for(findings.plan.original_peak_bytes)
+
+
+def _figure(findings: Findings, size_bytes: int) -> str:
+    return amounts.in_unit(size_bytes, _unit(findings))
 
 
 def _change(findings: Findings) -> str:
@@ -109,6 +119,7 @@ class _Strings:
 
 def _data(findings: Findings) -> dict[str, Any]:
     graph, strings = findings.graph, _Strings()
+    idle = {op.name for op in graph.ops} - {op.name for op in findings.memory_graph.ops}
     index = {op.name: i for i, op in enumerate(graph.ops)}
     producer = {buffer: index[op.name] for op in graph.ops for buffer in op.writes}
 
@@ -127,6 +138,7 @@ def _data(findings: Findings) -> dict[str, Any]:
         return strings(" \N{MULTIPLICATION SIGN} ".join(map(str, dimensions)) or "scalar")
 
     return {
+        "unit": [_unit(findings), amounts.parse_memory(f"1{_unit(findings)}")],
         "bound": findings.plan.lower_bound_bytes,
         "ops": {
             "name": [op.name for op in graph.ops],
@@ -146,7 +158,7 @@ def _data(findings: Findings) -> dict[str, Any]:
         "after": run_data(findings.after),
         "diff": [
             [block.kind, block.old, block.new, block.ops]
-            for block in diff(findings.before.order, findings.after.order)
+            for block in diff(findings.before.order, findings.after.order, idle)
         ],
         "regions": _regions(findings, index),
         "strings": list(strings.index),
@@ -264,14 +276,12 @@ def _bars(findings: Findings) -> str:
         ),
         ("beside", "Inputs", "held by the caller", findings.measured("input_bytes")),
         *_optimizer_rows(findings),
-        (
-            "beside",
-            "Process",
-            "Python and the libraries, resident before the model was loaded",
-            findings.process_bytes,
-        ),
     ]
     most = max((b for *_, b in counted_rows + beside_rows if b is not None), default=0)
+    meaning = "Python and the libraries, resident before the model was loaded"
+    beyond = (findings.process_bytes or 0) > most  # of scale, or nothing else could be seen
+    kind, meaning = ("beyond", f"{meaning}; longer than drawn") if beyond else ("beside", meaning)
+    beside_rows.append((kind, "Process", meaning, findings.process_bytes))
     rows = _bar_group("Counted in every peak on this page", counted_rows, most)
     rows += _bar_group("Beside it: no order changes these", beside_rows, most)
     return (
@@ -290,7 +300,7 @@ def _optimizer_rows(findings: Findings) -> list[tuple[str, str, str, int | None]
 def _bar_group(title: str, rows: Sequence[tuple[str, str, str, int | None]], most: int) -> str:
     lines = []
     for kind, name, meaning, size_bytes in rows:
-        width = 1000 * (size_bytes or 0) / max(most, 1)
+        width = 1000 * min(1, (size_bytes or 0) / max(most, 1))
         rect = f'<rect width="{width:.1f}" height="10"/>' if size_bytes else ""
         value = "not measured" if size_bytes is None else amount(size_bytes)
         lines.append(

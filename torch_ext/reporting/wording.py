@@ -1,8 +1,11 @@
 """The sentences of the page, as HTML: what was found, and why it is so."""
 
 import html
+from collections.abc import Sequence
 
-from torch_ext.amounts import MIB
+from torch_ext import amounts
+from torch_ext.labels import LabelledBuffer
+from torch_ext.reporting.advice import Advice
 from torch_ext.reporting.findings import Findings
 
 _PROOFS = {
@@ -29,14 +32,9 @@ _PROOFS = {
 }
 
 
-def mib(size_bytes: int) -> str:
-    """Return the amount without its unit."""
-    return f"{size_bytes / MIB:,.2f}"
-
-
 def amount(size_bytes: int) -> str:
     """Return the amount with its unit, which stays on the same line."""
-    return f"{mib(size_bytes)}&nbsp;MiB"
+    return amounts.amount(size_bytes).replace(" ", "&nbsp;")
 
 
 def code(text: str) -> str:
@@ -123,7 +121,7 @@ def bottleneck(findings: Findings) -> str:
     )
     if buffers:
         together = sum(buffer.bytes for buffer in buffers)
-        largest = ", ".join(f"{code(b.name)} {amount(b.bytes)}" for b in buffers[:3])
+        largest = ", ".join(_made_by(findings, buffer) for buffer in buffers[:3])
         sentence += (
             f" {counted(len(buffers), 'buffer')} of {amount(together)} must be alive together"
             f"{'' if len(buffers) <= 3 else ', the largest'}: {largest}."
@@ -131,7 +129,16 @@ def bottleneck(findings: Findings) -> str:
     scratch_bytes = findings.ops[found.op].workspace_bytes
     if scratch_bytes:
         sentence += f" It takes {amount(scratch_bytes)} of scratch memory besides."
+    peak_op = findings.after.order[findings.after.peak_step]
+    if sets_bound and findings.plan.status == "optimal" and peak_op != found.op:
+        sentence += f" {code(peak_op)}, where the peak is reached first, comes to the same."
     return sentence
+
+
+def _made_by(findings: Findings, buffer: LabelledBuffer) -> str:
+    """An amount, and the op that made it: buffers have names that nobody gave them."""
+    makers = [op.name for op in findings.graph.ops if buffer.name in op.writes]
+    return f"{amount(buffer.bytes)} {f'of {code(makers[0])}' if makers else 'of the caller'}"
 
 
 def proof(findings: Findings) -> str:
@@ -148,7 +155,7 @@ def proof(findings: Findings) -> str:
     )
 
 
-def limit(findings: Findings, has_advice: bool) -> str:
+def limit(findings: Findings, advice: Sequence[Advice]) -> str:
     """Return why the peak is no lower, and what could lower it."""
     plan = findings.plan
     reason = html.escape(findings.reason)
@@ -158,15 +165,16 @@ def limit(findings: Findings, has_advice: bool) -> str:
         stopped = " The clock stopped planning on this machine." if plan.clock_stopped else ""
         told = f" {reason[:1].upper()}{reason[1:]}." if reason else ""
         return f"A larger time budget may find a lower order or close the gap.{stopped}{told}"
-    change = (
-        ". A change of the program could: see below."
-        if has_advice
-        else ", nor would any change of the program that was looked for."
-    )
-    sentence = f"Order can give no more{change}"
-    if reason and not reason.startswith("the original order is optimal"):
-        sentence += f" {reason[:1].upper()}{reason[1:]}."
-    return sentence
+    if any(not each.is_measured for each in advice):
+        change = ". A change of the program could: see below."
+    elif advice:
+        change = ". A call with gradients takes more than all that is shown here: see below."
+    else:
+        change = ", nor would any change of the program that was looked for."
+    if reason.startswith("the original order is optimal"):  # the bottleneck is told already
+        _, _, reason = reason.partition("; ")
+    told = f" {reason[:1].upper()}{reason[1:]}." if reason else ""
+    return f"Order can give no more{change}{told}"
 
 
 def moved(findings: Findings) -> str:
@@ -175,7 +183,9 @@ def moved(findings: Findings) -> str:
     if plan.moved_ops == 0:
         return "Nothing: the order is the original one."
     rest = counted(plan.ops - plan.moved_ops, "operation")
+    idle = len(findings.graph.ops) - len(findings.memory_graph.ops)
+    left_out = f", {counted(idle, 'operation')} that take no memory left out" if idle else ""
     return (
         f"{counted(plan.moved_ops, 'operation')} moved; the other {rest} keep their sequence. "
-        "The columns are the steps before and after."
+        f"The columns are the steps before and after{left_out}."
     )
