@@ -10,8 +10,13 @@ def parse_memory(text: str) -> int:
     """Return the bytes in an amount like 512MiB, 1.5GB or 4096. Raises ValueError."""
     match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})?", text)
     if match is None:
-        raise ValueError(f"'{text}' is not an amount of memory like 512MiB")
-    return int(float(match[1]) * _UNITS[match[2] or "B"])
+        raise ValueError(
+            f"'{text}' is not an amount of memory like 512MiB; units: {', '.join(_UNITS)}"
+        )
+    size_bytes = float(match[1]) * _UNITS[match[2] or "B"]
+    if size_bytes >= 2**63:
+        raise ValueError(f"'{text}' is more memory than there can be")
+    return int(size_bytes)
 
 
 def unit_for(size_bytes: int) -> str:

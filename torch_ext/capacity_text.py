@@ -9,6 +9,7 @@ from torch_ext.summaries import Rows
 
 Language = Literal["en", "ja"]
 
+BATCH = "N"
 GIB = 2**30
 HOURS_PER_YEAR = 24 * 365
 
@@ -27,7 +28,7 @@ class Price:
     def arithmetic(self, size_bytes: int) -> str:
         """The same, to be checked."""
         return (
-            f"{size_bytes / GIB:.4f} GiB x {self.per_gib_hour:g} per GiB and hour x "
+            f"{size_bytes / GIB:.6g} GiB x {self.per_gib_hour:g} per GiB and hour x "
             f"{HOURS_PER_YEAR:,} hours x {self.replicas:,} replicas = "
             f"{self.yearly(size_bytes):,.2f}"
         )
@@ -44,6 +45,8 @@ def rows(found: Capacity, price: Price | None) -> Rows:
     same = f" for {found.letter} = {found.before.tried}" if found.before else ""
     for name, usage in zip(("before", "after"), found.needed, strict=True):
         table.append((f"smallest budget{same}, {name}", _usage_text(usage)))
+    if found.saved_bytes <= 0 and found.reason:
+        table.append(("why", found.reason))
     if price is not None:
         table.append(("saved per year", price.arithmetic(found.saved_bytes)))
     return table
@@ -53,10 +56,14 @@ def _fit_rows(letter: str, name: str, fit: Fit) -> Rows:
     if fit.size == 0:
         needs = f"{letter} = {fit.tried} needs {_usage_text(fit.usage)}"
         return [(f"largest {letter} {name}", f"none: {needs}")]
-    after = fit.next_total_bytes
-    more = f"; the next size takes {amount(after)}" if after is not None else "; no limit was found"
+    if fit.next_total_bytes is not None:
+        more = f"the next size takes {amount(fit.next_total_bytes)}"
+    elif fit.next_error:
+        more = f"with the next size the model cannot be run: {fit.next_error}"
+    else:
+        more = "larger ones were not tried"
     return [
-        (f"largest {letter} {name}", f"{fit.size}{more}"),
+        (f"largest {letter} {name}", f"{fit.size}; {more}"),
         ("  takes", _usage_text(fit.usage)),
     ]
 
@@ -68,7 +75,8 @@ def _usage_text(usage: Usage) -> str:
     )
 
 
-# By what was found: the same work takes less, or not, or more fits into the budget.
+# By what was found: the same work takes less, or not, or more fits into the budget. A batch is
+# counted; what other letters stand for is not known.
 _SENTENCES: dict[Language, dict[str, str]] = {
     "en": {
         "same": "Reordering changes nothing here: the program needs the same memory as before.",
@@ -76,33 +84,54 @@ _SENTENCES: dict[Language, dict[str, str]] = {
             "The same work runs in {less} instead of {needed} ({percent} % less), with identical "
             "results."
         ),
+        "none": "It does not fit into {budget}: {size}it needs {less}, and {needed} as it was.",
+        "some batch": (
+            "In {budget}, where nothing fitted before, the program now handles {after} at a time, "
+            "with identical results."
+        ),
+        "more batch": (
+            "In the same {budget} the program now handles {after} at a time instead of {before}, "
+            "with identical results."
+        ),
         "some": (
-            "In the same {budget} the program now takes {letter} = {after} at a time instead of "
-            "none, with identical results."
+            "In {budget}, where nothing fitted before, {letter} can now be as large as {after}, "
+            "with identical results."
         ),
         "more": (
-            "In the same {budget} the program now takes {letter} = {after} at a time instead of "
-            "{before}, with identical results."
+            "In the same {budget} {letter} can now be as large as {after} instead of {before}, "
+            "with identical results."
         ),
+        "size": "even with {letter} = {smallest} ",
         "price": (
-            " For the same work that saves {price} a year with {replicas:,} copies of the program."
+            " For the same work that saves {price} a year with {replicas:,} {copies} of the "
+            "program."
         ),
     },
     "ja": {
-        "same": "演算の順序を変えても、必要なメモリ量は変わりません。",
+        "same": "処理の順序を変えても、必要なメモリ量は変わりません。",
         "less": (
-            "同じ処理が {needed} ではなく {less} のメモリで動きます"
+            "同じ処理に必要なメモリが {needed} から {less} に減ります"
             "({percent} % 削減、結果は完全に同じ)。"
         ),
+        "none": "{budget} のメモリには収まりません。{size}{less} 必要です(変更前は {needed})。",
+        "some batch": (
+            "これまで {budget} のメモリでは動かなかった処理が、一度に {after} 件まで動くように"
+            "なります(結果は完全に同じ)。"
+        ),
+        "more batch": (
+            "これまで {budget} のメモリで一度に {before} 件だった処理が、同じメモリで {after} 件"
+            "までできるようになります(結果は完全に同じ)。"
+        ),
         "some": (
-            "{budget} では動かなかった処理が {letter} = {after} まで動くようになります"
-            "(結果は完全に同じ)。"
+            "これまで {budget} のメモリでは動かなかった処理が、{letter} = {after} まで動くように"
+            "なります(結果は完全に同じ)。"
         ),
         "more": (
-            "同じ {budget} のメモリで、一度に処理できる大きさ {letter} が {before} から {after} "
-            "に増えます(結果は完全に同じ)。"
+            "同じ {budget} のメモリで、{letter} を {before} から {after} まで大きくできます"
+            "(結果は完全に同じ)。"
         ),
-        "price": "同じ処理を {replicas:,} プロセスで運用すると、年間 {price} の節約になります。",
+        "size": "最小の {letter} = {smallest} でも ",
+        "price": "同じ処理を {replicas:,} 個動かす場合、年間 {price} の節約になります。",
     },
 }
 
@@ -110,6 +139,7 @@ _SENTENCES: dict[Language, dict[str, str]] = {
 def sentence(found: Capacity, language: Language, price: Price | None) -> str:
     """The result, for whoever has to decide."""
     needed, less = (usage.total_bytes for usage in found.needed)
+    said = _SENTENCES[language]
     values: dict[str, object] = {
         "needed": amount(needed),
         "less": amount(less),
@@ -118,16 +148,23 @@ def sentence(found: Capacity, language: Language, price: Price | None) -> str:
         "letter": found.letter,
         "before": found.before and found.before.size,
         "after": found.after and found.after.size,
+        "smallest": found.after and found.after.tried,
     }
-    said = _SENTENCES[language][_case(found)].format(**values)
-    if price is not None and found.saved_bytes > 0:
-        yearly = f"{price.yearly(found.saved_bytes):,.2f}"
-        said += _SENTENCES[language]["price"].format(price=yearly, replicas=price.replicas)
-    return said
+    values["size"] = said["size"].format(**values) if found.letter else ""
+    told = said[_case(found)].format(**values)
+    if price is not None and found.fits and price.yearly(found.saved_bytes) >= 0.01:
+        told += said["price"].format(
+            price=f"{price.yearly(found.saved_bytes):,.2f}",
+            replicas=price.replicas,
+            copies="copy" if price.replicas == 1 else "copies",
+        )
+    return told
 
 
 def _case(found: Capacity) -> str:
     before, after = found.before, found.after
+    if not found.fits:
+        return "none"
     if before is None or after is None or before.size == after.size:
         return "less" if found.saved_bytes > 0 else "same"
-    return "more" if before.size else "some"
+    return ("more" if before.size else "some") + (" batch" if found.letter == BATCH else "")

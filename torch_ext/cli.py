@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import pathlib
-import re
 import sys
 import threading
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from torch_ext.files import (
     UnreadableInputError,
     UnwritableOutputError,
     first_line,
+    innermost_error,
     load_model,
     save_model,
     write_text,
@@ -73,10 +73,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _model_error(error: BaseException) -> str:
-    """One sentence for what went wrong while the model ran: the innermost error told."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if re.match(r"[A-Za-z.]*(Error|Exception): ", line)]
-    return f"the model cannot be run: {told[-1] if told else first_line(error)}"
+    return f"the model cannot be run: {innermost_error(error)}"
 
 
 def _interruptible(work: Callable[[], int]) -> int:
@@ -204,23 +201,26 @@ def _run_capacity(options: argparse.Namespace) -> int:
     if options.price_per_gib_hour is not None:
         price = capacity_text.Price(options.price_per_gib_hour, options.replicas)
     module, _ = load_model(options.model)
-    with progress("looking for the largest size"):
-        found = fitting.capacity(
-            module,
-            options.input,
-            options.memory_budget,
-            step=options.step,
-            time_budget=options.time_budget,
-        )
+    try:
+        with progress("looking for the largest size"):
+            found = fitting.capacity(
+                module,
+                options.input,
+                options.memory_budget,
+                step=options.step,
+                time_budget=options.time_budget,
+            )
+    except fitting.CapacityError as error:
+        return _complain(str(error), FAILED)
     if options.json:
         saving = None if price is None else price.yearly(found.saved_bytes)
         _print_json({**found.to_dict(), "saved_per_year": saving})
     else:
         print(two_columns(capacity_text.rows(found, price)))
         print(f"\n{capacity_text.sentence(found, options.lang, price)}")
-    if found.after is not None and found.after.size == 0:
-        return _complain("nothing fits into the memory budget", OVER_BUDGET)
-    return DONE
+    if found.fits:
+        return DONE
+    return _complain("it does not fit into the memory budget", OVER_BUDGET)
 
 
 def _run_doctor(options: argparse.Namespace) -> int:
@@ -343,13 +343,16 @@ def _seconds(text: str) -> float:
 
 def _positive(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+    if not 1 <= value <= 10**9:
+        raise argparse.ArgumentTypeError("must be between 1 and 1e9")
     return value
 
 
 def _price(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number like 0.005") from None
     if not 0 <= value <= 1e9:
         raise argparse.ArgumentTypeError("must be between 0 and 1e9")
     return value

@@ -7,16 +7,15 @@ measured peak of activations. Sizes are searched with measured totals; what is t
 import copy
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from torch_ext.amounts import amount
-from torch_ext.files import first_line
+from torch_ext.files import innermost_error
 from torch_ext.input_spec import letter_of, make_inputs, with_size
-from torch_ext.measuring import measure_peak
+from torch_ext.measuring import available_bytes, measure_peak
 from torch_ext.optimizing import analyze, optimize
 from torch_ext.planning import FORMAT
 
@@ -54,7 +53,8 @@ class Fit:
     size: int
     tried: int  # that size, or the smallest that runs
     usage: Usage  # of `tried`
-    next_total_bytes: int | None  # of the next size, which does not fit; None: there is no end
+    next_total_bytes: int | None  # of the next size, which does not fit; None if nothing is known
+    next_error: str = ""  # what the model says to the next size, if it cannot be run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,14 @@ class Capacity:
     before: Fit | None
     after: Fit | None
     needed: tuple[Usage, Usage]
+    reason: str = ""  # why reordering gains nothing, else empty
+
+    @property
+    def fits(self) -> bool:
+        """Is there work that fits into the budget, after reordering?"""
+        if self.after is not None:
+            return self.after.size > 0
+        return self.memory_budget is None or self.needed[1].total_bytes <= self.memory_budget
 
     @property
     def saved_bytes(self) -> int:
@@ -97,8 +105,6 @@ def capacity(
     Raises ValueError for bad specs, CapacityError if the search fails in the middle.
     """
     letter = letter_of(input_specs)
-    if step < 1:
-        raise ValueError(f"step must be at least 1, not {step}")
     if letter and memory_budget is None:
         raise ValueError(f"a letter needs a memory budget: which {letter} is to be found?")
 
@@ -111,10 +117,10 @@ def capacity(
         input_bytes = sum(tensor.untyped_storage().nbytes() for tensor in inputs)
         return Usage(held_bytes[0], input_bytes, _settled_peak(program, inputs))
 
-    def reordered(size: int) -> Measure:
+    def reordered(size: int) -> tuple[Measure, str]:
         inputs = make_inputs(with_size(input_specs, size))
-        optimized, _ = optimize(module, inputs, time_budget=time_budget)
-        return functools.partial(measured, optimized)
+        optimized, report = optimize(module, inputs, time_budget=time_budget)
+        return functools.partial(measured, optimized), report.reason
 
     return _capacity(letter, memory_budget, step, functools.partial(measured, module), reordered)
 
@@ -138,21 +144,22 @@ def training_capacity(
     from torch_ext.training import training_step
 
     @functools.cache
-    def usages(size: int) -> tuple[Usage, Usage]:
+    def usages(size: int) -> tuple[Usage, Usage, str]:
         copies = copy.deepcopy((model, loss_fn, optimizer))
         report = training_step(*copies, make_batch(size), time_budget=time_budget).report
         held = report.parameter_bytes + report.state_bytes
-        peaks = report.measured_original_peak_bytes, report.measured_peak_bytes
-        if peaks[0] is None or peaks[1] is None:
+        eager, ours = report.measured_original_peak_bytes, report.measured_peak_bytes
+        if eager is None or ours is None:
             raise RuntimeError(f"its memory was not measured: {report.reason}")
-        before, after = (
-            Usage(held, report.input_bytes, peak) for peak in peaks if peak is not None
+        before, after = (  # where the loop needs less, it is the loop that runs
+            Usage(held, report.input_bytes, peak) for peak in (eager, min(eager, ours))
         )
-        return before, after
+        return before, after, report.reason
 
-    return _capacity(
-        "N", memory_budget, step, lambda size: usages(size)[0], lambda _: lambda n: usages(n)[1]
-    )
+    def reordered(size: int) -> tuple[Measure, str]:
+        return lambda n: usages(n)[1], usages(size)[2]
+
+    return _capacity("N", memory_budget, step, lambda size: usages(size)[0], reordered)
 
 
 def _settled_peak(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
@@ -170,20 +177,34 @@ def _capacity(
     memory_budget: int | None,
     step: int,
     before: Measure,
-    after: Callable[[int], Measure],  # of the program that is reordered for a size
+    after: Callable[[int], tuple[Measure, str]],  # of the program that is reordered for a size
 ) -> Capacity:
+    if step < 1:
+        raise ValueError(f"step must be at least 1, not {step}")
     if not letter or memory_budget is None:
-        return Capacity("", memory_budget, None, None, (before(1), after(1)(1)))
+        measure, reason = after(1)
+        return Capacity("", memory_budget, None, None, (before(1), measure(1)), reason)
     original = _Search(letter, memory_budget, step, before)
     first = original.run(step)
-    reordered = _Search(letter, memory_budget, step, after(first.tried))
-    second = reordered.run(first.tried)
-    needed = original.usage(first.tried), reordered.usage(first.tried)
-    return Capacity(letter, memory_budget, first, second, needed)
+    try:
+        measure, reason = after(first.tried)
+        reordered = _Search(letter, memory_budget, step, measure)
+        second = reordered.run(first.tried)
+        needed = original.usage(first.tried), reordered.usage(first.tried)
+    except Exception as error:  # whatever the model raises
+        found = f"{letter} = {first.size}" if first.size else "nothing"
+        raise CapacityError(
+            f"before reordering {found} fits; after it: {innermost_error(error)}"
+        ) from error
+    return Capacity(letter, memory_budget, first, second, needed, reason)
 
 
 class _Search:
-    """For the largest size whose total is within the budget; totals are taken to grow with it."""
+    """For the largest size whose total is within the budget; totals are taken to grow with it.
+
+    So is the trouble with sizes: those that cannot be run are taken to be the smallest and the
+    largest ones. Where some in between cannot be run, the search gives up.
+    """
 
     def __init__(self, letter: str, budget: int, step: int, measure: Measure) -> None:
         self._letter = letter
@@ -191,6 +212,7 @@ class _Search:
         self._step = step
         self._measure = measure
         self._usages: dict[int, Usage] = {}
+        self._errors: dict[int, Exception] = {}
 
     def usage(self, size: int) -> Usage:
         """Measured once."""
@@ -200,51 +222,83 @@ class _Search:
 
     def run(self, start: int) -> Fit:
         """Begin at `start`, or at the first size above it with which the model can be run."""
-        size = self._first(start)
-        fits: int | None = None
-        too_large: int | None = None
-        while too_large is None or fits is None or too_large - fits > self._step:
-            if self._tried(size).total_bytes <= self._budget:
-                fits = size
-            elif fits is None:
-                return Fit(0, size, self.usage(size), None)
-            else:
-                too_large = size
+        first = self._first(start)
+        if not self._fitting():
+            first = self._smallest(first)
+        if not self._fitting():
+            return Fit(0, first, self.usage(first), None)
+        fits = max(self._fitting())
+        beyond = min(self._usages.keys() - self._fitting(), default=None)
+        while beyond is None or beyond - fits > self._step:
             if fits == _LARGEST - _LARGEST % self._step:
                 return Fit(fits, fits, self.usage(fits), None)
-            size = self._next(fits, too_large)
-        return Fit(fits, fits, self.usage(fits), self.usage(too_large).total_bytes)
+            size = self._next(fits, beyond)
+            if self._can_run(size) and self.usage(size).total_bytes <= self._budget:
+                fits = size
+            else:
+                beyond = size
+        if beyond in self._usages:
+            return Fit(fits, fits, self.usage(fits), self.usage(beyond).total_bytes)
+        self._require_limit(fits, beyond)
+        return Fit(fits, fits, self.usage(fits), None, self._told(beyond))
+
+    def _fitting(self) -> set[int]:
+        return {size for size, used in self._usages.items() if used.total_bytes <= self._budget}
+
+    def _can_run(self, size: int) -> bool:
+        if size in self._errors:
+            return False
+        try:
+            self.usage(size)
+        except Exception as error:  # whatever the model raises
+            self._errors[size] = error
+            return False
+        return True
 
     def _first(self, start: int) -> int:
         for doublings in range(_FIRST_SIZES):
-            try:
-                self.usage(start << doublings)
+            if self._can_run(start << doublings):
                 return start << doublings
-            except (RuntimeError, ValueError) as error:
-                if doublings == 0:
-                    first_error = error
-        raise first_error
+        raise self._errors[start]
 
-    def _tried(self, size: int) -> Usage:
-        try:
-            return self.usage(size)
-        except (RuntimeError, ValueError, MemoryError) as error:
+    def _smallest(self, runs: int) -> int:
+        """The smallest size that runs, between the last that did not and the first that did."""
+        fails = max((size for size in self._errors if size < runs), default=0)
+        while runs - fails > self._step and fails:
+            size = (fails + runs) // 2 // self._step * self._step
+            if self._can_run(size):
+                runs = size
+            else:
+                fails = size
+        return runs
+
+    def _require_limit(self, fits: int, fails: int) -> None:
+        """Some models cannot be run with odd sizes only: then nothing is known of the largest."""
+        twice = 2 * fits
+        free_bytes = available_bytes()
+        if free_bytes is not None and 2 * self.usage(fits).total_bytes > free_bytes:
+            return
+        if self._can_run(twice):
             raise CapacityError(
-                f"{self._so_far()}; with {self._letter} = {size} the model cannot be run "
-                f"({first_line(error)}); --step tries multiples only"
-            ) from error
+                f"{self._letter} = {fits} fits; with {self._letter} = {fails} the model cannot be "
+                f"run, with {twice} it can, so that nothing can be searched "
+                f"({self._told(fails)}): try multiples only, with --step"
+            )
+
+    def _told(self, size: int) -> str:
+        return innermost_error(self._errors[size])
 
     def _so_far(self) -> str:
-        fitting = [n for n, used in self._usages.items() if used.total_bytes <= self._budget]
-        largest = max(fitting, default=0)
+        largest = max(self._fitting(), default=0)
         return f"{self._letter} = {largest} fits" if largest else "nothing was found that fits"
 
-    def _next(self, fits: int, too_large: int | None) -> int:
+    def _next(self, fits: int, beyond: int | None) -> int:
         """Where a line through the two nearest sizes meets the budget."""
-        most = fits * _MOST_GROWTH if too_large is None else too_large - self._step
+        most = fits * _MOST_GROWTH if beyond is None else beyond - self._step
         most = min(most, _LARGEST)
-        if len(self._usages) > _INTERPOLATIONS and too_large is not None:
-            return self._rounded((fits + too_large) // 2, fits, most)
+        runs = len(self._usages) + len(self._errors)
+        if beyond is not None and (runs > _INTERPOLATIONS or beyond in self._errors):
+            return self._rounded((fits + beyond) // 2, fits, most)
         others = sorted(self._usages.keys() - {fits}, key=lambda size: abs(size - fits))
         guess = fits + self._step if not others else most
         if others:
@@ -260,9 +314,9 @@ class _Search:
         return max(fits + self._step, min(guess, most - most % self._step))
 
     def _require_memory(self, expected_bytes: float) -> None:
-        available_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if expected_bytes > available_bytes:
+        free_bytes = available_bytes()
+        if free_bytes is not None and expected_bytes > free_bytes:
             raise CapacityError(
                 f"{self._so_far()}; the next run would take {amount(int(expected_bytes))} and this "
-                f"machine has {amount(available_bytes)} free: choose a smaller budget"
+                f"machine has {amount(free_bytes)} free: choose a smaller budget"
             )

@@ -22,6 +22,7 @@ _DTYPES = {
     "c128": "complex128",
 }
 _SPEC = re.compile(r"(?P<shape>scalar|\d+(x\d+)*)(:(?P<dtype>\w+))?")
+_SMALL_LETTER = re.compile(r"(?:^|(?<=x))[a-wyz](?=x|:|$)")
 _LETTER = re.compile(r"(?:^|(?<=x))[A-Z](?=x|:|$)")
 
 
@@ -49,6 +50,8 @@ def letter_of(specs: Sequence[str]) -> str:
     if len(letters) > 1:
         raise ValueError(f"one letter can be searched for, not {' and '.join(letters)}")
     for spec in with_size(specs, 1):
+        if _SMALL_LETTER.search(spec):
+            raise ValueError(f"input '{spec}': a letter that stands for a size is a capital")
         parse_input_spec(spec)
     return letters[0] if letters else ""
 

@@ -59,6 +59,21 @@ def resident_bytes() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def available_bytes() -> int | None:
+    """Return what this process can still have: of the machine, and of its container (cgroup v2)."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, StopIteration):
+        return None
+    cgroup = pathlib.Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no container, or none with a limit
+        return available * 2**10
+    return min(available * 2**10, max(0, limit - used))
+
+
 def malloc_name() -> str | None:
     """Return whose malloc this process uses, of those that Linux programs have; else None."""
     try:

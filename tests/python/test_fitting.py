@@ -1,5 +1,6 @@
 """What fits into a memory budget, before and after: by searching, and by running at the answer."""
 
+import dataclasses
 import json
 
 import pytest
@@ -78,14 +79,55 @@ def test_a_model_that_never_runs_says_what_it_said_first():
         search(total, 1000)
 
 
-def test_a_search_that_fails_in_the_middle_says_how_far_it_came():
+@pytest.mark.parametrize("most", [1, 8, 100, 1023])
+@pytest.mark.parametrize("step", [1, 4])
+def test_where_a_model_ends_is_found(most, step):
     def total(n: int) -> int:
-        if n > 8:
+        if n > most * step:
+            raise torch.jit.Error("raise AssertionError: ...\nAssertionError: too long\n")
+        return 100 * n
+
+    found = search(total, 10**9, step, start=step)
+    assert found.size == most * step
+    assert found.next_total_bytes is None
+    assert found.next_error == "AssertionError: too long"
+    assert "with the next size the model cannot be run: AssertionError: too long" in str(
+        capacity_text.rows(Capacity("N", 10**9, found, found, SAME), None)
+    )
+
+
+def test_odd_sizes_that_cannot_be_run_end_the_search_and_it_says_how_far_it_came():
+    def total(n: int) -> int:
+        if n % 16:
             raise RuntimeError("too odd")
         return 100 * n
 
-    with pytest.raises(CapacityError, match=r"N = \d+ fits; with N = \d+ the model cannot be run"):
+    words = r"N = 16 fits; with N = 17 the model cannot be run, with 32 it can.*too odd.*--step"
+    with pytest.raises(CapacityError, match=words):
         search(total, 100_000)
+    assert search(total, 100_000, step=16, start=16).size == 992
+
+
+@pytest.mark.parametrize("least", [33, 40, 45, 46, 64])
+def test_a_size_between_one_too_small_and_one_too_large(least):
+    def total(n: int) -> int:
+        if n < least:
+            raise ValueError("too small")
+        return 100 * n
+
+    found = search(total, 4599)
+    assert (found.size, found.tried) == ((45, 45) if least <= 45 else (0, least))
+
+
+def test_what_goes_wrong_after_reordering_does_not_hide_what_was_found_before():
+    def before(n: int) -> Usage:
+        return Usage(0, 0, 100 * n)
+
+    def refuses(n: int):
+        raise RuntimeError("no more")
+
+    with pytest.raises(CapacityError, match="before reordering N = 9 fits; after it: no more"):
+        fitting._capacity("N", 999, 1, before, refuses)
 
 
 def test_no_run_takes_more_than_the_machine_has():
@@ -165,6 +207,38 @@ def test_the_largest_batch_of_a_training_step():
     assert all(map(torch.equal, before, model.parameters()))
 
 
+def test_what_training_holds_is_counted_also_before_the_first_update():
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(128, 128)
+            self.register_buffer("table", torch.zeros(4096))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.table[:128]
+
+    def batch(size: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(size, 128), torch.zeros(size, 128)
+
+    torch.manual_seed(0)
+    model = Counting()
+    optimizer = torch.optim.Adam(model.parameters())
+    found = []
+    with torch.enable_grad():
+        for _ in range(2):
+            found.append(
+                training_capacity(
+                    model, nn.functional.mse_loss, optimizer, batch, MIB, step=256, time_budget=0.1
+                )
+            )
+            nn.functional.mse_loss(*map(model, batch(2)[:1]), batch(2)[1]).backward()
+            optimizer.step()
+    fresh, started = found
+    assert fresh == started
+    weights = sum(p.nbytes for p in model.parameters())
+    held = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
+    assert fresh.needed[0].parameter_bytes == weights + 4096 * 4 + held > 3 * weights
+
+
 # --- for people -----------------------------------------------------------------------------------
 
 
@@ -179,16 +253,31 @@ MORE = Capacity("N", 100 * MIB, fit(4, 90 * MIB, 110 * MIB), fit(6, 95 * MIB, 10
 @pytest.mark.parametrize(
     ("found", "english", "japanese"),
     [
-        (MORE, "takes N = 6 at a time instead of 4", "4 から 6 に増えます"),
+        (
+            MORE,
+            "handles 6 at a time instead of 4",
+            "一度に 4 件だった処理が、同じメモリで 6 件まで",
+        ),
+        (dataclasses.replace(MORE, letter="S"), "S can now be as large as 6", "4 から 6 まで"),
         (
             Capacity("N", MIB, fit(0, 2 * MIB), fit(2, MIB), SAME),
-            "takes N = 2 at a time instead of none",
-            "N = 2 まで動くようになります",
+            "where nothing fitted before, the program now handles 2 at a time",
+            "一度に 2 件まで動くようになります",
+        ),
+        (
+            Capacity("N", MIB, fit(0, 2 * MIB), fit(0, 2 * MIB), SAME),
+            "does not fit into 1.00 MiB: even with N = 1 it needs 80.00 MiB, and 100.00 MiB as",
+            "収まりません。最小の N = 1 でも 80.00 MiB 必要です(変更前は 100.00 MiB)",
+        ),
+        (
+            Capacity("", 90 * MIB, None, None, SAME[:1] * 2),
+            "does not fit into 90.00 MiB: it needs 100.00 MiB",
+            "90.00 MiB のメモリには収まりません。100.00 MiB 必要です",
         ),
         (
             Capacity("", None, None, None, SAME),
             "runs in 80.00 MiB instead of 100.00 MiB (20.0 % less)",
-            "100.00 MiB ではなく 80.00 MiB のメモリで動きます",
+            "100.00 MiB から 80.00 MiB に減ります",
         ),
         (Capacity("", None, None, None, SAME[:1] * 2), "changes nothing", "変わりません"),
     ],
@@ -203,10 +292,13 @@ def test_the_price_shows_its_arithmetic():
     found = Capacity("", None, None, None, (Usage(0, 0, 3 * 2**30), Usage(0, 0, 2**30)))
     assert price.yearly(found.saved_bytes) == pytest.approx(2 * 0.01 * 8760 * 10)
     arithmetic = dict(capacity_text.rows(found, price))["saved per year"]
-    assert arithmetic == (
-        "2.0000 GiB x 0.01 per GiB and hour x 8,760 hours x 10 replicas = 1,752.00"
-    )
+    assert arithmetic == ("2 GiB x 0.01 per GiB and hour x 8,760 hours x 10 replicas = 1,752.00")
     assert "saves 1,752.00 a year with 10 copies" in capacity_text.sentence(found, "en", price)
+    one = dataclasses.replace(price, replicas=1)
+    assert "saves 175.20 a year with 1 copy" in capacity_text.sentence(found, "en", one)
+    assert "saves" not in capacity_text.sentence(
+        found, "en", dataclasses.replace(one, per_gib_hour=0)
+    )
     assert "年間 1,752.00 の節約" in capacity_text.sentence(found, "ja", price)
 
 
@@ -229,7 +321,7 @@ def test_the_command(model):
         assert words in result.stdout
     assert "at a time instead of" in result.stdout.splitlines()[-1]
     japanese = run(*arguments, "--lang", "ja").stdout.splitlines()[-1]
-    assert "に増えます" in japanese
+    assert "までできるようになります" in japanese
     fields = json.loads(run(*arguments, "--json").stdout)
     assert fields["format"] == 1
     assert fields["before"]["size"] < fields["after"]["size"]
@@ -240,9 +332,25 @@ def test_nothing_fits(model):
     result = run("capacity", model, "--input", SPECS[0], "--memory-budget", "1KiB")
     assert result.returncode == 3
     assert "none: N = 1 needs" in result.stdout
-    assert "nothing fits into the memory budget" in result.stderr
+    assert "does not fit into the memory budget" in result.stderr
+    assert "It does not fit into 1.00 KiB: even with N = 1" in result.stdout
+    given = run("capacity", model, "--input", "256x16", "--memory-budget", "1KiB")
+    assert given.returncode == 3
+    assert "It does not fit into 1.00 KiB: it needs" in given.stdout
 
 
 def test_bad_usage(model):
     complains(run("capacity", model, "--input", SPECS[0]), 2, "needs a memory budget")
-    complains(run("capacity", model, "--input", "NxM:f32", "--memory-budget", "1MiB"), 2, "letter")
+    budget = ("--memory-budget", "1MiB")
+    complains(run("capacity", model, "--input", "NxM:f32", *budget), 2, "letter")
+    complains(run("capacity", model, "--input", "nx16:f32", *budget), 2, "capital")
+    arguments = ("capacity", model, "--input", SPECS[0])
+    for options, words in (
+        ((*budget, "--price-per-gib-hour", "0,005"), "'0,005' is not a number like 0.005"),
+        ((*budget, "--replicas", "9" * 400), "must be between 1 and 1e9"),
+        (("--memory-budget", "9" * 400), "more memory than there can be"),
+        (("--memory-budget", "1TiB"), "units: B, KiB, MiB, GiB"),
+    ):
+        result = run(*arguments, *options)
+        assert result.returncode == 2
+        assert words in result.stderr.splitlines()[-1]

@@ -20,9 +20,7 @@ class Block:
     ops: int
 
 
-def diff(
-    old: Sequence[str], new: Sequence[str], left_out: Collection[str] = ()
-) -> list[Block]:
+def diff(old: Sequence[str], new: Sequence[str], left_out: Collection[str] = ()) -> list[Block]:
     """Return the blocks from top to bottom; as few ops as possible are said to have moved.
 
     What is left out counts as a step and is in no block.
