@@ -393,7 +393,7 @@ def test_a_wide_step_needs_much_less():
 
 
 def test_a_step_that_needs_more_runs_as_the_loop(monkeypatch):
-    monkeypatch.setattr(making, "_verify", lambda *_: (1, "", 2))
+    monkeypatch.setattr(making, "_verify", lambda *_: (1, "", 2, 0))
     step = compare(Net(), OPTIMIZERS["sgd"], [batch(), batch()])
     assert "needs more than the eager loop" in step.report.reason
     assert all(graph.captured is None for graph in step._graphs.values())
