@@ -9,7 +9,6 @@ from torch_ext.summaries import Rows
 
 Language = Literal["en", "ja"]
 
-BATCH = "N"
 GIB = 2**30
 HOURS_PER_YEAR = 24 * 365
 
@@ -167,4 +166,4 @@ def _case(found: Capacity) -> str:
         return "none"
     if before is None or after is None or before.size == after.size:
         return "less" if found.saved_bytes > 0 else "same"
-    return ("more" if before.size else "some") + (" batch" if found.letter == BATCH else "")
+    return ("more" if before.size else "some") + (" batch" if found.is_batch else "")

@@ -14,7 +14,7 @@ import torch
 
 from torch_ext.amounts import amount
 from torch_ext.files import innermost_error
-from torch_ext.input_spec import letter_of, make_inputs, with_size
+from torch_ext.input_spec import leads, letter_of, make_inputs, with_size
 from torch_ext.measuring import available_bytes, measure_peak
 from torch_ext.optimizing import analyze, optimize
 from torch_ext.planning import FORMAT
@@ -71,6 +71,7 @@ class Capacity:
     after: Fit | None
     needed: tuple[Usage, Usage]
     reason: str = ""  # why reordering gains nothing, else empty
+    is_batch: bool = False  # the letter counts what is done at a time
 
     @property
     def fits(self) -> bool:
@@ -122,7 +123,8 @@ def capacity(
         optimized, report = optimize(module, inputs, time_budget=time_budget)
         return functools.partial(measured, optimized), report.reason
 
-    return _capacity(letter, memory_budget, step, functools.partial(measured, module), reordered)
+    found = _capacity(letter, memory_budget, step, functools.partial(measured, module), reordered)
+    return dataclasses.replace(found, is_batch=letter == "N" and leads(letter, input_specs))
 
 
 def training_capacity(
@@ -159,7 +161,8 @@ def training_capacity(
     def reordered(size: int) -> tuple[Measure, str]:
         return lambda n: usages(n)[1], usages(size)[2]
 
-    return _capacity("N", memory_budget, step, lambda size: usages(size)[0], reordered)
+    found = _capacity("N", memory_budget, step, lambda size: usages(size)[0], reordered)
+    return dataclasses.replace(found, is_batch=True)
 
 
 def _settled_peak(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
@@ -196,6 +199,8 @@ def _capacity(
         raise CapacityError(
             f"before reordering {found} fits; after it: {innermost_error(error)}"
         ) from error
+    if second.size < first.size:  # the original order is always a candidate
+        second, needed = first, (needed[0], needed[0])
     return Capacity(letter, memory_budget, first, second, needed, reason)
 
 
@@ -228,9 +233,9 @@ class _Search:
         if not self._fitting():
             return Fit(0, first, self.usage(first), None)
         fits = max(self._fitting())
-        beyond = min(self._usages.keys() - self._fitting(), default=None)
+        beyond = min((n for n in self._usages if n > fits), default=None)
         while beyond is None or beyond - fits > self._step:
-            if fits == _LARGEST - _LARGEST % self._step:
+            if fits >= _LARGEST - _LARGEST % self._step:
                 return Fit(fits, fits, self.usage(fits), None)
             size = self._next(fits, beyond)
             if self._can_run(size) and self.usage(size).total_bytes <= self._budget:
@@ -251,6 +256,11 @@ class _Search:
         try:
             self.usage(size)
         except Exception as error:  # whatever the model raises
+            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+                raise CapacityError(
+                    f"{self._so_far()}; {self._letter} = {size} takes more than this machine has: "
+                    "choose a smaller budget"
+                ) from error
             self._errors[size] = error
             return False
         return True
@@ -274,16 +284,17 @@ class _Search:
 
     def _require_limit(self, fits: int, fails: int) -> None:
         """Some models cannot be run with odd sizes only: then nothing is known of the largest."""
-        twice = 2 * fits
         free_bytes = available_bytes()
-        if free_bytes is not None and 2 * self.usage(fits).total_bytes > free_bytes:
-            return
-        if self._can_run(twice):
-            raise CapacityError(
-                f"{self._letter} = {fits} fits; with {self._letter} = {fails} the model cannot be "
-                f"run, with {twice} it can, so that nothing can be searched "
-                f"({self._told(fails)}): try multiples only, with --step"
-            )
+        for size in (fits + 2 * self._step, 2 * fits, 3 * fits):
+            expected_bytes = size / fits * self.usage(fits).total_bytes
+            if free_bytes is not None and expected_bytes > free_bytes:
+                return
+            if size > fails and self._can_run(size):
+                raise CapacityError(
+                    f"{self._letter} = {fits} fits; with {self._letter} = {fails} the model cannot "
+                    f"be run, with {size} it can, so that nothing can be searched "
+                    f"({self._told(fails)}): try multiples only, with --step"
+                )
 
     def _told(self, size: int) -> str:
         return innermost_error(self._errors[size])

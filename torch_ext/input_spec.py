@@ -56,6 +56,11 @@ def letter_of(specs: Sequence[str]) -> str:
     return letters[0] if letters else ""
 
 
+def leads(letter: str, specs: Sequence[str]) -> bool:
+    """Does the letter stand for first dimensions only, as that of a batch does?"""
+    return all(_LETTER.search(spec, 1) is None for spec in specs if letter in spec)
+
+
 def with_size(specs: Sequence[str], size: int) -> list[str]:
     """The specs with a number for the letter."""
     return [_LETTER.sub(str(size), spec) for spec in specs]

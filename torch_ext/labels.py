@@ -63,16 +63,17 @@ class LabelledGraph:
         return graph
 
     def of_memory(self) -> Self:
-        """Return the graph without ops that touch no memory: reading attributes, making lists.
+        """Return the graph without ops that touch no memory, as those that read an attribute.
 
-        What has to run in an order still has.
+        What has to run in an order still has. An op that joins several others stays: without it
+        each of these would be tied to all that follow.
         """
         ops: list[LabelledOp] = []
         stand_ins: dict[str, tuple[str, ...]] = {}  # what to wait for instead of an op left out
         for op in self.ops:
             waits = (each for name in op.after for each in stand_ins.get(name, (name,)))
             after = tuple(dict.fromkeys(waits))
-            if op.reads or op.writes or op.workspace_bytes:
+            if op.reads or op.writes or op.workspace_bytes or len(after) > 1:
                 ops.append(dataclasses.replace(op, after=after))
             else:
                 stand_ins[op.name] = after

@@ -66,12 +66,18 @@ def available_bytes() -> int | None:
         available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, ValueError, StopIteration):
         return None
-    cgroup = pathlib.Path("/sys/fs/cgroup")
+    contained = _container_bytes(pathlib.Path("/sys/fs/cgroup"))
+    return available * 2**10 if contained is None else min(available * 2**10, contained)
+
+
+def _container_bytes(cgroup: pathlib.Path) -> int | None:
+    """What is left of a container's limit; None without one. Cached files can be given up."""
     try:
         limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # no container, or none with a limit
-        return available * 2**10
-    return min(available * 2**10, max(0, limit - used))
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(stat["inactive_file"]))
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def malloc_name() -> str | None:

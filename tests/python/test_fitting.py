@@ -60,6 +60,7 @@ def test_no_limit():
     found = search(lambda n: 100, 500)
     assert found.size == fitting._LARGEST
     assert found.next_total_bytes is None
+    assert search(lambda n: 100, 500, step=2**21, start=2**21).size == 2**21
 
 
 def test_sizes_that_are_too_small_are_passed_over():
@@ -108,6 +109,42 @@ def test_odd_sizes_that_cannot_be_run_end_the_search_and_it_says_how_far_it_came
     assert search(total, 100_000, step=16, start=16).size == 992
 
 
+@pytest.mark.parametrize("refused", [lambda n: n % 2 == 0, lambda n: n % 4 == 1, lambda n: n == 2])
+def test_one_odd_size_is_not_taken_for_the_end(refused):
+    def total(n: int) -> int:
+        if refused(n):
+            raise RuntimeError("too odd")
+        return 100 * n
+
+    with pytest.raises(CapacityError, match="nothing can be searched"):
+        search(total, 10_000)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: no")]
+)
+def test_too_little_memory_is_no_property_of_the_model(error):
+    def total(n: int) -> int:
+        if n > 50:
+            raise error
+        return n
+
+    with pytest.raises(CapacityError, match=r"N = \d+ fits; N = \d+ takes more than this machine"):
+        search(total, 10_000)
+
+
+def test_the_original_order_stays_a_candidate():
+    def before(n: int) -> Usage:
+        return Usage(0, 0, 100 * n)
+
+    found = fitting._capacity(
+        "N", 999, 1, before, lambda _: (lambda n: Usage(0, 0, 100 * n + 100), "none")
+    )
+    assert found.after == found.before
+    assert found.saved_bytes == 0
+    assert found.fits
+
+
 @pytest.mark.parametrize("least", [33, 40, 45, 46, 64])
 def test_a_size_between_one_too_small_and_one_too_large(least):
     def total(n: int) -> int:
@@ -141,6 +178,7 @@ def test_no_run_takes_more_than_the_machine_has():
 def test_more_fits_after():
     found = capacity(traced_wide(), SPECS, 4 * MIB)
     assert found.before.size < found.after.size
+    assert found.is_batch
     assert found.before.usage.total_bytes <= 4 * MIB < found.before.next_total_bytes
     assert found.after.usage.total_bytes <= 4 * MIB < found.after.next_total_bytes
     before, after = found.needed
@@ -247,7 +285,10 @@ def fit(size: int, total: int, following: int | None = None) -> Fit:
 
 
 SAME = (Usage(0, 0, 100 * MIB), Usage(0, 0, 80 * MIB))
-MORE = Capacity("N", 100 * MIB, fit(4, 90 * MIB, 110 * MIB), fit(6, 95 * MIB, 105 * MIB), SAME)
+MORE = Capacity(
+    *("N", 100 * MIB, fit(4, 90 * MIB, 110 * MIB), fit(6, 95 * MIB, 105 * MIB), SAME),
+    is_batch=True,
+)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +299,13 @@ MORE = Capacity("N", 100 * MIB, fit(4, 90 * MIB, 110 * MIB), fit(6, 95 * MIB, 10
             "handles 6 at a time instead of 4",
             "一度に 4 件だった処理が、同じメモリで 6 件まで",
         ),
-        (dataclasses.replace(MORE, letter="S"), "S can now be as large as 6", "4 から 6 まで"),
         (
-            Capacity("N", MIB, fit(0, 2 * MIB), fit(2, MIB), SAME),
+            dataclasses.replace(MORE, letter="S", is_batch=False),
+            "S can now be as large as 6",
+            "4 から 6 まで",
+        ),
+        (
+            Capacity("N", MIB, fit(0, 2 * MIB), fit(2, MIB), SAME, is_batch=True),
             "where nothing fitted before, the program now handles 2 at a time",
             "一度に 2 件まで動くようになります",
         ),

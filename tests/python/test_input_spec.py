@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torch_ext.input_spec import make_inputs, parse_input_spec
+from torch_ext.input_spec import leads, make_inputs, parse_input_spec
 
 
 def test_shapes_and_types():
@@ -16,6 +16,12 @@ def test_shapes_and_types():
 def test_mistakes_are_value_errors(spec):
     with pytest.raises(ValueError, match="input '"):
         parse_input_spec(spec)
+
+
+def test_a_batch_comes_first():
+    assert leads("N", ["Nx3:f32", "4x4", "N:i64"])
+    for spec in ("1xN", "NxN:f32", "3xNx4"):
+        assert not leads("N", ["Nx3", spec])
 
 
 def test_tensors_are_always_the_same():

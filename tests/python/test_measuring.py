@@ -1,10 +1,12 @@
 """torch_ext.measure_peak against known allocations."""
 
+import os
 import threading
 
 import torch
 
 import torch_ext
+from torch_ext.measuring import _container_bytes, available_bytes
 
 MIB = 2**20
 
@@ -50,6 +52,20 @@ def test_other_threads_count():
         thread.start()
         thread.join()
     assert (memory.peak_bytes, memory.end_bytes) == (2 * MIB, 0)
+
+
+def test_memory_that_can_still_be_had():
+    found = available_bytes()
+    assert 0 < found <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_container_has_its_own_limit(tmp_path):
+    assert _container_bytes(tmp_path) is None
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    for limit, left in (("max", None), ("1000", 450), ("500", 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert _container_bytes(tmp_path) == left
 
 
 def test_an_exception_ends_the_block():

@@ -176,6 +176,17 @@ def branches_of_channels(dim):
 def test_a_pool_of_channels_that_were_joined():
     check(*branches_of_channels(1), REDUCE, IMAGE, slack=0.2)
     assert REDUCE not in advice_of(traced(branches_of_channels(2)[0], IMAGE), IMAGE)
+    one = IMAGE[0]  # without a batch the first dimension are the channels
+    assert REDUCE not in advice_of(traced(branches_of_channels(1)[0], one), one)
+
+
+def test_a_reduction_across_parts_needs_them_together():
+    class Across(Heads):
+        def forward(self, x):
+            joined = torch.cat([head(x) for head in self.heads], 1)
+            return joined.view(len(x), 3, -1).amax(2)
+
+    assert REDUCE not in advice_of(traced(Across(), ROWS), ROWS)
 
 
 def test_a_reduction_of_one_part_is_none_of_all():

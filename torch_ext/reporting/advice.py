@@ -31,12 +31,13 @@ REDUCTIONS = {
 }
 # What reduces each channel by itself: tensors joined at their channels can be reduced one by one.
 POOLS = {f"aten::adaptive_{kind}_pool2d" for kind in ("avg", "max")}
-CHANNELS = {1, -3}
+IMAGES, CHANNELS = 4, {1, -3}  # dimensions; which of them
 # What makes of a tensor another with the same elements.
 SAME_ELEMENTS = {
     f"aten::{name}"
     for name in "view reshape flatten unsqueeze squeeze transpose permute t contiguous".split()
 }
+REGROUPED = {"aten::view", "aten::reshape", "aten::flatten"}  # of these, what mixes dimensions
 # What asks for shape or type and for no element.
 ASKS_SHAPE = {f"aten::{name}" for name in "size dim len new_zeros new_ones new_empty".split()}
 # What torch can write to its first argument.
@@ -257,8 +258,9 @@ def reduce_early(graph: LabelledGraph) -> Change | None:
             continue
         joined, parts = links.buffers[join.writes[0]], links.parts(join)
         readers = links.readers[joined.name]
-        reductions = [op for op in readers if _reduces_parts(op, join)]
-        views = [op for op in readers if not op.writes and op.kind in SAME_ELEMENTS]
+        reductions = [op for op in readers if _reduces_parts(op, join, joined)]
+        kept_apart = SAME_ELEMENTS - REGROUPED  # else what is reduced may lie in several parts
+        views = [op for op in readers if not op.writes and op.kind in kept_apart]
         if parts is None or joined.kept or len(reductions) != 1 or len(views) + 1 < len(readers):
             continue
         reduction = reductions[0]
@@ -273,9 +275,10 @@ def reduce_early(graph: LabelledGraph) -> Change | None:
     return Change(_changed(graph, instead, cut=cut), tuple(where)) if where else None
 
 
-def _reduces_parts(op: LabelledOp, join: LabelledOp) -> bool:
-    by_channel = op.kind in POOLS and join.constants.get("dim") in CHANNELS
-    return op.kind in REDUCTIONS or by_channel
+def _reduces_parts(op: LabelledOp, join: LabelledOp, joined: LabelledBuffer) -> bool:
+    of_channels = len(joined.shape) == IMAGES and join.constants.get("dim") in CHANNELS
+    pools_join = op.kind in POOLS and op.inputs[:1] == join.outputs
+    return op.kind in REDUCTIONS or (pools_join and of_channels)
 
 
 def _reduced_parts(
@@ -451,9 +454,9 @@ RULES: tuple[tuple[Callable[[LabelledGraph], Change | None], str, str], ...] = (
     (
         stop_training,
         "Switch to inference and freeze",
-        "Batch norms compute statistics of the batch here, as in training. If that is not meant: "
-        "after model.eval() torch.jit.freeze folds them into the convolutions before them. "
-        "Outputs change.",
+        "Batch norms compute statistics of the batch here, as in training. If that is not meant, "
+        "and they keep running statistics: after model.eval() torch.jit.freeze folds them into the "
+        "convolutions before them. Outputs change.",
     ),
     (
         reduce_early,

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
-from torch_ext.planning import Graph, Plan, RegionTree, TimelineEntry, region_tree, simulate
+from torch_ext.planning import Graph, Plan, Region, RegionTree, TimelineEntry, region_tree, simulate
+from torch_ext.reporting.diff import Block, diff
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +111,33 @@ class Findings:
         return self.graph.of_memory()
 
     @functools.cached_property
+    def diff(self) -> list[Block]:
+        """The two orders of the ops that touch memory; the others count as steps."""
+        names = {op.name for op in self.memory_graph.ops}
+        left_out = {op.name for op in self.graph.ops if op.name not in names}
+        return diff(self.before.order, self.after.order, left_out)
+
+    @functools.cached_property
     def regions(self) -> RegionTree:
         """The region tree of the ops that touch memory: others tie together what is apart."""
         return region_tree(self.memory_graph.to_graph())
+
+    @functools.cached_property
+    def planned_region_of(self) -> dict[str, Region]:
+        """The region of the plan that each op belongs to; empty if the plan has other regions.
+
+        Those of a plan are the children of the tree's root, single ops next to each other as one.
+        """
+        tree = region_tree(self.bare_graph)
+        cuts = {node.end for node in tree.nodes if node.parent == 0} | {len(tree.ops)}
+        ends = list(itertools.accumulate(region.ops for region in self.plan.regions))
+        if not cuts.issuperset(ends) or ends[-1:] != [len(tree.ops)]:
+            return {}
+        return {
+            op: region
+            for end, region in zip(ends, self.plan.regions, strict=True)
+            for op in tree.ops[end - region.ops : end]
+        }
 
     def alive(self, run: Run, step: int) -> list[LabelledBuffer]:
         """The buffers alive at a step, the largest first."""

@@ -467,7 +467,10 @@ const MOST_OPS = 60;
 
 function showRegions(host) {
   const { nodes, order } = report.regions;
-  if (nodes.length === 0) return;
+  if (nodes.length === 0) {
+    host.closest("section").hidden = true;
+    return;
+  }
   const children = nodes.map(() => []);
   nodes.forEach((node, i) => node.parent >= 0 && children[node.parent].push(i));
   const line = (first, count, was, now, attributes = {}) =>

@@ -13,7 +13,6 @@ from typing import Any
 from torch_ext import __version__, amounts
 from torch_ext.reporting import wording
 from torch_ext.reporting.advice import Advice, find_advice
-from torch_ext.reporting.diff import diff
 from torch_ext.reporting.findings import Findings, Run
 from torch_ext.reporting.wording import amount, code
 
@@ -119,7 +118,6 @@ class _Strings:
 
 def _data(findings: Findings) -> dict[str, Any]:
     graph, strings = findings.graph, _Strings()
-    idle = {op.name for op in graph.ops} - {op.name for op in findings.memory_graph.ops}
     index = {op.name: i for i, op in enumerate(graph.ops)}
     producer = {buffer: index[op.name] for op in graph.ops for buffer in op.writes}
 
@@ -156,10 +154,7 @@ def _data(findings: Findings) -> dict[str, Any]:
         },
         "before": run_data(findings.before),
         "after": run_data(findings.after),
-        "diff": [
-            [block.kind, block.old, block.new, block.ops]
-            for block in diff(findings.before.order, findings.after.order, idle)
-        ],
+        "diff": [[block.kind, block.old, block.new, block.ops] for block in findings.diff],
         "regions": _regions(findings, index),
         "strings": list(strings.index),
         "prefixes": _prefixes(op.source for op in graph.ops),
@@ -207,15 +202,17 @@ def _regions(findings: Findings, index: dict[str, int]) -> dict[str, Any]:
 
 
 def _tell_methods(findings: Findings, nodes: list[dict[str, Any]]) -> None:
-    """Add what the plan says of its regions: the children of a series root, or the root."""
+    """Add what the plan says of its regions: to the children of a series root, or to the root."""
     top = [node for node in nodes if node["parent"] == 0]
     if nodes and (nodes[0]["kind"] != "series" or not top):
         top = nodes[:1]
-    regions = findings.plan.regions
-    if [node["count"] for node in top] != [region.ops for region in regions]:
-        return
-    for node, region in zip(top, regions, strict=True):
-        node["method"], node["proof"] = region.method, region.proof
+    planned = findings.planned_region_of
+    for node in top:
+        ops = findings.regions.ops[node["begin"] : node["begin"] + node["count"]]
+        regions = {id(region): region for op in ops if (region := planned.get(op))}
+        if len(regions) == 1:
+            (region,) = regions.values()
+            node["method"], node["proof"] = region.method, region.proof
 
 
 # --- what is there without the script -------------------------------------------------------------

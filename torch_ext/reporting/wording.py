@@ -182,10 +182,12 @@ def moved(findings: Findings) -> str:
     plan = findings.plan
     if plan.moved_ops == 0:
         return "Nothing: the order is the original one."
-    rest = counted(plan.ops - plan.moved_ops, "operation")
-    idle = len(findings.graph.ops) - len(findings.memory_graph.ops)
-    left_out = f", {counted(idle, 'operation')} that take no memory left out" if idle else ""
+    with_memory = len(findings.memory_graph.ops)
+    moved_ops = sum(block.ops for block in findings.diff if block.kind == "to")
+    rest = counted(with_memory - moved_ops, "operation")
+    left_out = plan.ops - with_memory
     return (
-        f"{counted(plan.moved_ops, 'operation')} moved; the other {rest} keep their sequence. "
-        f"The columns are the steps before and after{left_out}."
+        f"{counted(moved_ops, 'operation')} moved; the other {rest} keep their sequence. "
+        "The columns are the steps before and after."
+        + (f" Left out: {counted(left_out, 'operation')} without memory." if left_out else "")
     )
