@@ -228,25 +228,34 @@ def _all_models_count() -> str:
     return f"{len(measured)} modules of {len(models)} models"
 
 
-def _by_model(table: Table) -> str:
-    return standard_models.by_model(table).without_empty_columns().markdown()
+def _compilers() -> str:
+    """Without times: this run shared its machine."""
+    table = standard_models.by_model(_table("models-compilers")).without_empty_columns()
+    columns = [name for name in table.header if name not in ("batch", "time", "± spread")]
+    return table.select(columns).markdown()
+
+
+def _against_ours(compiler: str) -> list[float]:
+    """Where a compiler was measured: its peak less that of our order, in MiB."""
+    return [
+        round(float(record[f"{compiler} MiB"]) - float(record["measured after MiB"]), 2)
+        for record in _measured(_table("models-compilers"))
+        if record[f"{compiler} MiB"]
+    ]
 
 
 def _compilers_lower() -> str:
-    """How often each compiler needs less than our order, as much, or more."""
-    records = _table("models-compilers").records()
     told = []
     for compiler in standard_models.COMPILERS:
-        differences = [
-            round(float(record[f"{compiler} MiB"]) - float(record["measured after MiB"]), 2)
-            for record in records
-            if record[f"{compiler} MiB"]
-        ]
-        lower, higher = (
-            sum(sign * difference > 0 for difference in differences) for sign in (-1, 1)
-        )
-        told.append(f"`{compiler}` needs less in {lower}, more in {higher} of {len(differences)}")
+        against = _against_ours(compiler)
+        less, more = (sum(sign * each > 0 for each in against) for sign in (-1, 1))
+        told.append(f"`{compiler}` needs less in {less}, more in {more} of {len(against)}")
     return "; ".join(told)
+
+
+def _freezing_lower() -> str:
+    against = _against_ours("compile freezing")
+    return f"{sum(each < 0 for each in against)} of these {len(against)} models"
 
 
 # --- the planner ----------------------------------------------------------------------------------
@@ -352,12 +361,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models-zeros-count": lambda: str(len(_zeros())),
     "models-zeros": lambda: ", ".join(record["model"] for record in _zeros()),
     "models-threads": lambda: _comment("models-quick", "threads").partition(",")[0],
-    "all-models": lambda: _by_model(_all_models()),
+    "all-models": lambda: (
+        standard_models.by_model(_all_models()).without_empty_columns().markdown()
+    ),
     "all-models-count": _all_models_count,
     "all-models-totals": lambda: standard_models.totals(_all_models()).markdown(),
     "all-models-threads": lambda: _comment("models", "threads").partition(",")[0],
-    "models-compilers": lambda: _by_model(_table("models-compilers")),
+    "models-compilers": _compilers,
     "models-compilers-lower": _compilers_lower,
+    "models-freezing-lower": _freezing_lower,
     "machine": lambda: _comment("models-quick", "machine"),
     "torch": lambda: _comment("models-quick", "torch"),
     "torchvision-sweep": _sweep,
