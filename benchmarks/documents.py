@@ -47,6 +47,7 @@ WORDS = {
     "planner": planner.WORDS,
     "planner-speed": planner.WORDS,
     "resident": resident.WORDS,
+    "resident-training": resident.WORDS,
     "timeline": timeline.WORDS,
     "torchvision": torchvision_models.WORDS,
     "training": training.WORDS,
@@ -216,10 +217,8 @@ def _sweep() -> str:
 
 
 def _all_models() -> Table:
-    """Both runs of `make bench`: every model at batch 1, and what there is at batch 8."""
-    first, larger = _table("models"), _table("models-batch8")
-    batch1 = [row for row in first.rows if row[1] == "1"]
-    return Table(first.header, [*batch1, *larger.rows], first.words)
+    """Both runs of `make bench`, at batch 1 and at batch 8."""
+    return _table("models").with_rows_of(_table("models-batch8"))
 
 
 def _all_models_count() -> str:
@@ -384,7 +383,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "training-swin": _swin_training,
     "training-residents": _residents,
     "training-inductor-lower": _inductor_lower,
-    "resident": lambda: resident.by_malloc(_table("resident")).markdown(),
+    "resident": lambda: resident.by_malloc(
+        _table("resident").with_rows_of(_table("resident-training"))
+    ).markdown(),
     "resident-shown": lambda: resident.shown(_table("resident")).markdown(),
     "training-files-losses": _files_losses,
 }

@@ -49,6 +49,10 @@ class Table:
         columns = zip(self.header, *self.rows, strict=True)
         return self.select([name for name, *cells in columns if any(cells)])
 
+    def with_rows_of(self, other: Table) -> Table:
+        """Both, of the same columns."""
+        return Table(self.header, [*self.rows, *other.select(self.header).rows], self.words)
+
     def gather(
         self,
         keys: Sequence[str],
