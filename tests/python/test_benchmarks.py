@@ -266,6 +266,14 @@ def test_resident_sums_up_what_processes_show():
     ]
 
 
+def test_rows_of_two_files_keep_their_columns():
+    from results import Table
+
+    table = Table(("model", "MiB"), [("a", "1")], ("model",))
+    both = table.with_rows_of(Table(("MiB", "model"), [("2", "b")]))
+    assert both == Table(("model", "MiB"), [("a", "1"), ("b", "2")], ("model",))
+
+
 def test_models_are_a_row_each_and_what_was_measured_apart_is_joined():
     import standard_models as models
     from results import Table
