@@ -563,7 +563,7 @@ def test_bad_options(options):
 
 
 FREES_MUCH = """
-import pathlib, torch
+import pathlib, sys, torch
 from torch_ext.training.making import return_free_memory
 
 def resident():
@@ -573,22 +573,26 @@ def resident():
 start = resident()
 blocks = [torch.ones(2**16) for _ in range(800)]
 grown = resident() - start
-kept = blocks[::100]
+kept = blocks[:: int(sys.argv[1])]
 del blocks
 return_free_memory()
 print((resident() - start) / grown)
 """
 
 
-@pytest.mark.parametrize("malloc", ["", "jemalloc", "tcmalloc_minimal"])
-def test_malloc_gives_back_what_was_freed(malloc):
+@pytest.mark.parametrize(
+    ("malloc", "kept_of"),
+    [("", 100), ("jemalloc", 100), ("tcmalloc_minimal", 100), ("mimalloc", 400)],
+)
+def test_malloc_gives_back_what_was_freed(malloc, kept_of):
+    """mimalloc gives back segments, of 64 MiB, in which nothing is kept."""
     library = ctypes.util.find_library(malloc) if malloc else ""
     if library is None:
         pytest.skip(f"{malloc} is not installed")
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "LD_PRELOAD": library, "PYTHONPATH": paths}
     done = subprocess.run(
-        [sys.executable, "-c", FREES_MUCH],
+        [sys.executable, "-c", FREES_MUCH, str(kept_of)],
         capture_output=True,
         text=True,
         check=False,

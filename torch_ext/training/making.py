@@ -30,6 +30,7 @@ Runtime = Literal["fx", "torchscript"]
 _RELEASE: dict[str, tuple[Any, ...]] = {  # how mallocs are told to give free memory back
     "malloc_trim": (ctypes.c_size_t(0),),  # glibc
     "MallocExtension_ReleaseFreeMemory": (),  # tcmalloc
+    "mi_collect": (ctypes.c_bool(True),),  # mimalloc, of the calling thread and of those that ended
     # jemalloc, of all arenas: MALLCTL_ARENAS_ALL
     "mallctl": (b"arena.4096.purge", None, None, None, ctypes.c_size_t(0)),
 }
