@@ -35,7 +35,7 @@ from results import FOLDER, Row, Table, latest, read_csv
 
 ROOT = FOLDER.parent
 DOCUMENTS = ("README.md", "csrc/README.md", "docs/*.md")
-BLOCK = re.compile(r"(<!-- from results: (?P<name>[a-z-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- from results: (?P<name>[a-z0-9-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 WORDS = {
     "ablation": ("without", "worst instance"),
     "doors": doors.WORDS,
@@ -234,6 +234,16 @@ def _compilers() -> str:
     return table.select(columns).markdown()
 
 
+def _batch8() -> str:
+    gains = [
+        _gain(record)
+        for record in _measured(_table("models-batch8"))
+        if (record["group"], record["form"]) == ("torchvision", "frozen")
+    ]
+    less = [gain for gain in gains if gain > 0]
+    return f"{len(less)} of {len(gains)} need less, by {min(less):.1f} to {max(less):.1f} %"
+
+
 def _against_ours(compiler: str) -> list[float]:
     """Where a compiler was measured: its peak less that of our order, in MiB."""
     return [
@@ -369,6 +379,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models-compilers": _compilers,
     "models-compilers-lower": _compilers_lower,
     "models-freezing-lower": _freezing_lower,
+    "models-batch8": _batch8,
     "machine": lambda: _comment("models-quick", "machine"),
     "torch": lambda: _comment("models-quick", "torch"),
     "torchvision-sweep": _sweep,
