@@ -4,6 +4,7 @@ Each graph is reordered at random, as in tests/cpp/jit/hazards_test.cpp. These a
 program of tests/fuzz gives when it is captured: tensors are used under an old name after a change.
 """
 
+import gc
 import operator
 import pathlib
 import sys
@@ -142,3 +143,30 @@ def test_a_view_made_while_gradients_are_on(of_input):
         return view, call(aten.mul.Tensor, x, 4)
 
     expect_held(write)
+
+
+@fx.wrap
+def leaves_garbage(x):
+    cycle = [torch.empty(2**20)]
+    cycle.append(cycle)
+    return x + 1
+
+
+@fx.wrap
+def collects_garbage(x):
+    gc.set_threshold(1)
+    objects = [[[]] for _ in range(1000)]
+    scratch = torch.empty(2**18)
+    return x + len(objects) + scratch.dim()
+
+
+def test_garbage_that_could_be_collected_while_an_op_runs_is_not_taken_off():
+    module = fx.symbolic_trace(lambda x: collects_garbage(leaves_garbage(x)))
+    thresholds = gc.get_threshold()
+    gc.set_threshold(10**6)
+    try:
+        probe = run_probe(module, [torch.zeros(4)])
+    finally:
+        gc.set_threshold(*thresholds)
+    assert gc.isenabled()
+    assert probe.ops[-1].workspace_bytes >= 2**20
