@@ -3,17 +3,17 @@
 import re
 
 MIB = 2**20
-_UNITS = {"B": 1, "KiB": 2**10, "MiB": MIB, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+UNITS = {"B": 1, "KiB": 2**10, "MiB": MIB, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def parse_memory(text: str) -> int:
     """Return the bytes in an amount like 512MiB, 1.5GB or 4096. Raises ValueError."""
-    match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})?", text)
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})?", text)
     if match is None:
         raise ValueError(
-            f"'{text}' is not an amount of memory like 512MiB; units: {', '.join(_UNITS)}"
+            f"'{text}' is not an amount of memory like 512MiB; units: {', '.join(UNITS)}"
         )
-    size_bytes = float(match[1]) * _UNITS[match[2] or "B"]
+    size_bytes = float(match[1]) * UNITS[match[2] or "B"]
     if size_bytes >= 2**63:
         raise ValueError(f"'{text}' is more memory than there can be")
     return int(size_bytes)
@@ -21,12 +21,12 @@ def parse_memory(text: str) -> int:
 
 def unit_for(size_bytes: int) -> str:
     """Return the unit in which two decimals tell something of an amount."""
-    return next((unit for unit in ("MiB", "KiB") if size_bytes >= 0.1 * _UNITS[unit]), "B")
+    return next((unit for unit in ("MiB", "KiB") if size_bytes >= 0.1 * UNITS[unit]), "B")
 
 
 def in_unit(size_bytes: int, unit: str) -> str:
     """Return the amount without its unit."""
-    return f"{size_bytes:,}" if unit == "B" else f"{size_bytes / _UNITS[unit]:,.2f}"
+    return f"{size_bytes:,}" if unit == "B" else f"{size_bytes / UNITS[unit]:,.2f}"
 
 
 def amount(size_bytes: int | None) -> str:

@@ -98,15 +98,17 @@ def save_model(
 
 def first_line(error: BaseException) -> str:
     """The sentence of an error message, without the stack that torch puts behind it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return next(iter(_lines(error)), type(error).__name__)
 
 
 def innermost_error(error: BaseException) -> str:
     """The sentence of the error in a program that torch ran: the last one that it tells."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if re.match(r"[A-Za-z.]*(Error|Exception): ", line)]
+    told = [line for line in _lines(error) if re.match(r"[A-Za-z.]*(Error|Exception): ", line)]
     return told[-1] if told else first_line(error)
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()]
 
 
 @contextlib.contextmanager

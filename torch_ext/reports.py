@@ -68,10 +68,9 @@ def described(graph: LabelledGraph, plan: Plan) -> dict[str, Any]:
     if bottleneck is not None:
         source = findings.ops[bottleneck.op].source
         fields["bottleneck"] = dataclasses.replace(bottleneck, source=source)
-    made_by = {buffer: op for op in graph.ops for buffer in op.writes}
 
     def at_peak(buffer: LabelledBuffer) -> PeakBuffer:
-        op = made_by[buffer.name]
+        op = findings.maker[buffer.name]
         look = buffer.shape, buffer.dtype
         return PeakBuffer(buffer.name, buffer.bytes, *look, op.name, op.module_path, op.source)
 

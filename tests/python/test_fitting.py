@@ -268,7 +268,8 @@ def test_what_training_holds_is_counted_also_before_the_first_update():
                     model, nn.functional.mse_loss, optimizer, batch, MIB, step=256, time_budget=0.1
                 )
             )
-            nn.functional.mse_loss(*map(model, batch(2)[:1]), batch(2)[1]).backward()
+            inputs, target = batch(2)
+            nn.functional.mse_loss(model(inputs), target).backward()
             optimizer.step()
     fresh, started = found
     assert fresh == started

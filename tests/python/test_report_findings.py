@@ -291,6 +291,7 @@ def test_the_sentences_of_a_report_that_was_measured(report):
     page = to_html(Findings(report.graph, report, "wide.pt", process_bytes=300 * 2**20))
     assert "bit for bit" in page
     assert "300.00&nbsp;MiB" in page
+    assert "longer than drawn" in page
     assert "proven optimal" in page
 
 

@@ -33,11 +33,10 @@ REDUCTIONS = {
 POOLS = {f"aten::adaptive_{kind}_pool2d" for kind in ("avg", "max")}
 IMAGES, CHANNELS = 4, {1, -3}  # dimensions; which of them
 # What makes of a tensor another with the same elements.
-SAME_ELEMENTS = {
-    f"aten::{name}"
-    for name in "view reshape flatten unsqueeze squeeze transpose permute t contiguous".split()
+SAME_DIMENSIONS = {
+    f"aten::{name}" for name in "unsqueeze squeeze transpose permute t contiguous".split()
 }
-REGROUPED = {"aten::view", "aten::reshape", "aten::flatten"}  # of these, what mixes dimensions
+SAME_ELEMENTS = SAME_DIMENSIONS | {"aten::view", "aten::reshape", "aten::flatten"}
 # What asks for shape or type and for no element.
 ASKS_SHAPE = {f"aten::{name}" for name in "size dim len new_zeros new_ones new_empty".split()}
 # What torch can write to its first argument.
@@ -259,8 +258,8 @@ def reduce_early(graph: LabelledGraph) -> Change | None:
         joined, parts = links.buffers[join.writes[0]], links.parts(join)
         readers = links.readers[joined.name]
         reductions = [op for op in readers if _reduces_parts(op, join, joined)]
-        kept_apart = SAME_ELEMENTS - REGROUPED  # else what is reduced may lie in several parts
-        views = [op for op in readers if not op.writes and op.kind in kept_apart]
+        # Where dimensions are mixed, what is reduced together may lie in several parts.
+        views = [op for op in readers if not op.writes and op.kind in SAME_DIMENSIONS]
         if parts is None or joined.kept or len(reductions) != 1 or len(views) + 1 < len(readers):
             continue
         reduction = reductions[0]

@@ -96,6 +96,11 @@ class Findings:
         return {buffer.name: buffer for buffer in self.graph.buffers}
 
     @functools.cached_property
+    def maker(self) -> dict[str, LabelledOp]:
+        """The op that makes a buffer; inputs have none."""
+        return {buffer: op for op in self.graph.ops for buffer in op.writes}
+
+    @functools.cached_property
     def before(self) -> Run:
         """The original order."""
         return self._run([op.name for op in self.graph.ops])
@@ -113,8 +118,7 @@ class Findings:
     @functools.cached_property
     def diff(self) -> list[Block]:
         """The two orders of the ops that touch memory; the others count as steps."""
-        names = {op.name for op in self.memory_graph.ops}
-        left_out = {op.name for op in self.graph.ops if op.name not in names}
+        left_out = self.ops.keys() - {op.name for op in self.memory_graph.ops}
         return diff(self.before.order, self.after.order, left_out)
 
     @functools.cached_property
@@ -148,7 +152,6 @@ class Findings:
     def _run(self, order: Sequence[str]) -> Run:
         timeline = simulate(self.bare_graph, order)
         step_of = {op: step for step, op in enumerate(order)}
-        producer = {buffer: op.name for op in self.graph.ops for buffer in op.writes}
         last: dict[str, int] = {}
         for op in self.graph.ops:
             for buffer in (*op.reads, *op.writes):
@@ -157,7 +160,7 @@ class Findings:
         def span(buffer: LabelledBuffer) -> LifeSpan:
             if buffer.is_input and not buffer.kept and buffer.name not in last:
                 return NEVER
-            first = 0 if buffer.is_input else step_of[producer[buffer.name]]
+            first = 0 if buffer.is_input else step_of[self.maker[buffer.name].name]
             return LifeSpan(first, len(order) - 1 if buffer.kept else last[buffer.name])
 
         spans = tuple(span(buffer) for buffer in self.graph.buffers)

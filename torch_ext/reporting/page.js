@@ -12,9 +12,10 @@ const RUNS = [
 ];
 
 const [UNIT, UNIT_BYTES] = report.unit;
+const DECIMALS = UNIT === "B" ? 0 : 2;
 const DIGITS = new Intl.NumberFormat("en-US", {
-  minimumFractionDigits: UNIT === "B" ? 0 : 2,
-  maximumFractionDigits: UNIT === "B" ? 0 : 2,
+  minimumFractionDigits: DECIMALS,
+  maximumFractionDigits: DECIMALS,
   roundingMode: "halfEven", // as in the sentences
 });
 const figure = (bytes) => DIGITS.format(bytes / UNIT_BYTES);

@@ -119,7 +119,7 @@ class _Strings:
 def _data(findings: Findings) -> dict[str, Any]:
     graph, strings = findings.graph, _Strings()
     index = {op.name: i for i, op in enumerate(graph.ops)}
-    producer = {buffer: index[op.name] for op in graph.ops for buffer in op.writes}
+    maker = {buffer: index[op.name] for buffer, op in findings.maker.items()}
 
     def run_data(run: Run) -> dict[str, Any]:
         return {
@@ -136,7 +136,7 @@ def _data(findings: Findings) -> dict[str, Any]:
         return strings(" \N{MULTIPLICATION SIGN} ".join(map(str, dimensions)) or "scalar")
 
     return {
-        "unit": [_unit(findings), amounts.parse_memory(f"1{_unit(findings)}")],
+        "unit": [_unit(findings), amounts.UNITS[_unit(findings)]],
         "bound": findings.plan.lower_bound_bytes,
         "ops": {
             "name": [op.name for op in graph.ops],
@@ -149,7 +149,7 @@ def _data(findings: Findings) -> dict[str, Any]:
             "bytes": [buffer.bytes for buffer in graph.buffers],
             "shape": [shape(buffer.shape, buffer.dtype) for buffer in graph.buffers],
             "dtype": [strings(_DTYPES.get(b.dtype, b.dtype)) for b in graph.buffers],
-            "op": [producer.get(buffer.name, -1) for buffer in graph.buffers],
+            "op": [maker.get(buffer.name, -1) for buffer in graph.buffers],
             "kept": [int(buffer.kept) for buffer in graph.buffers],
         },
         "before": run_data(findings.before),
@@ -209,10 +209,9 @@ def _tell_methods(findings: Findings, nodes: list[dict[str, Any]]) -> None:
     planned = findings.planned_region_of
     for node in top:
         ops = findings.regions.ops[node["begin"] : node["begin"] + node["count"]]
-        regions = {id(region): region for op in ops if (region := planned.get(op))}
-        if len(regions) == 1:
-            (region,) = regions.values()
-            node["method"], node["proof"] = region.method, region.proof
+        told = {(region.method, region.proof) for op in ops if (region := planned.get(op))}
+        if len(told) == 1:
+            ((node["method"], node["proof"]),) = told
 
 
 # --- what is there without the script -------------------------------------------------------------
@@ -276,9 +275,8 @@ def _bars(findings: Findings) -> str:
     ]
     most = max((b for *_, b in counted_rows + beside_rows if b is not None), default=0)
     meaning = "Python and the libraries, resident before the model was loaded"
-    beyond = (findings.process_bytes or 0) > most  # of scale, or nothing else could be seen
-    kind, meaning = ("beyond", f"{meaning}; longer than drawn") if beyond else ("beside", meaning)
-    beside_rows.append((kind, "Process", meaning, findings.process_bytes))
+    # Not in `most`: beside it nothing else could be seen.
+    beside_rows.append(("beside", "Process", meaning, findings.process_bytes))
     rows = _bar_group("Counted in every peak on this page", counted_rows, most)
     rows += _bar_group("Beside it: no order changes these", beside_rows, most)
     return (
@@ -297,7 +295,10 @@ def _optimizer_rows(findings: Findings) -> list[tuple[str, str, str, int | None]
 def _bar_group(title: str, rows: Sequence[tuple[str, str, str, int | None]], most: int) -> str:
     lines = []
     for kind, name, meaning, size_bytes in rows:
-        width = 1000 * min(1, (size_bytes or 0) / max(most, 1))
+        share = (size_bytes or 0) / max(most, 1)
+        if share > 1:
+            kind, meaning, share = "beyond", f"{meaning}; longer than drawn", 1
+        width = 1000 * share
         rect = f'<rect width="{width:.1f}" height="10"/>' if size_bytes else ""
         value = "not measured" if size_bytes is None else amount(size_bytes)
         lines.append(

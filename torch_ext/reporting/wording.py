@@ -137,8 +137,8 @@ def bottleneck(findings: Findings) -> str:
 
 def _made_by(findings: Findings, buffer: LabelledBuffer) -> str:
     """An amount, and the op that made it: buffers have names that nobody gave them."""
-    makers = [op.name for op in findings.graph.ops if buffer.name in op.writes]
-    return f"{amount(buffer.bytes)} {f'of {code(makers[0])}' if makers else 'of the caller'}"
+    maker = findings.maker.get(buffer.name)
+    return f"{amount(buffer.bytes)} of {code(maker.name) if maker else 'the caller'}"
 
 
 def proof(findings: Findings) -> str:
