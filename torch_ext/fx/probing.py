@@ -50,8 +50,11 @@ class Probe:
 
 
 def run_probe(module: fx.GraphModule, inputs: Sequence[Any]) -> Probe:
-    """Run the graph once on `inputs`, with all its effects. Raises what the graph raises."""
-    with torch.no_grad(), _no_collections():
+    """Run the graph once on `inputs`, with all its effects. Raises what the graph raises.
+
+    Whoever calls it decides on gradients: kernels may ask whether they are on.
+    """
+    with _no_collections():
         return Runner(module, inputs).run()
 
 

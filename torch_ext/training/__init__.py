@@ -1,6 +1,6 @@
 """One line in a training script: the whole step as one graph, in an order of low peak memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,9 +16,9 @@ __all__ = ["TrainingReport", "TrainingStep", "UnsupportedError", "training_step"
 
 def training_step(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     optimizer: torch.optim.Optimizer,
-    example_batch: Sequence[Any],
+    example_batch: Sequence[Any] | Mapping[str, Any],
     *,
     clip_grad_norm: float | None = None,
     clip_grad_value: float | None = None,
@@ -31,7 +31,9 @@ def training_step(
     """Return `step`; `loss = step(*batch)` replaces forward, backward, update and zero_grad.
 
     A batch is `(*inputs, target)`; the loss is `loss_fn(model(*inputs), target)`, or the first
-    element if that is a tuple. Losses, parameters, buffers, optimizer state and random numbers are
+    element if that is a tuple. Or a batch is a dict: `loss = step(**batch)` calls `model(**batch)`,
+    and the loss is `loss_fn(result)`, `loss_fn(result, batch)`, or without a loss_fn (None) the
+    result's attribute `loss`. Losses, parameters, buffers, optimizer state and random numbers are
     those of the eager loop, bit for bit: each graph is checked against it on copies before its
     first use. Model and optimizer stay the owners of everything; capturing changes neither them nor
     the random state. SGD, Adam and AdamW in torch's default for-loop form, on the CPU.

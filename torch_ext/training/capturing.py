@@ -1,7 +1,7 @@
 """One training step as one flat graph: forward, loss, backward, clipping, update per parameter."""
 
 import dataclasses
-import traceback
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -18,25 +18,47 @@ from torch_ext.training.labelling import (
     mark_backward,
     module_paths,
 )
+from torch_ext.training.modes import Modes
+from torch_ext.training.questions import Answers, Questions
+from torch_ext.training.randomness import random_state_in_graphs
 from torch_ext.training.replicas import Replicas
 from torch_ext.training.updates import Operands, UnsupportedError, Update
 
 _aten = torch.ops.aten
 _c10d = torch.ops._c10d_functional
 LossFunction = Callable[..., Any]
+Batch = tuple[Any, ...] | dict[str, Any]
 
 
 class Objective(nn.Module):
-    """`loss_fn(model(*batch[:-1]), batch[-1])`, with the parameters of both."""
+    """Model and loss as one module, with the parameters of both."""
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFunction | None) -> None:
         super().__init__()
         self.model = model
         self.loss_fn = loss_fn
 
-    def forward(self, *batch: Any) -> Any:
-        """What loss_fn returns."""
-        return self.loss_fn(self.model(*batch[:-1]), batch[-1])
+    def forward(self, batch: Batch) -> Any:
+        """What loss_fn returns for a batch `(*inputs, target)` or a dict of the model's arguments.
+
+        Of a dict loss_fn gets the model's result, and the dict too if it takes two arguments;
+        without a loss_fn the loss is the result's `loss`.
+        """
+        if isinstance(batch, tuple):
+            assert self.loss_fn is not None
+            return self.loss_fn(self.model(*batch[:-1]), batch[-1])
+        result = self.model(**batch)
+        if self.loss_fn is None:
+            return result.loss
+        return self.loss_fn(result, batch) if _takes_two(self.loss_fn) else self.loss_fn(result)
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def loss_of(result: Any) -> Any:
@@ -54,11 +76,14 @@ class Clipping:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A parameter that gets an update: its names, and which of the optimizer's groups it is in."""
+    """A parameter that gets a gradient, and which of the optimizer's groups updates it.
+
+    None: it is in no group, so its gradient stays and is added to.
+    """
 
     name: str
     parameter: torch.Tensor
-    group: int
+    group: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +92,7 @@ class Ending:
 
     trained: Sequence[Trained]
     accumulated: Collection[str]  # parameters whose gradient is there already and is added to
-    updates: bool  # else the gradients stay
+    updates: bool  # else all gradients stay
     clipping: Clipping
     replicas: Replicas | None
     update: Update
@@ -80,7 +105,7 @@ class Ending:
 class Role:
     """What a placeholder of the captured graph stands for."""
 
-    kind: str  # "parameter", "buffer", "input", "gradient", "state", "number"
+    kind: str  # "parameter", "buffer", "input", "gradient", "state", "number", "result"
     name: str  # of the parameter or buffer; the index of an input; the group and step of a number
     item: str = ""  # of a state or a number
 
@@ -92,73 +117,86 @@ class Captured:
     module: fx.GraphModule
     run: nn.Module  # runs the graph: `module` itself, or the same in TorchScript
     inputs: list[Role]
-    outputs: list[Role]  # "result" leaves first, then what is kept: gradients, states made anew
+    outputs: list[Role]  # "result" leaves first, then what is assigned anew: buffers, gradients, ...
     updated: dict[str, str]  # parameters that get an update -> whose numbers it shares
     result_spec: pytree.TreeSpec
+    answers: Answers  # to what the step asks about its batch
 
 
-def capture(objective: Objective, batch: Sequence[Any], ending: Ending) -> Captured:
+def capture(objective: Objective, batch: Batch, modes: Modes, ending: Ending) -> Captured:
     """Trace a step of `objective`, which is a copy: its buffers and the random state change.
 
-    Raises UnsupportedError for what cannot be captured, and whatever the model raises.
+    Raises UnsupportedError for what it knows that cannot be captured, and whatever else is raised.
     """
     parameters = dict(objective.named_parameters())
     buffers = dict(objective.named_buffers())
-    leaves, spec = pytree.tree_flatten(tuple(batch))
+    leaves, spec = pytree.tree_flatten(batch)
     tensor_at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     roles = [
         *(Role("parameter", name) for name in parameters),
         *(Role("buffer", name) for name in buffers),
         *(Role("input", str(i)) for i in tensor_at),
     ]
+    results: list[Role] = []  # what comes before the gradients
     result_spec: list[pytree.TreeSpec] = []
+    questions = Questions(len(parameters) + len(buffers), len(tensor_at))
 
     def forward_and_backward(*flat: torch.Tensor) -> list[Any]:
         given = dict(zip((*parameters, *buffers), flat, strict=False))
+        before = dict(given)
         all_leaves = list(leaves)
         for i, tensor in zip(tensor_at, flat[len(given) :], strict=True):
             all_leaves[i] = tensor
-        result = torch.func.functional_call(
-            objective, given, tuple(pytree.tree_unflatten(all_leaves, spec))
-        )
+        with questions, modes.of_the_forward_pass():
+            result = torch.func.functional_call(
+                objective, given, (pytree.tree_unflatten(all_leaves, spec),)
+            )
         loss = loss_of(result)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise UnsupportedError("loss_fn must return a tensor of one element, or a tuple of it")
         mark_backward(loss)
-        gradients = torch.autograd.grad(
-            loss, [given[one.name] for one in ending.trained], allow_unused=True
-        )
+        with questions:
+            gradients = torch.autograd.grad(
+                loss, [given[one.name] for one in ending.trained], allow_unused=True
+            )
         for one, gradient in zip(ending.trained, gradients, strict=True):
             if gradient is not None and gradient.layout != torch.strided:
                 raise UnsupportedError(
                     f"the gradient of {one.name} is sparse, which is unsupported"
                 )
-        results, result_structure = pytree.tree_flatten(result)
-        result_spec.append(result_structure)
-        detached = [r.detach() if isinstance(r, torch.Tensor) else r for r in results]
+        values, structure = pytree.tree_flatten(result)
+        result_spec.append(structure)
+        assigned = [name for name in buffers if given[name] is not before[name]]
+        results.extend(Role("result", str(i)) for i in range(len(values)))
+        results.extend(Role("buffer", name) for name in assigned)
+        values += (given[name] for name in assigned)
+        detached = [r.detach() if isinstance(r, torch.Tensor) else r for r in values]
         return [*detached, *gradients]
 
     flat_inputs = [*parameters.values(), *buffers.values(), *(leaves[i] for i in tensor_at)]
     # One mode for all example values: make_fx gives each one of its own, with the whole stack.
     example_values = TracingContext(FakeTensorMode())
-    try:
-        with module_paths(objective.model), tracing(example_values):
-            module = make_fx(forward_and_backward)(*flat_inputs)
-    except RuntimeError as error:
-        raise _explained(error) from error
+    with module_paths(objective.model), tracing(example_values), random_state_in_graphs():
+        module = make_fx(forward_and_backward)(*flat_inputs)
     label_backward(module.graph)
-    return _Builder(module, roles, result_spec[0]).add(ending, parameters)
+    captured = _Builder(module, roles, results, result_spec[0]).add(ending, parameters)
+    return dataclasses.replace(captured, answers=questions.answers())
 
 
 class _Builder:
     """Adds the second half of a step to the graph of forward and backward."""
 
     def __init__(
-        self, module: fx.GraphModule, roles: list[Role], result_spec: pytree.TreeSpec
+        self,
+        module: fx.GraphModule,
+        roles: list[Role],
+        results: list[Role],
+        result_spec: pytree.TreeSpec,
     ) -> None:
         self.module = module
         self.graph = module.graph
         self.roles = roles
+        self.results = results
         self.result_spec = result_spec
         self.placeholders: dict[Role, fx.Node] = dict(
             zip(roles, (n for n in self.graph.nodes if n.op == "placeholder"), strict=True)
@@ -168,9 +206,7 @@ class _Builder:
     def add(self, ending: Ending, parameters: dict[str, nn.Parameter]) -> Captured:
         """Accumulate, clip, update; what remains becomes the graph's output."""
         values = self.output.args[0]
-        count = len(values) - len(ending.trained)
-        results = list(values[:count])
-        outputs = [Role("result", str(i)) for i in range(count)]
+        count = len(self.results)
         gradients = {
             one.name: node
             for one, node in zip(ending.trained, values[count:], strict=True)
@@ -182,25 +218,32 @@ class _Builder:
             if name in gradients:
                 self._emit(_aten.add_.Tensor, total, gradients[name])
             gradients[name] = total
+        new = gradients.keys() - set(ending.accumulated)
         kept: dict[Role, fx.Node] = {}
+        updated = {}
+        if ending.updates and ending.replicas is not None:
+            self._average(gradients, ending)
         if ending.updates:
-            if ending.replicas is not None:
-                self._average(gradients, ending)
             self._clip(gradients, ending.clipping)
-            for one in ending.trained:
-                if one.name in gradients:  # the optimizer skips a parameter without gradient
-                    kept |= self._update(ending, one, gradients[one.name])
-        else:
-            new = gradients.keys() - set(ending.accumulated)
-            kept = {Role("gradient", n): node for n, node in gradients.items() if n in new}
-        self.output.args = ((*results, *kept.values()),)
+        for one in ending.trained:
+            if one.name not in gradients:
+                continue  # the optimizer skips it
+            if ending.updates and one.group is not None:
+                kept |= self._update(ending, one, one.group, gradients[one.name])
+                updated[one.name] = ending.number_keys[one.name]
+            elif one.name in new:
+                kept[Role("gradient", one.name)] = gradients[one.name]
+        self.output.args = ((*values[:count], *kept.values()),)
         self.graph.lint()
         self.module.recompile()
-        updated = {n: ending.number_keys[n] for n in gradients} if ending.updates else {}
-        outputs += kept
-        return Captured(self.module, self.module, self.roles, outputs, updated, self.result_spec)
+        outputs = [*self.results, *kept]
+        return Captured(
+            self.module, self.module, self.roles, outputs, updated, self.result_spec, Answers(None, ())
+        )
 
-    def _update(self, ending: Ending, one: Trained, gradient: fx.Node) -> dict[Role, fx.Node]:
+    def _update(
+        self, ending: Ending, one: Trained, group: int, gradient: fx.Node
+    ) -> dict[Role, fx.Node]:
         """Add the update of one parameter; return the state that it makes anew."""
         key = ending.number_keys[one.name]
         operands = Operands(
@@ -215,7 +258,7 @@ class _Builder:
             label_update(node, one.name.removeprefix("model."))
             return node
 
-        made = ending.update.emit(emit, ending.groups[one.group], operands)
+        made = ending.update.emit(emit, ending.groups[group], operands)
         return {Role("state", one.name, item): node for item, node in made.items()}
 
     def _input(self, role: Role) -> fx.Node:
@@ -289,18 +332,3 @@ def _same_layout(gradient: torch.Tensor, parameter: torch.Tensor) -> bool:
     """Does autograd keep the gradient as it is? The stride of a dimension of one does not count."""
     strides = zip(gradient.stride(), parameter.stride(), gradient.shape, strict=True)
     return all(a == b or size == 1 for a, b, size in strides)
-
-
-def _explained(error: RuntimeError) -> Exception:
-    """The user's line, where a value of a tensor was asked for."""
-    text = str(error)
-    if "tracing tensor" not in text and "data-dependent" not in text:
-        return error
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "/torch/" not in frame.filename]
-    own = [frame for frame in own if "torch_ext/training" not in frame.filename]
-    where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "unknown"
-    return UnsupportedError(
-        "the step depends on a value of a tensor (an `if` or .item() on it), which a captured "
-        f"step cannot: {where}"
-    )

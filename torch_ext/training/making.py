@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import itertools
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -12,14 +13,18 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from torch_ext import attributes
 from torch_ext.comparing import first_difference
+from torch_ext.files import first_line
 from torch_ext.fx.labelling import labelled
 from torch_ext.fx.ordering import apply_order, written_storages
 from torch_ext.fx.probing import Probe, run_probe
 from torch_ext.measuring import measure_peak
 from torch_ext.planning import Plan, plan
 from torch_ext.reports import ProgramReport, described
-from torch_ext.training.capturing import Captured, loss_of
+from torch_ext.training.capturing import Batch, Captured, loss_of
+from torch_ext.training.modes import apart, of_a_graph
+from torch_ext.training.questions import Answers, users_line
 from torch_ext.training.scripting import as_torchscript
 from torch_ext.training.updates import UnsupportedError
 from torch_ext.training.world import Now, World
@@ -69,13 +74,40 @@ class PlannedGraph:
     """A captured graph in its new order; None if the eager loop needs less."""
 
     captured: Captured | None
+    answers: Answers  # that a batch has to give
     report: TrainingReport
+
+
+@dataclasses.dataclass(frozen=True)
+class _Verified:
+    """What running loop and graph side by side has shown."""
+
+    refusal: str  # empty: all bits are equal
+    eager_peak_bytes: int
+    peak_bytes: int
+    state_bytes: int  # that the optimizer holds from then on: its first update makes most of it
 
 
 def make_graph(
     world: World, now: Now, updates: bool, runtime: Runtime, time_budget: float
 ) -> PlannedGraph:
-    """Capture, probe, plan, reorder, verify: all on copies."""
+    """Capture, probe, plan, reorder, verify: all on copies.
+
+    Raises UnsupportedError for what the loop can do and a captured step cannot, and whatever the
+    loop itself raises.
+    """
+    try:
+        return _made(world, now, updates, runtime, time_budget)
+    except UnsupportedError:
+        raise
+    except Exception as error:
+        _run_loop(world, now, updates)  # raises what is no matter of capturing
+        raise UnsupportedError(_cause(error)) from error
+
+
+def _made(
+    world: World, now: Now, updates: bool, runtime: Runtime, time_budget: float
+) -> PlannedGraph:
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         scratch = world.copy()
@@ -83,45 +115,68 @@ def make_graph(
         captured = scratch.capture(looked, updates)
         if world.replicas is not None:
             world.replicas.require_same(captured.module.graph)
-        probe = run_probe(captured.module, scratch.bind(captured, looked))
-        del scratch, looked
+        inputs = scratch.bind(captured, looked)
+        with of_a_graph():
+            probe = run_probe(captured.module, inputs)
+        del scratch, looked, inputs
     _require_constants_kept(probe)
     graph = labelled(probe)
     found = plan(graph.to_graph(), time_budget=time_budget)
     apply_order(captured.module, probe, _common(world, found.order)[0])
     if runtime == "torchscript":
         captured = as_torchscript(captured)
-    eager_peak_bytes, difference, peak_bytes, state_bytes = _verify(
-        world, captured, now.batch, updates
-    )
-    difference = next(filter(None, _common(world, difference)), "")
-    if difference:
-        raise UnsupportedError(
-            f"the captured step does not do what the loop does: {difference} differs"
-        )
+    verified = _verify(world, captured, now, updates)
+    refusal = next(filter(None, _common(world, verified.refusal)), "")
+    if refusal:
+        raise UnsupportedError(refusal)
     one_batch = updates and not now.accumulated
-    hooks_peak_bytes = _hooks_peak(world, now.batch) if one_batch else None
+    hooks_peak_bytes = _hooks_peak(world, now) if one_batch else None
     report = TrainingReport(
         **described(graph, found),
-        measured_original_peak_bytes=eager_peak_bytes,
+        measured_original_peak_bytes=verified.eager_peak_bytes,
         measured_hooks_peak_bytes=hooks_peak_bytes,
-        measured_peak_bytes=peak_bytes,
+        measured_peak_bytes=verified.peak_bytes,
         identical=True,
         threads=torch.get_num_threads(),
         parameter_bytes=sum(
             tensor.nbytes
             for tensor in itertools.chain(world.objective.parameters(), world.objective.buffers())
         ),
-        input_bytes=sum(leaf.nbytes for leaf in now.leaves if isinstance(leaf, torch.Tensor)),
-        state_bytes=state_bytes,
+        input_bytes=sum(tensor.nbytes for tensor in now.tensors),
+        state_bytes=verified.state_bytes,
         capture_seconds=time.perf_counter() - start,
-        reason=_why_no_gain(found, eager_peak_bytes, peak_bytes),
+        reason=_why_no_gain(found, verified.eager_peak_bytes, verified.peak_bytes),
     )
     for node in captured.module.graph.nodes:
         if node.op != "placeholder":  # a saved step checks its inputs against the example's
             node.meta.clear()  # labels are in the report by now, and values take memory
-    is_kept = all(_common(world, peak_bytes <= eager_peak_bytes))
-    return PlannedGraph(captured if is_kept else None, report)
+    is_kept = all(_common(world, verified.peak_bytes <= verified.eager_peak_bytes))
+    return PlannedGraph(captured if is_kept else None, captured.answers, report)
+
+
+def _run_loop(world: World, now: Now, updates: bool) -> None:
+    """One step of the loop, on a copy."""
+    with torch.random.fork_rng(devices=[]):
+        scratch = world.copy()
+        scratch.run_eagerly(scratch.look(copied(now.batch)), updates)
+
+
+# What torch says where the loop runs and tracing does not, and what helps.
+_CAUSES = {
+    "use_reentrant=True": "checkpoint with use_reentrant=True; give use_reentrant=False",
+    "dynamo-optimized": "a function that torch.compile compiled; give the function that it wraps",
+    "Inference tensors": "a tensor that was made in inference mode; clone it outside of it",
+}
+
+
+def _cause(error: Exception) -> str:
+    text = str(error)
+    for sign, cause in _CAUSES.items():
+        if sign in text:
+            return f"the step cannot be captured with {cause}"
+    where = users_line(traceback.extract_tb(error.__traceback__))
+    told = f"{type(error).__name__}: {first_line(error)}"
+    return f"the loop runs, but the step cannot be captured, at {where}: {told}"
 
 
 def _common(world: World, value: Any) -> list[Any]:
@@ -154,9 +209,24 @@ def _why_no_gain(found: Plan, eager_peak_bytes: int, peak_bytes: int) -> str:
     return "no better order was found within the budget"
 
 
-def copied(batch: Sequence[Any]) -> tuple[Any, ...]:
+def copied(batch: Batch) -> Batch:
     """Tensors of its own, the same values."""
-    return tuple(pytree.tree_map_only(torch.Tensor, torch.clone, tuple(batch)))
+    copy: Batch = pytree.tree_map_only(torch.Tensor, torch.clone, batch)
+    return copy
+
+
+def _rolled(batch: Batch) -> Batch:
+    """Another batch of the same shapes and, likely, of the same kind: the samples moved on by one.
+
+    What a graph has frozen of its batch shows with another one.
+    """
+
+    def roll(tensor: torch.Tensor) -> torch.Tensor:
+        moved = tensor.clone()
+        return moved.copy_(tensor.roll(1, 0)) if tensor.ndim else moved
+
+    other: Batch = pytree.tree_map_only(torch.Tensor, roll, batch)
+    return other
 
 
 def return_free_memory() -> None:
@@ -169,46 +239,97 @@ def return_free_memory() -> None:
             release(*arguments)
 
 
-def _verify(
-    world: World, captured: Captured, batch: Sequence[Any], updates: bool
-) -> tuple[int, str, int, int]:
-    """Eager peak, first difference after a step from the same state (or empty), our peak.
-
-    And what the optimizer holds from then on: its first update makes most of it.
-    """
+def _verify(world: World, captured: Captured, now: Now, updates: bool) -> _Verified:
+    """Run loop and graph side by side, from the same state, and measure both."""
     with torch.random.fork_rng(devices=[]):
-        expected_world = world.copy()
-        expected = expected_world.run_eagerly(expected_world.look(copied(batch)), updates)
-        expected_random = torch.get_rng_state()
-    with torch.random.fork_rng(devices=[]):
-        actual_world = world.copy()
-        actual = actual_world.run(captured, actual_world.look(copied(batch)))
-        actual_random = torch.get_rng_state()
-    difference = first_difference(
-        {"the result": expected, "the random state": expected_random, **expected_world.contents()},
-        {"the result": actual, "the random state": actual_random, **actual_world.contents()},
-    )
-    del actual_world, expected, actual
-    with torch.random.fork_rng(devices=[]):
-        batch = copied(batch)
-        now = expected_world.look(batch)
+        loop, refusal = _compare(world, captured, now, updates)
+        batch = copied(now.batch)
+        looked = loop.look(batch)
+        before = attributes.contents(loop.objective)
         with measure_peak() as eager:
-            expected_world.run_eagerly(now, updates)
+            loop.run_eagerly(looked, updates)
+        changed = attributes.changes(before, attributes.contents(loop.objective))
+        if changed:
+            refusal = _why_stateful(changed)
         state_bytes = sum(
             value.nbytes
-            for state in expected_world.optimizer.state.values()
+            for state in loop.optimizer.state.values()
             for value in state.values()
             if isinstance(value, torch.Tensor)
         )
-        del expected_world, now
+        del loop, looked
         scratch = world.copy()
         inputs = scratch.bind(captured, scratch.look(batch))
-        with torch.no_grad(), measure_peak() as ours:
+        with of_a_graph(), measure_peak() as ours:
             captured.run(*inputs)
-    return eager.peak_bytes, difference, ours.peak_bytes, state_bytes
+    return _Verified(refusal, eager.peak_bytes, ours.peak_bytes, state_bytes)
 
 
-def _hooks_peak(world: World, batch: Sequence[Any]) -> int | None:
+def _compare(world: World, captured: Captured, now: Now, updates: bool) -> tuple[World, str]:
+    """Two steps of both, if the graph holds for the second; the loop's world, and a refusal.
+
+    What a graph has frozen of the state shows in the second step, what it has frozen of the batch
+    shows with another batch.
+    """
+    loop, graph = world.copy(), world.copy()
+    before = attributes.contents(loop.objective)
+    difference = _step_of_both(loop, graph, captured, now.batch, updates)
+    changed = attributes.changes(before, attributes.contents(loop.objective))
+    for batch in (_rolled(now.batch), now.batch):
+        looked = graph.look(batch)
+        if difference or looked.key != now.key or not captured.answers.hold(looked.tensors):
+            continue
+        try:
+            difference = _step_of_both(loop, graph, captured, batch, updates)
+            break
+        except _LoopError:  # this order of the samples does not suit the program
+            loop = graph.copy()
+    if not difference:
+        return loop, ""
+    if changed:
+        return loop, _why_stateful(changed)
+    return loop, f"the captured step does not do what the loop does: {difference} differs"
+
+
+class _LoopError(Exception):
+    """The loop itself raised."""
+
+
+def _step_of_both(
+    loop: World, graph: World, captured: Captured, batch: Batch, updates: bool
+) -> str:
+    """The first difference after a step of each on a copy of the batch, or empty."""
+    batches = copied(batch), copied(batch)
+    random_state = torch.get_rng_state()
+    try:
+        expected = loop.run_eagerly(loop.look(batches[0]), updates)
+    except Exception as error:
+        raise _LoopError from error
+    random_states = [torch.get_rng_state()]
+    torch.set_rng_state(random_state)
+    actual = graph.run(captured, graph.look(batches[1]))
+    random_states.append(torch.get_rng_state())
+    results = (expected, actual)
+    return first_difference(
+        *(
+            {"the result": result, "the random state": state, "the batch": given, **of.contents()}
+            for result, state, given, of in zip(
+                results, random_states, batches, (loop, graph), strict=True
+            )
+        )
+    )
+
+
+def _why_stateful(changed: Sequence[str]) -> str:
+    names = ", ".join(name.removeprefix("model.") for name in changed[:3])
+    more = ", ..." if len(changed) > 3 else ""
+    return (
+        f"a step changes what is no parameter and no buffer, which a captured step does not: "
+        f"{names}{more}; register a tensor as a buffer, keep anything else outside of the model"
+    )
+
+
+def _hooks_peak(world: World, now: Now) -> int | None:
     """The peak of the loop whose optimizer runs in backward hooks, in a settled step.
 
     None where that loop does something else: clipping by norm needs all gradients, and other
@@ -219,7 +340,10 @@ def _hooks_peak(world: World, batch: Sequence[Any]) -> int | None:
     with torch.random.fork_rng(devices=[]):
         scratch = world.copy()
         optimizers = {}
-        for one in scratch.look(batch).trained.values():
+        looked = scratch.look(copied(now.batch))
+        for one in looked.trained.values():
+            if one.group is None:
+                continue
             group = scratch.optimizer.param_groups[one.group]
             options = {key: value for key, value in group.items() if key != "params"}
             make: Callable[..., torch.optim.Optimizer] = type(scratch.optimizer)
@@ -240,9 +364,11 @@ def _hooks_peak(world: World, batch: Sequence[Any]) -> int | None:
         ]
 
         def run() -> None:
-            loss_of(scratch.objective(*values)).backward()
+            with apart():
+                with looked.modes.of_the_forward_pass():
+                    loss = loss_of(scratch.objective(looked.batch))
+                loss.backward()
 
-        values = copied(batch)
         run()
         with measure_peak() as memory:
             run()

@@ -1,15 +1,16 @@
 """The step that replaces forward, backward, optimizer.step() and zero_grad()."""
 
+import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from torch_ext.progress import progress
-from torch_ext.training.capturing import Clipping, LossFunction, Objective
+from torch_ext.training.capturing import Batch, Clipping, LossFunction, Objective
 from torch_ext.training.making import (
     PlannedGraph,
     Runtime,
@@ -23,6 +24,8 @@ from torch_ext.training.scripting import save_step
 from torch_ext.training.updates import UnsupportedError
 from torch_ext.training.world import Key, Now, World
 
+_log = logging.getLogger("torch_ext")
+
 
 class TrainingStep:
     """See training_step."""
@@ -30,9 +33,9 @@ class TrainingStep:
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFunction,
+        loss_fn: LossFunction | None,
         optimizer: torch.optim.Optimizer,
-        example_batch: Sequence[Any],
+        example_batch: Sequence[Any] | Mapping[str, Any],
         *,
         clip_grad_norm: float | None,
         clip_grad_value: float | None,
@@ -52,12 +55,14 @@ class TrainingStep:
         self._max_graphs = max_graphs
         self._runtime = runtime
         self._time_budget = time_budget
-        self._graphs: dict[Key, PlannedGraph] = {}
+        # With and without an update, one for each answer to what a step asks about its batch.
+        self._graphs: dict[tuple[bool, Key], list[PlannedGraph]] = {}
+        self._left_to_the_loop: set[Key] = set()  # as was said
         self._batches = 0  # since the last update
-        now = self._world.look(example_batch)
-        self._first = self._last = self._add_graph((self._updates(), *now.key), now)
-        self._settled = self._add_second_graph(now) or self._first
-        self._last = self._settled
+        now = self._world.look(_as_batch(example_batch, loss_fn))
+        self._first = self._add_graph(now)
+        self._last_key = now.key
+        self._settled = self._last = self._add_second_graph(now) or self._first
         return_free_memory()
 
     @property
@@ -65,17 +70,16 @@ class TrainingStep:
         """Of the graph that ran last, or was captured for the example."""
         return self._last.report
 
-    def __call__(self, *batch: Any) -> Any:
-        """Train on a batch `(*inputs, target)`; return what loss_fn returns, detached.
+    def __call__(self, *batch: Any, **named: Any) -> Any:
+        """Train on a batch as the example was: `(*inputs, target)`, or the model's arguments.
 
-        An exception in the middle leaves some parameters updated and some not; a note says so.
+        Returns what loss_fn returns, detached. An exception in the middle leaves some parameters
+        updated and some not; a note says so.
         """
-        now = self._world.look(batch)
-        key = (self._updates(), *now.key)
-        graph = self._graphs.get(key)
-        if graph is None and self._may_capture(key):
-            graph = self._add_graph(key, now)
-            return_free_memory()
+        if batch and named:
+            raise ValueError("a batch is given by position or by name, not both")
+        now = self._world.look(named or batch)
+        graph = None if now.has_stray_gradients else self._graph_for(now)
         self._last = graph or self._last
         if graph is None or graph.captured is None:
             result = self._world.run_eagerly(now, self._updates())
@@ -84,18 +88,40 @@ class TrainingStep:
         self._batches = (self._batches + 1) % self._accumulate
         return result
 
+    def _graph_for(self, now: Now) -> PlannedGraph | None:
+        """The graph that does what the loop would do now; captured if it may be."""
+        for graph in self._graphs.get((self._updates(), now.key), ()):
+            if graph.answers.hold(now.tensors):
+                return graph
+        why = now.key.why_not(self._last_key) or "the batch's masks or lengths lead another way"
+        self._last_key = now.key
+        if not self._may_capture(now.key):
+            if now.key not in self._left_to_the_loop:
+                self._left_to_the_loop.add(now.key)
+                _log.warning("the plain loop makes this training step: %s", why)
+            return None
+        _log.warning("another graph of the training step is captured: %s", why)
+        graph = self._add_graph(now)
+        _log.info("captured in %.1f s", graph.report.capture_seconds)
+        return_free_memory()
+        return graph
+
     def _add_second_graph(self, first: Now) -> PlannedGraph | None:
         """Where the first update makes state, all later steps run another graph: make it now."""
         if not self._updates():
             return None
+        later = self._world.copy()
         with torch.random.fork_rng(devices=[]):
-            later = self._world.copy()
-            later.run_eagerly(later.look(copied(first.batch)), updates=True)
+            looked = later.look(copied(first.batch))
+            if self._first.captured is None:
+                later.run_eagerly(looked, updates=True)
+            else:
+                later.run(self._first.captured, looked)
         now = later.look(first.batch)
-        key = (True, *now.key)
-        if key not in self._graphs:
-            self._graphs[key] = self._make_graph(later, now)
-        return self._graphs[key]
+        known = self._graphs.setdefault((True, now.key), [])
+        if not known:
+            known.append(self._make_graph(later, now))
+        return known[0]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a TorchScript file that trains from here on without Python, torch_ext or autograd.
@@ -123,15 +149,25 @@ class TrainingStep:
         """
         if self._world.replicas is not None:
             return False
-        is_new = all(known[1] != key[1] for known in self._graphs)
-        return len(self._graphs) < self._max_graphs and not (
-            is_new and self._on_new_shape == "eager"
-        )
+        past = self._world.past_eras()
+        self._graphs = {known: graphs for known, graphs in self._graphs.items() if known[1].era not in past}
+        is_new = all(known.batch != key.batch for _, known in self._graphs)
+        count = sum(map(len, self._graphs.values()))
+        return count < self._max_graphs and not (is_new and self._on_new_shape == "eager")
 
-    def _add_graph(self, key: Key, now: Now) -> PlannedGraph:
-        graph = self._graphs[key] = self._make_graph(self._world, now)
+    def _add_graph(self, now: Now) -> PlannedGraph:
+        graph = self._make_graph(self._world, now)
+        self._graphs.setdefault((self._updates(), now.key), []).append(graph)
         return graph
 
     def _make_graph(self, world: World, now: Now) -> PlannedGraph:
         with progress("capturing a training step"):
             return make_graph(world, now, self._updates(), self._runtime, self._time_budget)
+
+
+def _as_batch(example: Sequence[Any] | Mapping[str, Any], loss_fn: LossFunction | None) -> Batch:
+    if isinstance(example, Mapping):
+        return dict(example)
+    if loss_fn is None:
+        raise ValueError("loss_fn may be None only if a batch is a dict of the model's arguments")
+    return tuple(example)

@@ -2,14 +2,18 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+import enum
+import itertools
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from torch_ext.attributes import Watch, may_return, tensors_in_a_graph
 from torch_ext.training.capturing import (
+    Batch,
     Captured,
     Clipping,
     Ending,
@@ -18,25 +22,67 @@ from torch_ext.training.capturing import (
     capture,
     loss_of,
 )
+from torch_ext.training.modes import Modes, apart, of_a_graph
 from torch_ext.training.replicas import Replicas
 from torch_ext.training.updates import UnsupportedError, Update, update_of
 
-Key = tuple[Any, ...]
 Homes = dict[str, tuple[dict[str, Any], str]]  # name -> a module's own table, and the key there
+# What a batch may hold besides tensors: it is part of a graph's key.
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """Equal keys: the same ops on the same shapes, but for answers about the batch's values."""
+
+    era: int  # of modules and their attributes
+    modes: Modes
+    batch: tuple[Any, ...]
+    training: tuple[bool, ...]
+    parameters: tuple[Any, ...]
+    shared_memory: tuple[int, ...]
+    groups: tuple[Any, ...]
+    states: tuple[Any, ...]
+    paces: tuple[str, ...]
+    accumulated: tuple[str, ...]
+
+    def why_not(self, other: "Key") -> str:
+        """What is different, for people; empty if nothing is."""
+        told = {
+            "era": "modules, tied parameters or attributes of the model have changed",
+            "modes": "it is called under another autocast or thread count, or other such modes",
+            "batch": "the batch has another shape or dtype, or holds other numbers",
+            "training": "train() or eval() was called",
+            "parameters": "parameters have another dtype or shape, or were frozen or unfrozen",
+            "shared_memory": "other parameters, buffers or inputs share their memory",
+            "groups": "the optimizer's groups have changed",
+            "states": "the optimizer's state or groups have changed",
+            "paces": "the optimizer's state or groups have changed",
+            "accumulated": "other parameters have a gradient already",
+        }
+        fields = (name for name in told if getattr(self, name) != getattr(other, name))
+        return "; ".join(dict.fromkeys(told[name] for name in fields))
 
 
 @dataclasses.dataclass(frozen=True)
 class Now:
     """The state of things before a step, looked at once."""
 
-    batch: tuple[Any, ...]
+    batch: Batch
     leaves: list[Any]  # of the batch
+    modes: Modes
     parameters: dict[str, nn.Parameter]
     trained: dict[str, Trained]
     accumulated: list[str]  # trained parameters that have a gradient already
-    states: dict[str, tuple[str, ...]]  # of each trained parameter: tensors the update reads
-    number_keys: dict[str, str]  # of each trained parameter: whose numbers its update shares
-    key: Key  # equal keys: the same ops on the same shapes
+    states: dict[str, tuple[str, ...]]  # of each updated parameter: tensors the update reads
+    number_keys: dict[str, str]  # of each updated parameter: whose numbers its update shares
+    has_stray_gradients: bool  # the optimizer will use gradients that no step of ours makes
+    key: Key
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Those of the batch."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
 
 
 class World:
@@ -54,55 +100,118 @@ class World:
         self.clipping = clipping
         self.replicas = replicas
         self.update: Update = update_of(optimizer)
-        _require_no_hooks(objective, optimizer)
-        self.modules = list(objective.modules())
-        # Where parameters and buffers are found again, whatever is assigned there.
-        self.parameter_homes = _homes(objective, "_parameters", objective.named_parameters())
-        self.buffer_homes = _homes(objective, "_buffers", objective.named_buffers())
+        self._eras: dict[tuple[Any, ...], int] = {}  # attributes that a graph was captured with
+        self._watch: Watch | None = None  # a copy lives too short to be watched
+        self._look_around()
         if not self.parameter_homes:
             raise UnsupportedError("the model has no parameters, so there is nothing to train")
 
     def copy(self) -> Self:
-        """A world of its own, from the same state."""
-        objective, optimizer = copy.deepcopy((self.objective, self.optimizer))
+        """A world of its own, from the same state, in the same era. Raises UnsupportedError."""
+        memo: dict[int, Any] = {}
+        for tensor in tensors_in_a_graph(self.objective):
+            memo[id(tensor)] = tensor.detach().clone()
+        try:
+            objective, optimizer = copy.deepcopy((self.objective, self.optimizer), memo)
+        except Exception as error:
+            raise UnsupportedError(
+                "model, loss and optimizer cannot be copied, on which a step is captured and "
+                f"verified: {type(error).__name__}: {error}"
+            ) from error
         # Schedulers wrap `step` of the original, which the copy must not call.
         vars(optimizer).pop("step", None)
         pairs = zip(self.objective.parameters(), objective.parameters(), strict=True)
         for original, parameter in pairs:
             parameter.grad = copy.deepcopy(original.grad)
-        return type(self)(objective, optimizer, self.clipping, self.replicas)
+        world = type(self)(objective, optimizer, self.clipping, self.replicas)
+        world._watch, world.era = None, self.era
+        return world
 
-    def look(self, batch: Sequence[Any]) -> Now:
-        """What decides which graph runs. Done at every step: it has to be quick."""
-        batch = tuple(batch)
+    def _look_around(self) -> None:
+        """Find modules, parameters, buffers and attributes; the same ones make the same era.
+
+        Raises UnsupportedError for what a step cannot call.
+        """
+        self._watch = Watch(self.objective)
+        self.modules = list(self.objective.modules())
+        # Where parameters and buffers are found again, whatever is assigned there.
+        self.parameter_homes = _homes(
+            self.objective, "_parameters", self.objective.named_parameters()
+        )
+        self.buffer_homes = _homes(self.objective, "_buffers", self.objective.named_buffers())
+        self.era = self._eras.setdefault(self._watch.signature, len(self._eras))
+
+    def past_eras(self) -> set[int]:
+        """Eras that cannot come again, for something of them is gone."""
+        return {era for signature, era in self._eras.items() if not may_return(signature)}
+
+    def look(self, batch: Batch) -> Now:
+        """What decides which graph runs. Done at every step: it has to be quick.
+
+        Raises UnsupportedError for what no graph can hold.
+        """
+        if self._watch is not None and not self._watch.is_unchanged():
+            self._look_around()
         leaves, spec = pytree.tree_flatten(batch)
+        modes = Modes.now()
         parameters = _found(self.parameter_homes)
-        names = {id(parameter): name for name, parameter in parameters.items()}
+        _require_no_hooks(self.optimizer, parameters)
+        group_of = {}
+        has_stray_gradients = False
+        known = set(map(id, parameters.values()))
+        for index, group in enumerate(self.optimizer.param_groups):
+            for parameter in group["params"]:
+                group_of[id(parameter)] = index
+                if id(parameter) not in known or not parameter.requires_grad:
+                    has_stray_gradients |= parameter.grad is not None
         trained, states, number_keys = {}, {}, {}
         accumulated = []
         classes: dict[tuple[int, float], str] = {}
-        for index, group in enumerate(self.optimizer.param_groups):
-            for parameter in group["params"]:
-                name = names.get(id(parameter))
-                if name is None or not parameter.requires_grad:
-                    continue
+        for name, parameter in parameters.items():
+            if not parameter.requires_grad:
+                continue
+            index = group_of.get(id(parameter))
+            trained[name] = Trained(name, parameter, index)
+            if parameter.grad is not None:
+                accumulated.append(name)
+            if index is not None:
                 state = self.optimizer.state.get(parameter, {})
-                trained[name] = Trained(name, parameter, index)
-                if parameter.grad is not None:
-                    accumulated.append(name)
-                states[name] = self.update.state_names(group, state)
+                states[name] = self.update.state_names(self.optimizer.param_groups[index], state)
                 pace = (index, self.update.updates_done(state))
                 number_keys[name] = classes.setdefault(pace, f"{index}_{len(classes)}")
-        key = (
-            (spec, *map(_description, leaves)),
-            tuple(module.training for module in self.modules),
-            tuple((p.dtype, p.requires_grad, p.shape, p.is_cpu) for p in parameters.values()),
-            tuple(self.update.structure(group) for group in self.optimizer.param_groups),
-            tuple(states.items()),
-            tuple(number_keys.values()),
-            tuple(accumulated),
+        key = Key(
+            era=self.era,
+            modes=modes,
+            batch=(spec, *map(_description, leaves)),
+            training=tuple(module.training for module in self.modules),
+            parameters=tuple((p.dtype, p.requires_grad, p.shape) for p in parameters.values()),
+            shared_memory=self._shared_memory(leaves),
+            groups=tuple(self.update.structure(group) for group in self.optimizer.param_groups),
+            states=tuple(states.items()),
+            paces=tuple(number_keys.values()),
+            accumulated=tuple(accumulated),
         )
-        return Now(batch, leaves, parameters, trained, accumulated, states, number_keys, key)
+        return Now(
+            *(batch, leaves, modes, parameters, trained, accumulated, states, number_keys),
+            has_stray_gradients,
+            key,
+        )
+
+    def _shared_memory(self, leaves: list[Any]) -> tuple[int, ...]:
+        """Which parameters, buffers and inputs begin at one address; empty if none do."""
+        tensors = itertools.chain(
+            _found(self.parameter_homes).values(), _found(self.buffer_homes).values(), leaves
+        )
+        first: dict[int, int] = {}
+        places = []
+        is_shared = False
+        for place, tensor in enumerate(tensors):
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+                address = tensor.data_ptr()
+                one = first.setdefault(address, place) if address else place
+                is_shared |= one != place
+                places.append(one)
+        return tuple(places) if is_shared else ()
 
     # --- capturing and running --------------------------------------------------------------------
 
@@ -119,7 +228,8 @@ class World:
             now.states,
             now.number_keys,
         )
-        return capture(self.objective, now.batch, ending)
+        with apart():
+            return capture(self.objective, now.batch, now.modes, ending)
 
     def bind(self, captured: Captured, now: Now) -> list[Any]:
         """What the graph's placeholders stand for now; makes empty optimizer states."""
@@ -129,11 +239,13 @@ class World:
         for name, key in now.number_keys.items():
             if key not in numbers:
                 one = now.trained[name]
+                assert one.group is not None
                 state = of_state.get(one.parameter, {})
                 options = self.update.options(groups[one.group])
                 numbers[key] = self.update.numbers(options, self.update.updates_done(state))
         for name in captured.updated:
             one = now.trained[name]
+            assert one.group is not None
             state = of_state[one.parameter]
             if not state:
                 state.update(self.update.new_state(groups[one.group], one.parameter))
@@ -156,10 +268,11 @@ class World:
 
     def run(self, captured: Captured, now: Now) -> Any:
         """One step through the graph."""
-        self._sync_buffers()
-        inputs = self.bind(captured, now)
+        with apart():
+            self._sync_buffers()
+            inputs = self.bind(captured, now)
         try:
-            with torch.no_grad():
+            with of_a_graph():
                 outputs = captured.run(*inputs)
         except BaseException as error:
             error.add_note(
@@ -173,6 +286,9 @@ class World:
                 results.append(value)
             elif role.kind == "state":
                 self.optimizer.state[now.parameters[role.name]][role.item] = value
+            elif role.kind == "buffer":
+                home, name = self.buffer_homes[role.name]
+                home[name] = value
             else:
                 now.parameters[role.name].grad = value
         for name in captured.updated:
@@ -184,20 +300,22 @@ class World:
 
     def run_eagerly(self, now: Now, updates: bool) -> Any:
         """The loop that the graph replaces."""
-        self._sync_buffers()
-        result = self.objective(*now.batch)
-        loss_of(result).backward()
-        result = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
-        if updates:
-            if self.replicas is not None:
-                self.replicas.average(now.parameters)
-            parameters = [one.parameter for one in now.trained.values()]
-            if self.clipping.norm is not None:
-                nn.utils.clip_grad_norm_(parameters, self.clipping.norm)
-            if self.clipping.value is not None:
-                nn.utils.clip_grad_value_(parameters, self.clipping.value)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        with apart():
+            self._sync_buffers()
+            with now.modes.of_the_forward_pass():
+                result = self.objective(now.batch)
+            loss_of(result).backward()
+            result = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
+            if updates:
+                if self.replicas is not None:
+                    self.replicas.average(now.parameters)
+                parameters = [one.parameter for one in now.trained.values()]
+                if self.clipping.norm is not None:
+                    nn.utils.clip_grad_norm_(parameters, self.clipping.norm)
+                if self.clipping.value is not None:
+                    nn.utils.clip_grad_value_(parameters, self.clipping.value)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
         return result
 
     def _sync_buffers(self) -> None:
@@ -205,8 +323,13 @@ class World:
             self.replicas.sync_buffers(self.objective.model)
 
     def contents(self) -> dict[str, Any]:
-        """Everything that a step may change."""
+        """Everything that a step may change, but for attributes."""
         parameters = _found(self.parameter_homes)
+        known = set(map(id, parameters.values()))
+        for index, group in enumerate(self.optimizer.param_groups):
+            for place, parameter in enumerate(group["params"]):
+                if id(parameter) not in known:
+                    parameters[f"parameter {place} of the optimizer's group {index}"] = parameter
         found = {**parameters, **_found(self.buffer_homes)}
         for name, parameter in parameters.items():
             found[f"{name}.grad"] = parameter.grad
@@ -215,10 +338,12 @@ class World:
         return found
 
 
-def _require_no_hooks(objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _require_no_hooks(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
+) -> None:
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise UnsupportedError("the optimizer has step hooks, which a captured step cannot call")
-    for name, parameter in objective.named_parameters():
+    for name, parameter in parameters.items():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise UnsupportedError(
                 f"parameter {name} has gradient hooks, which a captured step cannot call"
@@ -243,5 +368,13 @@ def _found(homes: Homes) -> dict[str, Any]:
 
 def _description(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.is_cpu, leaf.requires_grad
-    return type(leaf), leaf
+        if leaf.layout is not torch.strided:
+            raise UnsupportedError(f"the batch holds a tensor of layout {leaf.layout}; only strided")
+        flags = (leaf.is_cpu, leaf.requires_grad, leaf.is_conj(), leaf.is_neg())
+        return type(leaf), leaf.shape, leaf.stride(), leaf.dtype, *flags
+    if isinstance(leaf, _PLAIN):
+        return type(leaf), repr(leaf)  # -0.0 is equal to 0.0, and nan to nothing
+    raise UnsupportedError(
+        f"the batch holds a {type(leaf).__name__}, whose content may change unseen; give tensors, "
+        "numbers and texts, in tuples, lists and dicts"
+    )

@@ -1,0 +1,272 @@
+"""State that modules keep in plain attributes: all that is neither a parameter nor a buffer.
+
+A number, a flag, a tensor, a list or dict of them, a configuration object, a hook: forward may read
+each and may change some. A graph has what it was captured with, so whoever uses it must notice.
+
+What is inside is looked at through lists, dicts, sets, tuples and objects of the user's classes. Of
+containers with more than 1,000 items only the length is looked at; functions, their closures and
+objects of other libraries are told apart by identity alone.
+"""
+
+import collections
+import dataclasses
+import functools
+import operator
+import sys
+import types
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
+
+from torch_ext.comparing import same_bits
+
+_MOST_ITEMS = 1000
+_MOST_ARRAY_BYTES = 2**16
+# Of a module: the mode, and what forward does not read.
+_LEFT_OUT = {
+    "training",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+}
+_TABLES = ("_parameters", "_buffers", "_modules")  # what they hold is an attribute of the module
+_SEQUENCES = list | tuple | set | frozenset | collections.deque
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """Something that is not looked into, or that holds nothing."""
+
+    path: str
+    value: Any
+
+
+class Watch:
+    """All attributes of a module and of those in it, as they are now."""
+
+    def __init__(self, root: nn.Module) -> None:
+        leaves, containers = _walk(root)
+        filled = [(_values(one), tuple(_values(one))) for one in containers if len(one)]
+        self._filled = [(values, known, len(known)) for values, known in filled]
+        self._empty = [one for one in containers if not len(one)]
+        names, computed = _registered(root), _computed(root)
+        leaves = [leaf for leaf in leaves if leaf.path not in computed]
+        tensors = (leaf.value for leaf in leaves if isinstance(leaf.value, torch.Tensor))
+        changing = [tensor for tensor in tensors if id(tensor) not in names]
+        self._tensors = [(tensor, _version(tensor)) for tensor in changing]
+        self._arrays = [leaf.value for leaf in leaves if _is_array(leaf.value)]
+        self._bytes = list(map(_array_bytes, self._arrays))
+        # Equal for equal attributes: hashable, and keeps no module and no tensor alive. A parameter
+        # or buffer counts by its name, so that it tells which are tied.
+        self.signature = tuple((leaf.path, _token(leaf.value, names)) for leaf in leaves)
+
+    def is_unchanged(self) -> bool:
+        """Has nothing been assigned or written to since, parameters and buffers included?
+
+        For every step, so it compares identities; what is equal may still be another object.
+        """
+        return (
+            all(
+                len(values) == count and all(map(operator.is_, values, known))
+                for values, known, count in self._filled
+            )
+            and not any(self._empty)
+            and all(_version(tensor) == version for tensor, version in self._tensors)
+            and list(map(_array_bytes, self._arrays)) == self._bytes
+        )
+
+
+def may_return(signature: tuple[Any, ...]) -> bool:
+    """Can attributes be equal to these again? Not after a module or tensor among them has gone."""
+    leaves = pytree.tree_leaves(signature)
+    return all(leaf.get() is not None for leaf in leaves if isinstance(leaf, _Identity))
+
+
+def contents(root: nn.Module) -> dict[str, Any]:
+    """Copies of all values by their paths, to compare with later ones (see changes)."""
+    names, computed = _registered(root), _computed(root)
+    return {
+        leaf.path: _copy(leaf.value)
+        for leaf in _walk(root)[0]
+        if id(leaf.value) not in names and leaf.path not in computed
+    }
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The paths of attributes that were added, removed, or have another value."""
+    paths = [*before, *(path for path in after if path not in before)]
+    return [
+        path
+        for path in paths
+        if path not in before or path not in after or not _same(before[path], after[path])
+    ]
+
+
+def tensors_in_a_graph(root: nn.Module) -> list[torch.Tensor]:
+    """Tensors in attributes that autograd computed, which copy.deepcopy refuses."""
+    values = (leaf.value for leaf in _walk(root)[0])
+    return [one for one in values if isinstance(one, torch.Tensor) and not one.is_leaf]
+
+
+# --- walking --------------------------------------------------------------------------------------
+
+
+def _walk(root: nn.Module) -> tuple[list[Leaf], list[Any]]:
+    """Everything that is not a container, and all containers, each once."""
+    leaves: list[Leaf] = []
+    containers: list[Any] = []
+    left: list[tuple[str, Any]] = [("", root)]
+    seen: set[int] = set()
+    while left:
+        path, value = left.pop()
+        container = _container(value)
+        if container is None or isinstance(value, nn.Module):
+            leaves.append(Leaf(path, value))
+        elif len(container) > _MOST_ITEMS:
+            leaves.append(Leaf(path, len(container)))
+            continue
+        if container is not None and id(container) not in seen:
+            seen.add(id(container))
+            containers.append(container)
+            if isinstance(value, nn.Module):
+                containers += [container[table] for table in _TABLES]
+            left += reversed(list(_items(path, value, container)))
+    return leaves, containers
+
+
+def _container(value: Any) -> Any:
+    """What holds the parts of a value; None if it is not looked into."""
+    if isinstance(value, dict | _SEQUENCES):
+        return value
+    if isinstance(value, nn.Module):
+        return vars(value)
+    kind = type(value)
+    is_plain = isinstance(
+        value, type | types.ModuleType | types.FunctionType | types.MethodType | functools.partial
+    )
+    package = kind.__module__.partition(".")[0]
+    is_foreign = package in ("torch", "numpy") or package in sys.stdlib_module_names
+    return None if is_plain or is_foreign else getattr(value, "__dict__", None)
+
+
+def _items(path: str, value: Any, container: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, nn.Module):
+        for name, part in container.items():
+            if name in _TABLES:
+                yield from ((_joined(path, key), one) for key, one in part.items())
+            elif name not in _LEFT_OUT:
+                yield _joined(path, name), part
+    elif isinstance(value, dict):
+        yield from ((f"{path}[{key!r}]", part) for key, part in value.items())
+    elif isinstance(value, _SEQUENCES):
+        yield from ((f"{path}[{index}]", part) for index, part in enumerate(value))
+    else:
+        yield from ((_joined(path, str(name)), part) for name, part in container.items())
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _values(container: Any) -> Any:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _computed_by_hooks(module: nn.Module) -> set[str]:
+    """Attributes that a hook of torch's computes before each forward pass, from parameters."""
+    names = set()
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm | SpectralNorm):
+            names.add(hook.name)
+        elif isinstance(hook, BasePruningMethod):
+            names.add(str(hook._tensor_name))
+    return names
+
+
+def _computed(root: nn.Module) -> set[str]:
+    return {
+        _joined(path, name)
+        for path, module in root.named_modules()
+        for name in _computed_by_hooks(module)
+    }
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+class _Identity:
+    """An object that is told apart by being another; does not keep it alive if it can."""
+
+    def __init__(self, value: Any) -> None:
+        self._key = id(value)
+        try:
+            self.get = weakref.ref(value)
+        except TypeError:
+            self.get = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Identity) or self._key != other._key:
+            return False
+        value = self.get()
+        return value is not None and value is other.get()
+
+    def __hash__(self) -> int:
+        return self._key
+
+
+def _token(value: Any, names: Mapping[int, str]) -> Any:
+    """Equal for equal values; hashable."""
+    if id(value) in names:
+        return "registered", names[id(value)]
+    if isinstance(value, torch.Tensor):
+        return _Identity(value), _version(value)
+    if _is_array(value):
+        return _Identity(value), _array_bytes(value)
+    if isinstance(value, bool | int | float | complex):
+        return type(value), repr(value)  # -0.0 is equal to 0.0, and nan to nothing
+    if isinstance(value, str | bytes | torch.dtype | torch.device | torch.layout | None):
+        return value
+    if isinstance(value, types.MethodType):
+        return _Identity(value.__self__), _Identity(value.__func__)
+    return _Identity(value)
+
+
+def _registered(root: nn.Module) -> dict[int, str]:
+    named = [*root.named_parameters(), *root.named_buffers()]
+    return {id(tensor): name for name, tensor in named}
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Grows with every write; tensors made in inference mode count none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _is_array(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and hasattr(value, "tobytes")
+
+
+def _array_bytes(array: Any) -> bytes:
+    content: bytes = array.tobytes() if array.nbytes <= _MOST_ARRAY_BYTES else b""
+    return content
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        gradient = value.grad if value.is_leaf else None
+        return value.detach().clone(), None if gradient is None else gradient.detach().clone()
+    if _is_array(value):
+        return value.dtype, value.shape, _array_bytes(value)
+    return _token(value, {})
+
+
+def _same(a: Any, b: Any) -> bool:
+    leaves, others = pytree.tree_leaves(a), pytree.tree_leaves(b)
+    return len(leaves) == len(others) and all(map(same_bits, leaves, others))

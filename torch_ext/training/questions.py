@@ -1,0 +1,252 @@
+"""What a program asks about values of its batch: an `if` on a mask, a length, a number of tokens.
+
+A graph holds for the answers that it was captured with. So each question is kept, as ops that
+compute from the batch alone what was asked for, and asked again before a step: other answers need
+another graph. Booleans, integers and sizes may be asked for; they repeat. What depends on a
+parameter, an activation or a random number is not known before the step, and is refused.
+"""
+
+import dataclasses
+import operator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import fx, nn
+from torch.fx.experimental import proxy_tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_ext.fx.labelling import OUR_FOLDER, TORCH_FOLDER
+from torch_ext.training.updates import UnsupportedError
+
+_aten = torch.ops.aten
+_MOST_VALUES = 4096  # of a tensor whose whole content is asked for
+
+# Functions that read the content of an argument where tracing does not see it, and which argument.
+# Of packed sequences it is how many go on; else a state is there, which holds no integers.
+_READS = {
+    torch.Tensor.tolist: 0,
+    torch.Tensor.numpy: 0,
+    torch.Tensor.__array__: 0,
+    torch._VF._pack_padded_sequence: 1,  # type: ignore[attr-defined]
+    torch._VF._pad_packed_sequence: 1,  # type: ignore[attr-defined]
+    torch._VF.lstm: 1,  # type: ignore[attr-defined]
+    torch._VF.gru: 1,  # type: ignore[attr-defined]
+    torch._VF.rnn_tanh: 1,  # type: ignore[attr-defined]
+    torch._VF.rnn_relu: 1,  # type: ignore[attr-defined]
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """The questions of a captured graph, and the answers that it holds for."""
+
+    questions: fx.GraphModule | None  # the tensors of a batch -> answers; None: there are none
+    answers: tuple[Any, ...]
+
+    def hold(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Does this batch give the same answers?"""
+        return self.questions is None or self.questions(*tensors) == self.answers
+
+
+class Questions(TorchDispatchMode):
+    """Collects what a function asks while make_fx traces it: to be entered in that function."""
+
+    def __init__(self, first_of_batch: int, tensors_in_batch: int) -> None:
+        """`first_of_batch`: how many arguments of the function come before those of the batch."""
+        super().__init__()
+        self._first_of_batch = first_of_batch
+        self._reads = _Reads(self)
+        self._graph = fx.Graph()
+        self._batch = [self._graph.placeholder(f"batch_{i}") for i in range(tensors_in_batch)]
+        self._constants = nn.Module()
+        self._copies: dict[fx.Node, fx.Node] = {}
+        self._asked: dict[str, tuple[fx.Node, Any]] = {}
+        self._storages: dict[fx.Node, int] = {}  # of the value of a node
+        self._writes: dict[int, list[fx.Node]] = {}  # of a storage: the nodes that wrote to it
+
+    def __enter__(self) -> "Questions":
+        super().__enter__()
+        self._reads.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._reads.__exit__(*error)
+        super().__exit__(*error)
+
+    def answers(self) -> Answers:
+        """All questions, each once."""
+        if not self._asked:
+            return Answers(None, ())
+        self._graph.output(tuple(node for node, _ in self._asked.values()))
+        module = fx.GraphModule(self._constants, self._graph)
+        return Answers(module, tuple(answer for _, answer in self._asked.values()))
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.data_dependent_output in op.tags:
+            return self.ask(op, *args)
+        if op is _aten.index.Tensor:
+            for index in args[1]:
+                if index is not None and index.dtype in (torch.bool, torch.uint8):
+                    self.ask(_count, index)
+        elif op is _aten.masked_select.default:
+            self.ask(_count, args[1])
+        elif torch.Tag.dynamic_output_shape in op.tags:
+            self.ask(_shapes, op, args, kwargs)
+        result = op(*args, **kwargs)
+        self._note(op, args, kwargs, result)
+        return result
+
+    def ask(self, question: Callable[..., Any], *args: Any) -> Any:
+        """Answer a question about traced tensors, and keep it. Raises UnsupportedError."""
+        with proxy_tensor.disable_proxy_modes_tracing():
+            answer = question(*args)
+        arguments = pytree.tree_map_only(torch.Tensor, _node_of, args)
+        nodes = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, fx.Node)]
+        before = _ancestors(nodes)
+        if all(node.op != "placeholder" for node in before):
+            return answer  # always the same
+        if isinstance(answer, float | complex):
+            _refuse("as a fraction, which hardly ever repeats")
+        for node in before:
+            self._copy(node, before)
+        copies = fx.node.map_arg(arguments, self._copies.__getitem__)
+        key = f"{question} {copies}"
+        if key not in self._asked:
+            self._asked[key] = self._graph.call_function(question, copies), answer
+        return answer
+
+    def _note(self, op: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Remember which node has which storage, and who writes to it."""
+        for tensor, node in _traced((args, kwargs, result)):
+            self._storages[node] = tensor.untyped_storage()._cdata
+        if op._schema.is_mutable:
+            names = (argument.name for argument in op._schema.arguments)
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            for argument in op._schema.arguments:
+                if argument.is_write:
+                    for tensor, node in _traced(given.get(argument.name)):
+                        storage = tensor.untyped_storage()._cdata
+                        self._writes.setdefault(storage, []).append(node)
+
+    def _copy(self, node: fx.Node, before: Sequence[fx.Node]) -> None:
+        """Take a node over into our graph, if what it gives follows from the batch alone."""
+        writers = self._writes.get(self._storages.get(node, 0), ())
+        is_given = node.op in ("placeholder", "get_attr")
+        if any(is_given or writer not in before for writer in writers):
+            _refuse("of something that the step writes to")
+        if node in self._copies:
+            return
+        if node.op == "placeholder":
+            position = [one for one in node.graph.nodes if one.op == "placeholder"].index(node)
+            if position < self._first_of_batch:
+                _refuse("of a parameter or a buffer, or of what is computed from it")
+            self._copies[node] = self._batch[position - self._first_of_batch]
+            return
+        if node.op == "get_attr":
+            value = getattr(_tracer().root, str(node.target))
+            setattr(self._constants, str(node.target), value)
+        elif not _is_pure(node):
+            _refuse("of something random, or of the result of an op that is not torch's own")
+        self._copies[node] = self._graph.node_copy(node, self._copies.__getitem__)
+
+
+class _Reads(TorchFunctionMode):
+    """Asks for what functions read behind the back of tracing."""
+
+    def __init__(self, questions: Questions) -> None:
+        super().__init__()
+        self._questions = questions
+        self._told: list[torch.Tensor] = []  # follow from what was asked already
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        position = _READS.get(function)
+        if position is not None and position < len(args):
+            read = args[position]
+            if isinstance(read, torch.Tensor) and not any(read is told for told in self._told):
+                is_whole = position == 0
+                if is_whole or not (read.is_floating_point() or read.is_complex()):
+                    self._questions.ask(_content, read)
+        result = function(*args, **(kwargs or {}))
+        if function is torch._VF._pack_padded_sequence:  # type: ignore[attr-defined]
+            self._told.append(result[1])
+        return result
+
+
+# --- questions ------------------------------------------------------------------------------------
+
+
+def _count(mask: torch.Tensor) -> int:
+    return int(torch.count_nonzero(mask))
+
+
+def _shapes(op: Callable[..., Any], args: Any, kwargs: Any) -> list[torch.Size]:
+    return [tensor.shape for tensor in pytree.tree_leaves(op(*args, **kwargs))]
+
+
+def _content(tensor: torch.Tensor) -> Any:
+    if tensor.numel() > _MOST_VALUES or tensor.is_floating_point() or tensor.is_complex():
+        return float("nan")  # nothing that would repeat
+    return tensor.tolist()
+
+
+# --- tracing --------------------------------------------------------------------------------------
+
+
+def users_line(frames: traceback.StackSummary) -> str:
+    """The innermost line that is neither torch's nor ours."""
+    own = [f for f in frames if not f.filename.startswith((TORCH_FOLDER, OUR_FOLDER))]
+    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "unknown"
+
+
+def _refuse(value: str) -> NoReturn:
+    where = users_line(traceback.extract_stack())
+    raise UnsupportedError(
+        "the step depends on a value of a tensor (an `if`, .item() or a mask as index), which a "
+        f"captured step may take of the batch's integers and booleans only, not {value}: {where}"
+    )
+
+
+def _tracer() -> Any:
+    mode = proxy_tensor.get_proxy_mode()
+    assert mode is not None
+    return mode.tracer
+
+
+def _node_of(tensor: torch.Tensor) -> fx.Node | None:
+    """The node that made a traced tensor; None for a constant."""
+    slot = proxy_tensor.get_proxy_slot(tensor, _tracer(), None)
+    return None if slot is None else slot.proxy.node
+
+
+def _traced(value: Any) -> Iterator[tuple[torch.Tensor, fx.Node]]:
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, torch.Tensor) and (node := _node_of(leaf)) is not None:
+            yield leaf, node
+
+
+def _ancestors(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """These and all nodes that they depend on, in their order."""
+    found: set[fx.Node] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return [node for node in nodes[0].graph.nodes if node in found] if nodes else []
+
+
+def _is_pure(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    is_ours = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+    return is_ours and torch.Tag.nondeterministic_seeded not in node.target.tags
