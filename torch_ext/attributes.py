@@ -15,7 +15,7 @@ import operator
 import sys
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ _LEFT_OUT = {
     "_load_state_dict_post_hooks",
 }
 _TABLES = ("_parameters", "_buffers", "_modules")  # what they hold is an attribute of the module
-_SEQUENCES = list | tuple | set | frozenset | collections.deque
+_SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _walk(root: nn.Module) -> tuple[list[Leaf], list[Any]]:
 
 def _container(value: Any) -> Any:
     """What holds the parts of a value; None if it is not looked into."""
-    if isinstance(value, dict | _SEQUENCES):
+    if isinstance(value, (dict, *_SEQUENCES)):
         return value
     if isinstance(value, nn.Module):
         return vars(value)
@@ -207,6 +207,7 @@ class _Identity:
 
     def __init__(self, value: Any) -> None:
         self._key = id(value)
+        self.get: Callable[[], Any]  # None when it is gone
         try:
             self.get = weakref.ref(value)
         except TypeError:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,22 +75,11 @@ class Clipping:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A parameter that gets a gradient, and which of the optimizer's groups updates it.
-
-    None: it is in no group, so its gradient stays and is added to.
-    """
-
-    name: str
-    parameter: torch.Tensor
-    group: int | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Ending:
     """What follows the backward pass."""
 
-    trained: Sequence[Trained]
+    trained: Mapping[str, torch.Tensor]  # parameters that get a gradient
+    group_of: Mapping[str, int]  # of the optimizer's groups the one that updates a parameter
     accumulated: Collection[str]  # parameters whose gradient is there already and is added to
     updates: bool  # else all gradients stay
     clipping: Clipping
@@ -117,7 +106,9 @@ class Captured:
     module: fx.GraphModule
     run: nn.Module  # runs the graph: `module` itself, or the same in TorchScript
     inputs: list[Role]
-    outputs: list[Role]  # "result" leaves first, then what is assigned anew: buffers, gradients, ...
+    outputs: list[
+        Role
+    ]  # "result" leaves first, then what is assigned anew: buffers, gradients, ...
     updated: dict[str, str]  # parameters that get an update -> whose numbers it shares
     result_spec: pytree.TreeSpec
     answers: Answers  # to what the step asks about its batch
@@ -157,13 +148,11 @@ def capture(objective: Objective, batch: Batch, modes: Modes, ending: Ending) ->
         mark_backward(loss)
         with questions:
             gradients = torch.autograd.grad(
-                loss, [given[one.name] for one in ending.trained], allow_unused=True
+                loss, [given[name] for name in ending.trained], allow_unused=True
             )
-        for one, gradient in zip(ending.trained, gradients, strict=True):
+        for name, gradient in zip(ending.trained, gradients, strict=True):
             if gradient is not None and gradient.layout != torch.strided:
-                raise UnsupportedError(
-                    f"the gradient of {one.name} is sparse, which is unsupported"
-                )
+                raise UnsupportedError(f"the gradient of {name} is sparse, which is unsupported")
         values, structure = pytree.tree_flatten(result)
         result_spec.append(structure)
         assigned = [name for name in buffers if given[name] is not before[name]]
@@ -208,8 +197,8 @@ class _Builder:
         values = self.output.args[0]
         count = len(self.results)
         gradients = {
-            one.name: node
-            for one, node in zip(ending.trained, values[count:], strict=True)
+            name: node
+            for name, node in zip(ending.trained, values[count:], strict=True)
             if node is not None
         }
         self._separate(gradients, parameters)
@@ -218,6 +207,8 @@ class _Builder:
             if name in gradients:
                 self._emit(_aten.add_.Tensor, total, gradients[name])
             gradients[name] = total
+        # As the loop clips and updates them: in the order of the model's parameters.
+        gradients = {name: gradients[name] for name in ending.trained if name in gradients}
         new = gradients.keys() - set(ending.accumulated)
         kept: dict[Role, fx.Node] = {}
         updated = {}
@@ -225,41 +216,43 @@ class _Builder:
             self._average(gradients, ending)
         if ending.updates:
             self._clip(gradients, ending.clipping)
-        for one in ending.trained:
-            if one.name not in gradients:
-                continue  # the optimizer skips it
-            if ending.updates and one.group is not None:
-                kept |= self._update(ending, one, one.group, gradients[one.name])
-                updated[one.name] = ending.number_keys[one.name]
-            elif one.name in new:
-                kept[Role("gradient", one.name)] = gradients[one.name]
+        for name, gradient in gradients.items():
+            if ending.updates and name in ending.group_of:
+                kept |= self._update(ending, name, gradient)
+                updated[name] = ending.number_keys[name]
+            elif name in new:
+                kept[Role("gradient", name)] = gradient
         self.output.args = ((*values[:count], *kept.values()),)
         self.graph.lint()
         self.module.recompile()
         outputs = [*self.results, *kept]
         return Captured(
-            self.module, self.module, self.roles, outputs, updated, self.result_spec, Answers(None, ())
+            self.module,
+            self.module,
+            self.roles,
+            outputs,
+            updated,
+            self.result_spec,
+            Answers(None, ()),
         )
 
-    def _update(
-        self, ending: Ending, one: Trained, group: int, gradient: fx.Node
-    ) -> dict[Role, fx.Node]:
+    def _update(self, ending: Ending, name: str, gradient: fx.Node) -> dict[Role, fx.Node]:
         """Add the update of one parameter; return the state that it makes anew."""
-        key = ending.number_keys[one.name]
+        key = ending.number_keys[name]
         operands = Operands(
-            self._input(Role("parameter", one.name)),
+            self._input(Role("parameter", name)),
             gradient,
-            {item: self._input(Role("state", one.name, item)) for item in ending.states[one.name]},
+            {item: self._input(Role("state", name, item)) for item in ending.states[name]},
             lambda item: self._input(Role("number", key, item)),
         )
 
         def emit(target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
             node = self._emit(target, *args, **kwargs)
-            label_update(node, one.name.removeprefix("model."))
+            label_update(node, name.removeprefix("model."))
             return node
 
-        made = ending.update.emit(emit, ending.groups[group], operands)
-        return {Role("state", one.name, item): node for item, node in made.items()}
+        made = ending.update.emit(emit, ending.groups[ending.group_of[name]], operands)
+        return {Role("state", name, item): node for item, node in made.items()}
 
     def _input(self, role: Role) -> fx.Node:
         if role not in self.placeholders:
@@ -292,11 +285,10 @@ class _Builder:
         """See Replicas.average; collectives in the order in which the first graph has gradients."""
         replicas = ending.replicas
         assert replicas is not None
-        for one in ending.trained:
-            if one.name not in gradients:
+        for name in ending.trained:
+            if name not in gradients:
                 raise UnsupportedError(
-                    f"parameter {one.name} gets no gradient, which processes cannot average; "
-                    "freeze it"
+                    f"parameter {name} gets no gradient, which processes cannot average; freeze it"
                 )
         if not replicas.reduced:
             place = {node: index for index, node in enumerate(self.graph.nodes)}

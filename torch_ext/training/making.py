@@ -25,6 +25,7 @@ from torch_ext.reports import ProgramReport, described
 from torch_ext.training.capturing import Batch, Captured, loss_of
 from torch_ext.training.modes import apart, of_a_graph
 from torch_ext.training.questions import Answers, users_line
+from torch_ext.training.randomness import only_torchs_numbers
 from torch_ext.training.scripting import as_torchscript
 from torch_ext.training.updates import UnsupportedError
 from torch_ext.training.world import Now, World
@@ -96,13 +97,15 @@ def make_graph(
     Raises UnsupportedError for what the loop can do and a captured step cannot, and whatever the
     loop itself raises.
     """
-    try:
-        return _made(world, now, updates, runtime, time_budget)
-    except UnsupportedError:
-        raise
-    except Exception as error:
-        _run_loop(world, now, updates)  # raises what is no matter of capturing
-        raise UnsupportedError(_cause(error)) from error
+    with torch.inference_mode(False):  # copies would be of its kind, which autograd refuses
+        try:
+            with only_torchs_numbers():
+                return _made(world, now, updates, runtime, time_budget)
+        except UnsupportedError:
+            raise
+        except Exception as error:
+            _run_loop(world, now, updates)  # raises what is no matter of capturing
+            raise UnsupportedError(_cause(error)) from error
 
 
 def _made(
@@ -240,92 +243,109 @@ def return_free_memory() -> None:
 
 
 def _verify(world: World, captured: Captured, now: Now, updates: bool) -> _Verified:
-    """Run loop and graph side by side, from the same state, and measure both."""
+    """Run loop and graph side by side, from the same state, for two steps, and measure both.
+
+    What a graph has frozen of the state shows in the second step, what it has frozen of the batch
+    shows with another batch. Peaks are those of a settled step.
+    """
     with torch.random.fork_rng(devices=[]):
-        loop, refusal = _compare(world, captured, now, updates)
-        batch = copied(now.batch)
-        looked = loop.look(batch)
-        before = attributes.contents(loop.objective)
-        with measure_peak() as eager:
-            loop.run_eagerly(looked, updates)
-        changed = attributes.changes(before, attributes.contents(loop.objective))
-        if changed:
-            refusal = _why_stateful(changed)
+        loop, graph = world.copy(), world.copy()
+        seen = [attributes.contents(loop.objective)]
+        last = _step_of_both(loop, graph, captured, now.batch, updates)
+        seen.append(attributes.contents(loop.objective))
+        second = None
+        for batch in () if last.difference else (_rolled(now.batch), now.batch):
+            looked = graph.look(batch)
+            if looked.key != now.key or not captured.answers.hold(looked.tensors):
+                continue
+            try:
+                last = second = _step_of_both(loop, graph, captured, batch, updates)
+                break
+            except _LoopError:  # this order of the samples does not suit the program
+                loop = graph.copy()
+        if second is None:  # later steps run another graph
+            last = dataclasses.replace(
+                _measured_apart(world, loop, captured, now, updates), difference=last.difference
+            )
+        seen.append(attributes.contents(loop.objective))
         state_bytes = sum(
             value.nbytes
             for state in loop.optimizer.state.values()
             for value in state.values()
             if isinstance(value, torch.Tensor)
         )
-        del loop, looked
-        scratch = world.copy()
-        inputs = scratch.bind(captured, scratch.look(batch))
-        with of_a_graph(), measure_peak() as ours:
-            captured.run(*inputs)
-    return _Verified(refusal, eager.peak_bytes, ours.peak_bytes, state_bytes)
-
-
-def _compare(world: World, captured: Captured, now: Now, updates: bool) -> tuple[World, str]:
-    """Two steps of both, if the graph holds for the second; the loop's world, and a refusal.
-
-    What a graph has frozen of the state shows in the second step, what it has frozen of the batch
-    shows with another batch.
-    """
-    loop, graph = world.copy(), world.copy()
-    before = attributes.contents(loop.objective)
-    difference = _step_of_both(loop, graph, captured, now.batch, updates)
-    changed = attributes.changes(before, attributes.contents(loop.objective))
-    for batch in (_rolled(now.batch), now.batch):
-        looked = graph.look(batch)
-        if difference or looked.key != now.key or not captured.answers.hold(looked.tensors):
-            continue
-        try:
-            difference = _step_of_both(loop, graph, captured, batch, updates)
-            break
-        except _LoopError:  # this order of the samples does not suit the program
-            loop = graph.copy()
-    if not difference:
-        return loop, ""
+    changed = attributes.changes(*seen[1:])
+    if not changed and last.difference:  # what the first step alone has changed may be why
+        changed = attributes.changes(*seen[:2])
+    refusal = ""
     if changed:
-        return loop, _why_stateful(changed)
-    return loop, f"the captured step does not do what the loop does: {difference} differs"
+        refusal = _why_stateful(changed)
+    elif last.difference:
+        refusal = f"the captured step does not do what the loop does: {last.difference} differs"
+    return _Verified(refusal, last.eager_peak_bytes, last.peak_bytes, state_bytes)
 
 
 class _LoopError(Exception):
     """The loop itself raised."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Both:
+    """A step of the loop and one of the graph."""
+
+    difference: str  # the first, or empty
+    eager_peak_bytes: int
+    peak_bytes: int
+
+
 def _step_of_both(
     loop: World, graph: World, captured: Captured, batch: Batch, updates: bool
-) -> str:
-    """The first difference after a step of each on a copy of the batch, or empty."""
+) -> _Both:
+    """Run both on copies of a batch. Raises _LoopError."""
     batches = copied(batch), copied(batch)
+    looked = loop.look(batches[0])
     random_state = torch.get_rng_state()
     try:
-        expected = loop.run_eagerly(loop.look(batches[0]), updates)
+        with measure_peak() as eager:
+            expected = loop.run_eagerly(looked, updates)
     except Exception as error:
         raise _LoopError from error
     random_states = [torch.get_rng_state()]
     torch.set_rng_state(random_state)
-    actual = graph.run(captured, graph.look(batches[1]))
+    looked = graph.look(batches[1])
+    with measure_peak() as ours:
+        actual = graph.run(captured, looked)
     random_states.append(torch.get_rng_state())
-    results = (expected, actual)
-    return first_difference(
-        *(
-            {"the result": result, "the random state": state, "the batch": given, **of.contents()}
-            for result, state, given, of in zip(
-                results, random_states, batches, (loop, graph), strict=True
-            )
+    left = [
+        {"the result": result, "the random state": state, "the batch": given, **of.contents()}
+        for result, state, given, of in zip(
+            (expected, actual), random_states, batches, (loop, graph), strict=True
         )
-    )
+    ]
+    return _Both(first_difference(*left), eager.peak_bytes, ours.peak_bytes)
+
+
+def _measured_apart(
+    world: World, loop: World, captured: Captured, now: Now, updates: bool
+) -> _Both:
+    """The loop after its first step, the graph with the state that it will have made."""
+    looked = loop.look(copied(now.batch))
+    with measure_peak() as eager:
+        loop.run_eagerly(looked, updates)
+    scratch = world.copy()
+    inputs = scratch.bind(captured, scratch.look(copied(now.batch)))
+    with of_a_graph(), measure_peak() as ours:
+        captured.run(*inputs)
+    return _Both("", eager.peak_bytes, ours.peak_bytes)
 
 
 def _why_stateful(changed: Sequence[str]) -> str:
     names = ", ".join(name.removeprefix("model.") for name in changed[:3])
     more = ", ..." if len(changed) > 3 else ""
     return (
-        f"a step changes what is no parameter and no buffer, which a captured step does not: "
-        f"{names}{more}; register a tensor as a buffer, keep anything else outside of the model"
+        "a step changes what is no parameter and no buffer, which a captured step does not: "
+        f"{names}{more}; register modules (nn.ModuleList), parameters and tensors "
+        "(register_buffer), and keep anything else outside of the model"
     )
 
 
@@ -339,18 +359,16 @@ def _hooks_peak(world: World, now: Now) -> int | None:
         return None
     with torch.random.fork_rng(devices=[]):
         scratch = world.copy()
-        optimizers = {}
+        optimizers: dict[torch.Tensor, torch.optim.Optimizer] = {}
         looked = scratch.look(copied(now.batch))
-        for one in looked.trained.values():
-            if one.group is None:
-                continue
-            group = scratch.optimizer.param_groups[one.group]
+        for name, index in looked.group_of.items():
+            parameter, group = looked.trained[name], scratch.optimizer.param_groups[index]
             options = {key: value for key, value in group.items() if key != "params"}
             make: Callable[..., torch.optim.Optimizer] = type(scratch.optimizer)
-            optimizer = make([{"params": [one.parameter], **options}])
-            if one.parameter in scratch.optimizer.state:
-                optimizer.state[one.parameter] = scratch.optimizer.state[one.parameter]
-            optimizers[one.parameter] = optimizer
+            optimizer = make([{"params": [parameter], **options}])
+            if parameter in scratch.optimizer.state:
+                optimizer.state[parameter] = scratch.optimizer.state[parameter]
+            optimizers[parameter] = optimizer
 
         def update(parameter: torch.Tensor) -> None:
             if world.clipping.value is not None:
@@ -369,9 +387,15 @@ def _hooks_peak(world: World, now: Now) -> int | None:
                     loss = loss_of(scratch.objective(looked.batch))
                 loss.backward()
 
-        run()
-        with measure_peak() as memory:
-            run()
+        def state_count() -> int:
+            return sum(len(state) for one in optimizers.values() for state in one.state.values())
+
+        settled = False
+        while not settled:
+            before = state_count()
+            with measure_peak() as memory:
+                run()
+            settled = state_count() == before
         for hook in hooks:
             hook.remove()  # else parameters and hooks hold each other, unseen by the collector
     return memory.peak_bytes

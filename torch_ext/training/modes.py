@@ -43,11 +43,12 @@ class Modes:
                 torch.get_num_threads(),
                 torch.are_deterministic_algorithms_enabled(),
                 torch.is_deterministic_algorithms_warn_only_enabled(),
-                torch.utils.deterministic.fill_uninitialized_memory,
+                torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
                 torch.get_float32_matmul_precision(),
                 *(cpu.enabled, cpu.deterministic, cpu.allow_tf32),
                 # Which attention runs, on CPUs too.
-                *(choices.flash_sdp_enabled(), choices.math_sdp_enabled()),
+                choices.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+                choices.math_sdp_enabled(),  # type: ignore[no-untyped-call]
                 torch.backends.mha.get_fastpath_enabled(),
                 *_get_current_function_mode_stack(),  # type: ignore[no-untyped-call]
             ),

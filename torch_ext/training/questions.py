@@ -31,13 +31,16 @@ _READS = {
     torch.Tensor.tolist: 0,
     torch.Tensor.numpy: 0,
     torch.Tensor.__array__: 0,
-    torch._VF._pack_padded_sequence: 1,  # type: ignore[attr-defined]
-    torch._VF._pad_packed_sequence: 1,  # type: ignore[attr-defined]
-    torch._VF.lstm: 1,  # type: ignore[attr-defined]
-    torch._VF.gru: 1,  # type: ignore[attr-defined]
-    torch._VF.rnn_tanh: 1,  # type: ignore[attr-defined]
-    torch._VF.rnn_relu: 1,  # type: ignore[attr-defined]
+    torch._VF._pack_padded_sequence: 1,
+    torch._VF._pad_packed_sequence: 1,
+    torch._VF.lstm: 1,
+    torch._VF.gru: 1,
+    torch._VF.rnn_tanh: 1,
+    torch._VF.rnn_relu: 1,
 }
+
+# Ops whose result has as many elements as the content of these arguments tells, whatever the rest.
+_SHAPED_BY = {_aten.masked_select.default: (1,), _aten._ctc_loss.Tensor: (2, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +51,19 @@ class Answers:
     answers: tuple[Any, ...]
 
     def hold(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Does this batch give the same answers?"""
-        return self.questions is None or self.questions(*tensors) == self.answers
+        """Does this batch give the same answers? Where a question raises, it does not."""
+        try:
+            return self.questions is None or self.questions(*tensors) == self.answers
+        except Exception:
+            return False
 
 
-class Questions(TorchDispatchMode):
+class Questions(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects what a function asks while make_fx traces it: to be entered in that function."""
 
     def __init__(self, first_of_batch: int, tensors_in_batch: int) -> None:
         """`first_of_batch`: how many arguments of the function come before those of the batch."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._first_of_batch = first_of_batch
         self._reads = _Reads(self)
         self._graph = fx.Graph()
@@ -69,13 +75,13 @@ class Questions(TorchDispatchMode):
         self._writes: dict[int, list[fx.Node]] = {}  # of a storage: the nodes that wrote to it
 
     def __enter__(self) -> "Questions":
-        super().__enter__()
-        self._reads.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._reads.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._reads.__exit__(*error)
-        super().__exit__(*error)
+        self._reads.__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def answers(self) -> Answers:
         """All questions, each once."""
@@ -95,12 +101,16 @@ class Questions(TorchDispatchMode):
             for index in args[1]:
                 if index is not None and index.dtype in (torch.bool, torch.uint8):
                     self.ask(_count, index)
-        elif op is _aten.masked_select.default:
-            self.ask(_count, args[1])
+        elif op in _SHAPED_BY:
+            for position in _SHAPED_BY[op]:
+                self.ask(_content, args[position])
         elif torch.Tag.dynamic_output_shape in op.tags:
             self.ask(_shapes, op, args, kwargs)
+        self._note_storages((args, kwargs))
         result = op(*args, **kwargs)
-        self._note(op, args, kwargs, result)
+        self._note_storages(result)
+        if op._schema.is_mutable:
+            self._note_writes(op, args, kwargs)
         return result
 
     def ask(self, question: Callable[..., Any], *args: Any) -> Any:
@@ -110,50 +120,50 @@ class Questions(TorchDispatchMode):
         arguments = pytree.tree_map_only(torch.Tensor, _node_of, args)
         nodes = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, fx.Node)]
         before = _ancestors(nodes)
+        for node in before:
+            self._copy(node, before)
         if all(node.op != "placeholder" for node in before):
             return answer  # always the same
         if isinstance(answer, float | complex):
-            _refuse("as a fraction, which hardly ever repeats")
-        for node in before:
-            self._copy(node, before)
+            _refuse("the batch, a fraction, which hardly ever repeats")
         copies = fx.node.map_arg(arguments, self._copies.__getitem__)
         key = f"{question} {copies}"
         if key not in self._asked:
             self._asked[key] = self._graph.call_function(question, copies), answer
         return answer
 
-    def _note(self, op: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Remember which node has which storage, and who writes to it."""
-        for tensor, node in _traced((args, kwargs, result)):
-            self._storages[node] = tensor.untyped_storage()._cdata
-        if op._schema.is_mutable:
-            names = (argument.name for argument in op._schema.arguments)
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            for argument in op._schema.arguments:
-                if argument.is_write:
-                    for tensor, node in _traced(given.get(argument.name)):
-                        storage = tensor.untyped_storage()._cdata
-                        self._writes.setdefault(storage, []).append(node)
+    def _note_storages(self, value: Any) -> None:
+        for storage, node in _traced(value):
+            self._storages[node] = storage
+
+    def _note_writes(self, op: Any, args: Any, kwargs: Any) -> None:
+        """Called after the op: a tensor that it wrote to goes by the op's node from then on."""
+        names = (argument.name for argument in op._schema.arguments)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        for argument in op._schema.arguments:
+            if argument.is_write:
+                for storage, node in _traced(given.get(argument.name)):
+                    self._writes.setdefault(storage, []).append(node)
 
     def _copy(self, node: fx.Node, before: Sequence[fx.Node]) -> None:
         """Take a node over into our graph, if what it gives follows from the batch alone."""
         writers = self._writes.get(self._storages.get(node, 0), ())
         is_given = node.op in ("placeholder", "get_attr")
         if any(is_given or writer not in before for writer in writers):
-            _refuse("of something that the step writes to")
+            _refuse("a tensor that is written to before")
         if node in self._copies:
             return
         if node.op == "placeholder":
             position = [one for one in node.graph.nodes if one.op == "placeholder"].index(node)
             if position < self._first_of_batch:
-                _refuse("of a parameter or a buffer, or of what is computed from it")
+                _refuse("a tensor that is computed from parameters or buffers")
             self._copies[node] = self._batch[position - self._first_of_batch]
             return
         if node.op == "get_attr":
             value = getattr(_tracer().root, str(node.target))
             setattr(self._constants, str(node.target), value)
         elif not _is_pure(node):
-            _refuse("of something random, or of the result of an op that is not torch's own")
+            _refuse("a random number, or of the result of an op that is not torch's own")
         self._copies[node] = self._graph.node_copy(node, self._copies.__getitem__)
 
 
@@ -176,7 +186,7 @@ class _Reads(TorchFunctionMode):
                 if is_whole or not (read.is_floating_point() or read.is_complex()):
                     self._questions.ask(_content, read)
         result = function(*args, **(kwargs or {}))
-        if function is torch._VF._pack_padded_sequence:  # type: ignore[attr-defined]
+        if function == torch._VF._pack_padded_sequence:
             self._told.append(result[1])
         return result
 
@@ -207,11 +217,11 @@ def users_line(frames: traceback.StackSummary) -> str:
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "unknown"
 
 
-def _refuse(value: str) -> NoReturn:
+def _refuse(tensor: str) -> NoReturn:
     where = users_line(traceback.extract_stack())
     raise UnsupportedError(
-        "the step depends on a value of a tensor (an `if`, .item() or a mask as index), which a "
-        f"captured step may take of the batch's integers and booleans only, not {value}: {where}"
+        f"the step depends on the value of {tensor} (an `if`, .item() or a mask as index), which "
+        f"is not known before the step: {where}"
     )
 
 
@@ -227,10 +237,13 @@ def _node_of(tensor: torch.Tensor) -> fx.Node | None:
     return None if slot is None else slot.proxy.node
 
 
-def _traced(value: Any) -> Iterator[tuple[torch.Tensor, fx.Node]]:
+def _traced(value: Any) -> Iterator[tuple[int, fx.Node]]:
+    """The storages of all traced tensors in a value, and their nodes."""
     for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, torch.Tensor) and (node := _node_of(leaf)) is not None:
-            yield leaf, node
+        if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
+            node = _node_of(leaf)
+            if node is not None:
+                yield leaf.untyped_storage()._cdata, node
 
 
 def _ancestors(nodes: Sequence[fx.Node]) -> list[fx.Node]:
@@ -248,5 +261,7 @@ def _ancestors(nodes: Sequence[fx.Node]) -> list[fx.Node]:
 def _is_pure(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return True
-    is_ours = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
-    return is_ours and torch.Tag.nondeterministic_seeded not in node.target.tags
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or op.namespace != "aten":
+        return False
+    return torch.Tag.nondeterministic_seeded not in op.tags

@@ -1,23 +1,35 @@
-"""The random state as ops of a graph.
+"""Random numbers of captured steps.
 
-Checkpointing draws a dropout mask twice: it keeps the state of the forward pass and goes back to it
-for its second run. As calls of Python's these would be lost in a graph, and the masks would differ.
+torch's random state as ops of a graph: checkpointing draws a dropout mask twice, for it keeps the
+state of the forward pass and goes back to it for its second run. As calls of Python's these would
+be lost in a graph, and the masks would differ. Numbers of Python's and NumPy's own generators are
+constants to a graph, so a step that draws any is refused.
 """
 
 import contextlib
+import random
+import sys
 import unittest.mock
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import fx
 
-_ops = torch.library.Library("torch_ext", "DEF")  # noqa: TOR901  # for the life of the process
+from torch_ext.training.updates import UnsupportedError
+
+_NAMESPACE = "torch_ext"
+_ops = torch.library.Library(_NAMESPACE, "DEF")  # type: ignore[no-untyped-call]  # kept for ever
 for _schema in ("get_random_state() -> Tensor", "set_random_state(Tensor state) -> ()"):
     # The tag keeps these ops in line with all that draw random numbers.
     _ops.define(_schema, tags=(torch.Tag.nondeterministic_seeded,))
 _ops.impl("get_random_state", torch.get_rng_state, "CompositeExplicitAutograd")
 _ops.impl("set_random_state", torch.set_rng_state, "CompositeExplicitAutograd")
 
-GET, SET = torch.ops.torch_ext.get_random_state.default, torch.ops.torch_ext.set_random_state.default
+GET, SET = (
+    torch.ops.torch_ext.get_random_state.default,
+    torch.ops.torch_ext.set_random_state.default,
+)
 
 
 @contextlib.contextmanager
@@ -28,3 +40,40 @@ def random_state_in_graphs() -> Iterator[None]:
             for name, op in (("get_rng_state", GET), ("set_rng_state", SET)):
                 stack.enter_context(unittest.mock.patch.object(module, name, op))
         yield
+
+
+def needs_python(graph: fx.Graph) -> bool:
+    """Does the graph hold such ops, which LibTorch alone does not have?"""
+    return any(node.target in (GET, SET) for node in graph.nodes)
+
+
+@contextlib.contextmanager
+def only_torchs_numbers() -> Iterator[None]:
+    """Raise UnsupportedError if the block draws others; their generators are put back."""
+    numpy: Any = sys.modules.get("numpy")
+    python_state = random.getstate()
+    numpy_state = None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+        if random.getstate() != python_state:
+            raise UnsupportedError(_frozen("Python's random"))
+        if numpy is not None and not _same(numpy.random.get_state(), numpy_state):
+            raise UnsupportedError(_frozen("numpy.random"))
+    finally:
+        random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+
+
+def _frozen(generator: str) -> str:
+    return (
+        f"the step draws from {generator}, and a captured step would use the same numbers for ever; "
+        "draw from torch's generator, or outside of the step"
+    )
+
+
+def _same(a: Any, b: Any) -> bool:
+    return all(
+        bool((one == other).all()) if hasattr(one, "all") else one == other
+        for one, other in zip(a, b, strict=True)
+    )

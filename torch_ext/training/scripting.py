@@ -83,7 +83,7 @@ class _TrainedFile:
         self.paces: dict[str, tuple[int, float]] = {}
         for name, key in settled.updated.items():
             done = world.update.updates_done(self._state(name))
-            self.paces[key] = (self.now.trained[name].group, done)
+            self.paces[key] = (self.now.group_of[name], done)
 
     def module(self) -> torch.jit.ScriptModule:
         self._add_values()
@@ -132,10 +132,10 @@ class _TrainedFile:
         return dict.fromkeys(role for role in roles if role.kind == "state")
 
     def _state(self, name: str) -> dict[str, Any]:
-        one = self.now.trained[name]
-        group = self.world.optimizer.param_groups[one.group]
-        state = self.world.optimizer.state.get(one.parameter)
-        return state or self.world.update.new_state(group, one.parameter)
+        parameter = self.now.trained[name]
+        group = self.world.optimizer.param_groups[self.now.group_of[name]]
+        state = self.world.optimizer.state.get(parameter)
+        return state or self.world.update.new_state(group, parameter)
 
     # --- the code ---------------------------------------------------------------------------------
 
@@ -175,7 +175,8 @@ class _TrainedFile:
             if role.kind == "result":
                 lines.append(f"result_{role.name} = out[{index}]")
             else:
-                holder, _, leaf = _state_path(role).rpartition(".")
+                path = role.name if role.kind == "buffer" else _state_path(role)
+                holder, _, leaf = path.rpartition(".")
                 lines.append(f"{_expression(holder)}.{leaf} = out[{index}]")
         return [indent + line for line in lines]
 

@@ -19,6 +19,7 @@ from torch_ext.training.making import (
     make_graph,
     return_free_memory,
 )
+from torch_ext.training.randomness import needs_python
 from torch_ext.training.replicas import unwrapped
 from torch_ext.training.scripting import save_step
 from torch_ext.training.updates import UnsupportedError
@@ -110,8 +111,8 @@ class TrainingStep:
         """Where the first update makes state, all later steps run another graph: make it now."""
         if not self._updates():
             return None
-        later = self._world.copy()
-        with torch.random.fork_rng(devices=[]):
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            later = self._world.copy()
             looked = later.look(copied(first.batch))
             if self._first.captured is None:
                 later.run_eagerly(looked, updates=True)
@@ -135,6 +136,17 @@ class TrainingStep:
         first, settled = self._first.captured, self._settled.captured
         if first is None or settled is None:
             raise ValueError(f"there is no graph to save: {self._settled.report.reason}")
+        for captured in (first, settled):
+            if captured.answers.questions is not None:
+                raise ValueError(
+                    "the step asks about values of its batch (an `if` on a mask, a length), which "
+                    "a file cannot; train with runtime='fx'"
+                )
+            if needs_python(captured.module.graph):
+                raise ValueError(
+                    "the step goes back to an earlier random state (checkpoint with dropout), "
+                    "which LibTorch alone cannot; train with runtime='fx'"
+                )
         started = any(self._world.optimizer.state.values())
         save_step(self._world, settled if started else first, settled, pathlib.Path(path))
 
@@ -150,7 +162,9 @@ class TrainingStep:
         if self._world.replicas is not None:
             return False
         past = self._world.past_eras()
-        self._graphs = {known: graphs for known, graphs in self._graphs.items() if known[1].era not in past}
+        self._graphs = {
+            known: graphs for known, graphs in self._graphs.items() if known[1].era not in past
+        }
         is_new = all(known.batch != key.batch for _, known in self._graphs)
         count = sum(map(len, self._graphs.values()))
         return count < self._max_graphs and not (is_new and self._on_new_shape == "eager")

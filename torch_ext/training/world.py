@@ -18,7 +18,6 @@ from torch_ext.training.capturing import (
     Clipping,
     Ending,
     Objective,
-    Trained,
     capture,
     loss_of,
 )
@@ -72,7 +71,8 @@ class Now:
     leaves: list[Any]  # of the batch
     modes: Modes
     parameters: dict[str, nn.Parameter]
-    trained: dict[str, Trained]
+    trained: dict[str, nn.Parameter]  # those that get a gradient
+    group_of: dict[str, int]  # of the optimizer's groups the one that updates a parameter
     accumulated: list[str]  # trained parameters that have a gradient already
     states: dict[str, tuple[str, ...]]  # of each updated parameter: tensors the update reads
     number_keys: dict[str, str]  # of each updated parameter: whose numbers its update shares
@@ -156,27 +156,28 @@ class World:
         modes = Modes.now()
         parameters = _found(self.parameter_homes)
         _require_no_hooks(self.optimizer, parameters)
-        group_of = {}
+        index_of: dict[int, int] = {}
         has_stray_gradients = False
         known = set(map(id, parameters.values()))
         for index, group in enumerate(self.optimizer.param_groups):
             for parameter in group["params"]:
-                group_of[id(parameter)] = index
+                index_of[id(parameter)] = index
                 if id(parameter) not in known or not parameter.requires_grad:
                     has_stray_gradients |= parameter.grad is not None
-        trained, states, number_keys = {}, {}, {}
+        trained, group_of, states, number_keys = {}, {}, {}, {}
         accumulated = []
         classes: dict[tuple[int, float], str] = {}
         for name, parameter in parameters.items():
             if not parameter.requires_grad:
                 continue
-            index = group_of.get(id(parameter))
-            trained[name] = Trained(name, parameter, index)
+            trained[name] = parameter
             if parameter.grad is not None:
                 accumulated.append(name)
-            if index is not None:
+            if id(parameter) in index_of:
+                index = group_of[name] = index_of[id(parameter)]
                 state = self.optimizer.state.get(parameter, {})
-                states[name] = self.update.state_names(self.optimizer.param_groups[index], state)
+                group = self.optimizer.param_groups[index]
+                states[name] = self.update.state_names(group, state)
                 pace = (index, self.update.updates_done(state))
                 number_keys[name] = classes.setdefault(pace, f"{index}_{len(classes)}")
         key = Key(
@@ -187,14 +188,13 @@ class World:
             parameters=tuple((p.dtype, p.requires_grad, p.shape) for p in parameters.values()),
             shared_memory=self._shared_memory(leaves),
             groups=tuple(self.update.structure(group) for group in self.optimizer.param_groups),
-            states=tuple(states.items()),
+            states=tuple((name, group_of[name], items) for name, items in states.items()),
             paces=tuple(number_keys.values()),
             accumulated=tuple(accumulated),
         )
         return Now(
-            *(batch, leaves, modes, parameters, trained, accumulated, states, number_keys),
-            has_stray_gradients,
-            key,
+            *(batch, leaves, modes, parameters, trained, group_of, accumulated, states),
+            *(number_keys, has_stray_gradients, key),
         )
 
     def _shared_memory(self, leaves: list[Any]) -> tuple[int, ...]:
@@ -218,7 +218,8 @@ class World:
     def capture(self, now: Now, updates: bool) -> Captured:
         """The step as a graph. Changes buffers and the random state: call it on a copy."""
         ending = Ending(
-            list(now.trained.values()),
+            now.trained,
+            now.group_of,
             now.accumulated,
             updates,
             self.clipping,
@@ -238,17 +239,14 @@ class World:
         numbers = {}
         for name, key in now.number_keys.items():
             if key not in numbers:
-                one = now.trained[name]
-                assert one.group is not None
-                state = of_state.get(one.parameter, {})
-                options = self.update.options(groups[one.group])
+                state = of_state.get(now.trained[name], {})
+                options = self.update.options(groups[now.group_of[name]])
                 numbers[key] = self.update.numbers(options, self.update.updates_done(state))
         for name in captured.updated:
-            one = now.trained[name]
-            assert one.group is not None
-            state = of_state[one.parameter]
+            parameter = now.trained[name]
+            state = of_state[parameter]
             if not state:
-                state.update(self.update.new_state(groups[one.group], one.parameter))
+                state.update(self.update.new_state(groups[now.group_of[name]], parameter))
         values: list[Any] = []
         for role in captured.inputs:
             if role.kind == "parameter":
@@ -309,7 +307,7 @@ class World:
             if updates:
                 if self.replicas is not None:
                     self.replicas.average(now.parameters)
-                parameters = [one.parameter for one in now.trained.values()]
+                parameters = list(now.trained.values())
                 if self.clipping.norm is not None:
                     nn.utils.clip_grad_norm_(parameters, self.clipping.norm)
                 if self.clipping.value is not None:
@@ -369,7 +367,9 @@ def _found(homes: Homes) -> dict[str, Any]:
 def _description(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
         if leaf.layout is not torch.strided:
-            raise UnsupportedError(f"the batch holds a tensor of layout {leaf.layout}; only strided")
+            raise UnsupportedError(
+                f"the batch holds a tensor of layout {leaf.layout}; only strided"
+            )
         flags = (leaf.is_cpu, leaf.requires_grad, leaf.is_conj(), leaf.is_neg())
         return type(leaf), leaf.shape, leaf.stride(), leaf.dtype, *flags
     if isinstance(leaf, _PLAIN):
