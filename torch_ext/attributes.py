@@ -116,6 +116,17 @@ def tensors_in_a_graph(root: nn.Module) -> list[torch.Tensor]:
     return [one for one in values if isinstance(one, torch.Tensor) and not one.is_leaf]
 
 
+def path_of(root: nn.Module, tensor: torch.Tensor) -> str:
+    """The attribute that holds a tensor, or one that shares its memory; empty if none does."""
+    storage = tensor.untyped_storage()._cdata
+    for leaf in _walk(root)[0]:
+        value = leaf.value
+        if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+            if value.untyped_storage()._cdata == storage:
+                return leaf.path
+    return ""
+
+
 # --- walking --------------------------------------------------------------------------------------
 
 

@@ -12,3 +12,9 @@ def _two_threads_no_grad():
     torch.set_num_threads(2)
     with torch.no_grad():
         yield
+
+
+@pytest.fixture
+def with_gradients():
+    with torch.enable_grad():
+        yield

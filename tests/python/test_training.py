@@ -11,132 +11,28 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from training_loops import (
+    BATCH,
+    CLASSES,
+    OPTIMIZERS,
+    WIDTH,
+    Loop,
+    Net,
+    assert_equal,
+    batch,
+    compare,
+    everything,
+    graphs_of,
+    refusal,
+)
 
 import torch_ext
 from torch_ext.training import UnsupportedError, making
 
 MIB = 2**20
-BATCH, WIDTH, CLASSES = 32, 64, 10
 
 
-@pytest.fixture(autouse=True)
-def _with_gradients():
-    with torch.enable_grad():
-        yield
-
-
-class Net(nn.Module):
-    """Batch norm, dropout, a shared weight, a frozen one, one that is not used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(WIDTH, WIDTH)
-        self.norm = nn.BatchNorm1d(WIDTH)
-        self.drop = nn.Dropout(0.2)
-        self.second = nn.Linear(WIDTH, WIDTH)
-        self.again = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.again.weight = self.second.weight
-        self.frozen = nn.Linear(WIDTH, WIDTH)
-        self.frozen.requires_grad_(False)
-        self.unused = nn.Linear(WIDTH, WIDTH)
-        self.last = nn.Linear(WIDTH, CLASSES)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.norm(self.first(x)))
-        x = self.drop(self.again(torch.relu(self.second(x))))
-        return self.last(self.frozen(x) + x)
-
-
-def batch(size: int = BATCH, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(size, WIDTH, generator=generator)
-    return x, torch.randint(0, CLASSES, (size,), generator=generator)
-
-
-def everything(model, optimizer):
-    """What a step may change, by name."""
-    tensors = dict(model.state_dict())
-    for name, parameter in model.named_parameters():
-        tensors[f"{name}.grad"] = parameter.grad
-        for item, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name} {item}"] = value
-    return tensors
-
-
-def assert_equal(expected, actual):
-    assert expected.keys() == actual.keys()
-    for name, value in expected.items():
-        other = actual[name]
-        same = value is other if value is None or other is None else torch.equal(value, other)
-        assert same, name
-
-
-class Loop:
-    """The eager loop, on copies of a model and its optimizer."""
-
-    def __init__(self, model, make_optimizer, loss_fn=nn.functional.cross_entropy) -> None:
-        torch.manual_seed(1)
-        self.model = copy.deepcopy(model)
-        self.loss_fn = loss_fn
-        self.optimizer = make_optimizer(self.model)
-
-    def __call__(self, *values, update=True, clip=lambda parameters: None):
-        result = self.loss_fn(self.model(*values[:-1]), values[-1])
-        (result[0] if isinstance(result, tuple) else result).backward()
-        if update:
-            clip(list(self.model.parameters()))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return result
-
-
-def compare(model, make_optimizer, batches, *, loss_fn=nn.functional.cross_entropy, **options):
-    """Run both over the batches and compare after every step; return the step."""
-    loop = Loop(model, make_optimizer, loss_fn)
-    optimizer = make_optimizer(model)
-    step = torch_ext.training_step(model, loss_fn, optimizer, batches[0], **options)
-    for number, values in enumerate(batches):
-        torch.manual_seed(number)
-        expected, expected_random = loop(*values), torch.get_rng_state()
-        torch.manual_seed(number)
-        actual, actual_random = step(*values), torch.get_rng_state()
-        assert torch.equal(expected_random, actual_random)
-        if not isinstance(expected, tuple):
-            expected, actual = (expected,), (actual,)
-        for a, b in zip(expected, actual, strict=True):
-            assert torch.equal(a.detach(), b)
-            assert not b.requires_grad
-        assert_equal(
-            everything(loop.model, loop.optimizer),
-            everything(model, optimizer),
-        )
-    return step
-
-
-def groups_of(model):
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": weights, "lr": 0.05}, {"params": others, "weight_decay": 0.0}]
-
-
-OPTIMIZERS = {
-    "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
-    "sgd, all options": lambda m: torch.optim.SGD(
-        m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True
-    ),
-    "sgd, dampened, maximized": lambda m: torch.optim.SGD(
-        m.parameters(), lr=1e-3, momentum=0.9, dampening=0.3, maximize=True
-    ),
-    "sgd, groups": lambda m: torch.optim.SGD(groups_of(m), lr=0.1, momentum=0.9, weight_decay=1e-3),
-    "adam": lambda m: torch.optim.Adam(m.parameters(), lr=1e-2),
-    "adam, all options": lambda m: torch.optim.Adam(
-        m.parameters(), lr=1e-2, weight_decay=1e-2, amsgrad=True, betas=(0.8, 0.99)
-    ),
-    "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2),
-    "adamw, groups, maximized": lambda m: torch.optim.AdamW(
-        groups_of(m), lr=1e-3, maximize=True, amsgrad=True
-    ),
-}
+pytestmark = pytest.mark.usefixtures("with_gradients")
 
 
 @pytest.mark.parametrize("runtime", ["fx", "torchscript"])
@@ -396,7 +292,7 @@ def test_a_step_that_needs_more_runs_as_the_loop(monkeypatch):
     monkeypatch.setattr(making, "_verify", lambda *_: making._Verified("", 1, 2, 0))
     step = compare(Net(), OPTIMIZERS["sgd"], [batch(), batch()])
     assert "needs more than the eager loop" in step.report.reason
-    assert all(graph.captured is None for graphs in step._graphs.values() for graph in graphs)
+    assert all(graph.captured is None for graph in graphs_of(step))
 
 
 def test_nothing_to_gain_is_said():
@@ -417,16 +313,6 @@ def test_a_step_that_computes_something_else_is_refused(monkeypatch):
 # --- what is refused, and that nothing is changed by it -------------------------------------------
 
 
-def refusal(model, optimizer, values=None, loss_fn=nn.functional.cross_entropy, **options):
-    before = copy.deepcopy(everything(model, optimizer))
-    state = torch.get_rng_state()
-    with pytest.raises(UnsupportedError) as caught:
-        torch_ext.training_step(model, loss_fn, optimizer, values or batch(), **options)
-    assert_equal(before, everything(model, optimizer))
-    assert torch.equal(state, torch.get_rng_state())
-    return str(caught.value)
-
-
 def test_an_optimizer_that_is_not_known():
     model = Net()
     message = refusal(model, torch.optim.LBFGS(model.parameters()))
@@ -444,9 +330,10 @@ def test_another_form_of_the_optimizer(option):
 def test_control_flow_that_depends_on_data_names_the_line():
     class Asking(Net):
         def forward(self, x):
+            x = super().forward(x)
             if x.sum() > 0:  # this line
                 x = x * 2
-            return super().forward(x)
+            return x
 
     model = Asking()
     message = refusal(model, OPTIMIZERS["sgd"](model))
@@ -621,7 +508,7 @@ def test_capturing_leaves_no_example_values_behind(monkeypatch):
     model = Net()
     adam = OPTIMIZERS["adam"](model)
     step = torch_ext.training_step(model, nn.functional.cross_entropy, adam, batch())
-    graphs = [one.captured.module.graph for made in step._graphs.values() for one in made]
+    graphs = [one.captured.module.graph for one in graphs_of(step)]
     inputs = [node for graph in graphs for node in graph.nodes if "val" in node.meta]
     assert all(node.op == "placeholder" for node in inputs)
     assert alive() - before == len(inputs)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from torch_ext import attributes
@@ -121,8 +121,8 @@ def _made(
         inputs = scratch.bind(captured, looked)
         with of_a_graph():
             probe = run_probe(captured.module, inputs)
+        _require_constants_kept(captured.module, probe, scratch)
         del scratch, looked, inputs
-    _require_constants_kept(probe)
     graph = labelled(probe)
     found = plan(graph.to_graph(), time_budget=time_budget)
     apply_order(captured.module, probe, _common(world, found.order)[0])
@@ -187,16 +187,21 @@ def _common(world: World, value: Any) -> list[Any]:
     return [value] if world.replicas is None else world.replicas.gathered(value)
 
 
-def _require_constants_kept(probe: Probe) -> None:
+def _require_constants_kept(module: fx.GraphModule, probe: Probe, scratch: World) -> None:
     """A constant of the graph was taken from the copy: writes to it would not reach the model."""
     constants = {
-        storage for node in probe.first if node.op == "get_attr" for storage in probe.values[node]
+        storage: node
+        for node in probe.first
+        if node.op == "get_attr"
+        for storage in probe.values[node]
     }
     for op in probe.ops:
-        if constants & written_storages(probe, op):
+        for storage in constants.keys() & written_storages(probe, op):
+            tensor = getattr(module, str(constants[storage].target))
+            path = attributes.path_of(scratch.objective, tensor).removeprefix("model.")
             raise UnsupportedError(
-                f"the model changes a tensor in place ({op.node.target}) that is neither a "
-                "parameter nor a buffer nor an input; register it as a buffer"
+                f"the model changes {path or 'a tensor'} in place ({op.node.target}), which is "
+                "neither a parameter nor a buffer nor an input; register it as a buffer"
             )
 
 

@@ -20,11 +20,13 @@ from torch_ext.training.updates import UnsupportedError
 
 _NAMESPACE = "torch_ext"
 _ops = torch.library.Library(_NAMESPACE, "DEF")  # type: ignore[no-untyped-call]  # kept for ever
+_define: Any = _ops.define
+_implement: Any = _ops.impl
 for _schema in ("get_random_state() -> Tensor", "set_random_state(Tensor state) -> ()"):
     # The tag keeps these ops in line with all that draw random numbers.
-    _ops.define(_schema, tags=(torch.Tag.nondeterministic_seeded,))
-_ops.impl("get_random_state", torch.get_rng_state, "CompositeExplicitAutograd")
-_ops.impl("set_random_state", torch.set_rng_state, "CompositeExplicitAutograd")
+    _define(_schema, tags=(torch.Tag.nondeterministic_seeded,))
+_implement("get_random_state", torch.get_rng_state, "CompositeExplicitAutograd")
+_implement("set_random_state", torch.set_rng_state, "CompositeExplicitAutograd")
 
 GET, SET = (
     torch.ops.torch_ext.get_random_state.default,
@@ -49,31 +51,33 @@ def needs_python(graph: fx.Graph) -> bool:
 
 @contextlib.contextmanager
 def only_torchs_numbers() -> Iterator[None]:
-    """Raise UnsupportedError if the block draws others; their generators are put back."""
+    """Raise UnsupportedError if the block draws others; their generators are put back.
+
+    That is then the cause, whatever else the block has to refuse.
+    """
     numpy: Any = sys.modules.get("numpy")
     python_state = random.getstate()
-    numpy_state = None if numpy is None else numpy.random.get_state()
+    numpy_state = None if numpy is None else numpy.random.get_state(legacy=False)
+
+    def require_none_drawn() -> None:
+        generator = ""
+        if random.getstate() != python_state:
+            generator = "Python's random"
+        elif numpy is not None and repr(numpy.random.get_state(legacy=False)) != repr(numpy_state):
+            generator = "numpy.random"
+        if generator:
+            raise UnsupportedError(
+                f"the step draws from {generator}, of which a captured step would repeat the same "
+                "numbers; draw from torch's generator, or outside of the step"
+            )
+
     try:
         yield
-        if random.getstate() != python_state:
-            raise UnsupportedError(_frozen("Python's random"))
-        if numpy is not None and not _same(numpy.random.get_state(), numpy_state):
-            raise UnsupportedError(_frozen("numpy.random"))
+        require_none_drawn()
+    except UnsupportedError:
+        require_none_drawn()
+        raise
     finally:
         random.setstate(python_state)
         if numpy is not None:
             numpy.random.set_state(numpy_state)
-
-
-def _frozen(generator: str) -> str:
-    return (
-        f"the step draws from {generator}, and a captured step would use the same numbers for ever; "
-        "draw from torch's generator, or outside of the step"
-    )
-
-
-def _same(a: Any, b: Any) -> bool:
-    return all(
-        bool((one == other).all()) if hasattr(one, "all") else one == other
-        for one, other in zip(a, b, strict=True)
-    )

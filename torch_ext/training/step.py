@@ -61,6 +61,8 @@ class TrainingStep:
         self._left_to_the_loop: set[Key] = set()  # as was said
         self._batches = 0  # since the last update
         now = self._world.look(_as_batch(example_batch, loss_fn))
+        if now.why_no_graph:
+            raise UnsupportedError(f"{now.why_no_graph}, which a captured step cannot")
         self._first = self._add_graph(now)
         self._last_key = now.key
         self._settled = self._last = self._add_second_graph(now) or self._first
@@ -80,7 +82,7 @@ class TrainingStep:
         if batch and named:
             raise ValueError("a batch is given by position or by name, not both")
         now = self._world.look(named or batch)
-        graph = None if now.has_stray_gradients else self._graph_for(now)
+        graph = self._graph_for(now)
         self._last = graph or self._last
         if graph is None or graph.captured is None:
             result = self._world.run_eagerly(now, self._updates())
@@ -91,19 +93,21 @@ class TrainingStep:
 
     def _graph_for(self, now: Now) -> PlannedGraph | None:
         """The graph that does what the loop would do now; captured if it may be."""
-        for graph in self._graphs.get((self._updates(), now.key), ()):
+        known = () if now.why_no_graph else self._graphs.get((self._updates(), now.key), ())
+        for graph in known:
             if graph.answers.hold(now.tensors):
                 return graph
-        why = now.key.why_not(self._last_key) or "the batch's masks or lengths lead another way"
+        why = now.why_no_graph or now.key.why_not(self._last_key)
+        why = why or "masks or lengths of the batch lead another way"
         self._last_key = now.key
-        if not self._may_capture(now.key):
+        if now.why_no_graph or not self._may_capture(now.key):
             if now.key not in self._left_to_the_loop:
                 self._left_to_the_loop.add(now.key)
                 _log.warning("the plain loop makes this training step: %s", why)
             return None
         _log.warning("another graph of the training step is captured: %s", why)
         graph = self._add_graph(now)
-        _log.info("captured in %.1f s", graph.report.capture_seconds)
+        _log.warning("captured in %.1f s", graph.report.capture_seconds)
         return_free_memory()
         return graph
 

@@ -39,7 +39,6 @@ class Key:
     batch: tuple[Any, ...]
     training: tuple[bool, ...]
     parameters: tuple[Any, ...]
-    shared_memory: tuple[int, ...]
     groups: tuple[Any, ...]
     states: tuple[Any, ...]
     paces: tuple[str, ...]
@@ -50,10 +49,10 @@ class Key:
         told = {
             "era": "modules, tied parameters or attributes of the model have changed",
             "modes": "it is called under another autocast or thread count, or other such modes",
-            "batch": "the batch has another shape or dtype, or holds other numbers",
+            "batch": "the batch has another shape or dtype, or holds other numbers "
+            "(drop_last=True of a DataLoader or on_new_shape='eager' avoids it)",
             "training": "train() or eval() was called",
             "parameters": "parameters have another dtype or shape, or were frozen or unfrozen",
-            "shared_memory": "other parameters, buffers or inputs share their memory",
             "groups": "the optimizer's groups have changed",
             "states": "the optimizer's state or groups have changed",
             "paces": "the optimizer's state or groups have changed",
@@ -76,7 +75,7 @@ class Now:
     accumulated: list[str]  # trained parameters that have a gradient already
     states: dict[str, tuple[str, ...]]  # of each updated parameter: tensors the update reads
     number_keys: dict[str, str]  # of each updated parameter: whose numbers its update shares
-    has_stray_gradients: bool  # the optimizer will use gradients that no step of ours makes
+    why_no_graph: str  # where only the loop itself does what the loop does; else empty
     key: Key
 
     @property
@@ -134,6 +133,12 @@ class World:
         """
         self._watch = Watch(self.objective)
         self.modules = list(self.objective.modules())
+        for name, module in self.objective.named_modules():
+            if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+                raise UnsupportedError(
+                    f"{name} is compiled by torch.compile; give the module that it wraps, for a "
+                    "captured step has the bits of eager kernels"
+                )
         # Where parameters and buffers are found again, whatever is assigned there.
         self.parameter_homes = _homes(
             self.objective, "_parameters", self.objective.named_parameters()
@@ -157,13 +162,14 @@ class World:
         parameters = _found(self.parameter_homes)
         _require_no_hooks(self.optimizer, parameters)
         index_of: dict[int, int] = {}
-        has_stray_gradients = False
+        why_no_graph = ""
         known = set(map(id, parameters.values()))
         for index, group in enumerate(self.optimizer.param_groups):
             for parameter in group["params"]:
                 index_of[id(parameter)] = index
-                if id(parameter) not in known or not parameter.requires_grad:
-                    has_stray_gradients |= parameter.grad is not None
+                is_ours = id(parameter) in known and parameter.requires_grad
+                if not is_ours and parameter.grad is not None:
+                    why_no_graph = "the optimizer uses a gradient that the step does not make"
         trained, group_of, states, number_keys = {}, {}, {}, {}
         accumulated = []
         classes: dict[tuple[int, float], str] = {}
@@ -180,13 +186,14 @@ class World:
                 states[name] = self.update.state_names(group, state)
                 pace = (index, self.update.updates_done(state))
                 number_keys[name] = classes.setdefault(pace, f"{index}_{len(classes)}")
+        if self._shares_memory(leaves):
+            why_no_graph = "parameters, buffers or inputs share memory without being one tensor"
         key = Key(
             era=self.era,
             modes=modes,
             batch=(spec, *map(_description, leaves)),
             training=tuple(module.training for module in self.modules),
             parameters=tuple((p.dtype, p.requires_grad, p.shape) for p in parameters.values()),
-            shared_memory=self._shared_memory(leaves),
             groups=tuple(self.update.structure(group) for group in self.optimizer.param_groups),
             states=tuple((name, group_of[name], items) for name, items in states.items()),
             paces=tuple(number_keys.values()),
@@ -194,24 +201,22 @@ class World:
         )
         return Now(
             *(batch, leaves, modes, parameters, trained, group_of, accumulated, states),
-            *(number_keys, has_stray_gradients, key),
+            *(number_keys, why_no_graph, key),
         )
 
-    def _shared_memory(self, leaves: list[Any]) -> tuple[int, ...]:
-        """Which parameters, buffers and inputs begin at one address; empty if none do."""
-        tensors = itertools.chain(
-            _found(self.parameter_homes).values(), _found(self.buffer_homes).values(), leaves
+    def _shares_memory(self, leaves: list[Any]) -> bool:
+        """Do parameters or buffers begin at one address, or inputs where one of these does?
+
+        A copy does not share it, so what was captured on copies would not hold.
+        """
+        owned = itertools.chain(
+            _found(self.parameter_homes).values(), _found(self.buffer_homes).values()
         )
-        first: dict[int, int] = {}
-        places = []
-        is_shared = False
-        for place, tensor in enumerate(tensors):
-            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
-                address = tensor.data_ptr()
-                one = first.setdefault(address, place) if address else place
-                is_shared |= one != place
-                places.append(one)
-        return tuple(places) if is_shared else ()
+        tensors = [one for one in owned if isinstance(one, torch.Tensor)]
+        addresses = [tensor.data_ptr() for tensor in tensors if tensor.numel()]
+        known = set(addresses)
+        given = (leaf.data_ptr() for leaf in leaves if isinstance(leaf, torch.Tensor))
+        return len(known) < len(addresses) or not known.isdisjoint(given)
 
     # --- capturing and running --------------------------------------------------------------------
 
