@@ -121,9 +121,9 @@ def path_of(root: nn.Module, tensor: torch.Tensor) -> str:
     storage = tensor.untyped_storage()._cdata
     for leaf in _walk(root)[0]:
         value = leaf.value
-        if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-            if value.untyped_storage()._cdata == storage:
-                return leaf.path
+        is_strided = isinstance(value, torch.Tensor) and value.layout is torch.strided
+        if is_strided and value.untyped_storage()._cdata == storage:
+            return leaf.path
     return ""
 
 

@@ -39,9 +39,6 @@ _READS = {
     torch._VF.rnn_relu: 1,
 }
 
-# Ops whose result has as many elements as the content of these arguments tells, whatever the rest.
-_SHAPED_BY = {_aten.masked_select.default: (1,), _aten._ctc_loss.Tensor: (2, 3)}
-
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
@@ -101,9 +98,11 @@ class Questions(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for index in args[1]:
                 if index is not None and index.dtype in (torch.bool, torch.uint8):
                     self.ask(_count, index)
-        elif op in _SHAPED_BY:
-            for position in _SHAPED_BY[op]:
-                self.ask(_content, args[position])
+        elif op is _aten.masked_select.default:
+            self.ask(_count, args[1])
+        elif op is _aten._ctc_loss.Tensor:
+            for lengths in args[2:4]:
+                self.ask(_content, lengths)
         elif torch.Tag.dynamic_output_shape in op.tags:
             self.ask(_shapes, op, args, kwargs)
         self._note_storages((args, kwargs))

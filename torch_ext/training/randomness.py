@@ -44,8 +44,8 @@ def random_state_in_graphs() -> Iterator[None]:
         yield
 
 
-def needs_python(graph: fx.Graph) -> bool:
-    """Does the graph hold such ops, which LibTorch alone does not have?"""
+def goes_back(graph: fx.Graph) -> bool:
+    """Does the graph set the random state? LibTorch alone has no such op."""
     return any(node.target in (GET, SET) for node in graph.nodes)
 
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from torch_ext.files import first_line, save_model, without_jit_warnings
 from torch_ext.training.capturing import Captured, Role
+from torch_ext.training.randomness import goes_back
 from torch_ext.training.updates import UnsupportedError
 from torch_ext.training.world import World
 
@@ -49,6 +50,11 @@ class ScriptedGraph(nn.Module):
 
 def as_torchscript(captured: Captured) -> Captured:
     """The same step, run by TorchScript's interpreter. Raises UnsupportedError."""
+    if goes_back(captured.module.graph):
+        raise UnsupportedError(
+            "the step goes back to earlier random numbers (checkpoint with dropout), which "
+            "LibTorch alone cannot; use runtime='fx'"
+        )
     return dataclasses.replace(captured, run=ScriptedGraph(captured))
 
 

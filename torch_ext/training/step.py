@@ -19,7 +19,6 @@ from torch_ext.training.making import (
     make_graph,
     return_free_memory,
 )
-from torch_ext.training.randomness import needs_python
 from torch_ext.training.replicas import unwrapped
 from torch_ext.training.scripting import save_step
 from torch_ext.training.updates import UnsupportedError
@@ -140,17 +139,11 @@ class TrainingStep:
         first, settled = self._first.captured, self._settled.captured
         if first is None or settled is None:
             raise ValueError(f"there is no graph to save: {self._settled.report.reason}")
-        for captured in (first, settled):
-            if captured.answers.questions is not None:
-                raise ValueError(
-                    "the step asks about values of its batch (an `if` on a mask, a length), which "
-                    "a file cannot; train with runtime='fx'"
-                )
-            if needs_python(captured.module.graph):
-                raise ValueError(
-                    "the step goes back to an earlier random state (checkpoint with dropout), "
-                    "which LibTorch alone cannot; train with runtime='fx'"
-                )
+        if first.answers.questions or settled.answers.questions:
+            raise ValueError(
+                "the step asks about values of its batch (an `if` on a mask, a length), which a "
+                "file cannot; train with runtime='fx'"
+            )
         started = any(self._world.optimizer.state.values())
         save_step(self._world, settled if started else first, settled, pathlib.Path(path))
 

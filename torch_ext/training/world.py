@@ -158,6 +158,7 @@ class World:
         if self._watch is not None and not self._watch.is_unchanged():
             self._look_around()
         leaves, spec = pytree.tree_flatten(batch)
+        described = (spec, *map(_description, leaves))
         modes = Modes.now()
         parameters = _found(self.parameter_homes)
         _require_no_hooks(self.optimizer, parameters)
@@ -191,7 +192,7 @@ class World:
         key = Key(
             era=self.era,
             modes=modes,
-            batch=(spec, *map(_description, leaves)),
+            batch=described,
             training=tuple(module.training for module in self.modules),
             parameters=tuple((p.dtype, p.requires_grad, p.shape) for p in parameters.values()),
             groups=tuple(self.update.structure(group) for group in self.optimizer.param_groups),
