@@ -1,13 +1,12 @@
 """The step that replaces forward, backward, optimizer.step() and zero_grad()."""
 
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from torch_ext.arguments import FilePath
 from torch_ext.progress import progress
 from torch_ext.training.capturing import Clipping, LossFunction, Objective
 from torch_ext.training.making import (
@@ -97,12 +96,12 @@ class TrainingStep:
             self._graphs[key] = self._make_graph(later, now)
         return self._graphs[key]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: FilePath) -> None:
         """Write a TorchScript file that trains from here on without Python, torch_ext or autograd.
 
         Its `forward(*tensors of a batch)` makes one step and returns what loss_fn returns; batches
         must have the example's shapes. Needs runtime="torchscript" and accumulate=1. The file is
-        written whole or not at all. See docs/training.md.
+        written whole or not at all, as files.writing does. See docs/training.md.
         """
         if self._runtime != "torchscript" or self._accumulate != 1 or self._world.replicas:
             raise ValueError('save needs runtime="torchscript", accumulate=1 and one process')
@@ -110,7 +109,7 @@ class TrainingStep:
         if first is None or settled is None:
             raise ValueError(f"there is no graph to save: {self._settled.report.reason}")
         started = any(self._world.optimizer.state.values())
-        save_step(self._world, settled if started else first, settled, pathlib.Path(path))
+        save_step(self._world, settled if started else first, settled, path)
 
     def _updates(self) -> bool:
         """Does the coming batch end with an update?"""
