@@ -122,7 +122,6 @@ def _of_capacity(names: Namespace) -> None:
         "torch_ext": torch_ext,
         "module": torch.jit.trace(Branches(), torch.randn(1, 3, 224, 224)),
         "make_batch": _batch,
-        "budget_bytes": 16 * 2**20,
     }
 
 

@@ -11,11 +11,11 @@ def parse_memory(text: str) -> int:
     match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})?", text)
     if match is None:
         raise ValueError(
-            f"'{text}' is not an amount of memory like 512MiB; units: {', '.join(UNITS)}"
+            f"{text!r} is not an amount of memory like 512MiB; units: {', '.join(UNITS)}"
         )
     size_bytes = float(match[1]) * UNITS[match[2] or "B"]
     if size_bytes >= 2**63:
-        raise ValueError(f"'{text}' is more memory than there can be")
+        raise ValueError(f"{text!r} is more memory than there can be")
     return int(size_bytes)
 
 

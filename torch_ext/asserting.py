@@ -6,7 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
-from torch_ext.amounts import amount, parse_memory
+from torch_ext.amounts import amount
+from torch_ext.arguments import MemoryAmount, memory_bytes
 from torch_ext.measuring import PeakMemory, measure_peak
 
 Arguments = ParamSpec("Arguments")
@@ -22,8 +23,8 @@ class assert_peak_below:  # noqa: N801
     itself goes through.
     """
 
-    def __init__(self, allowed: str | int) -> None:
-        self.allowed_bytes = parse_memory(str(allowed))
+    def __init__(self, allowed: MemoryAmount) -> None:
+        self.allowed_bytes = memory_bytes(allowed, "the limit")
         self._open: list[PeakMemory] = []  # the innermost last: one limit may be used in itself
 
     def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -1,13 +1,13 @@
 """The command line: files in, files out. See `python -m torch_ext --help`.
 
-Exit codes: 0 done; 1 failed (running the model, writing the output); 2 usage, bad input spec or
-unreadable input; 3 memory budget not met; 4 verification failed; 130 interrupted.
+Exit codes: 0 done; 1 failed (running the model, writing the output); 2 usage, bad input spec,
+unreadable input, or outputs that should not be asked for (a folder, two in one file, the input
+without --force); 3 memory budget not met; 4 verification failed; 130 interrupted.
 """
 
 import argparse
 import json
 import os
-import pathlib
 import sys
 import threading
 from collections.abc import Callable
@@ -18,6 +18,8 @@ from torch_ext.amounts import MIB, amount, parse_memory
 from torch_ext.files import (
     UnreadableInputError,
     UnwritableOutputError,
+    check_outputs,
+    discard_unfinished,
     first_line,
     innermost_error,
     load_model,
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except ImportError as error:
         code = _complain(first_line(error), FAILED)
     except KeyboardInterrupt:
+        discard_unfinished()
         _complain("interrupted, nothing was written", INTERRUPTED)
         sys.stderr.flush()
         os._exit(INTERRUPTED)  # a worker may still run inside torch
@@ -99,6 +102,7 @@ def _interruptible(work: Callable[[], int]) -> int:
 
 
 def _run_plan(options: argparse.Namespace) -> int:
+    check_outputs({"-o": options.output}, options.graph, options.force)
     try:
         with progress("planning"):
             result = plan(
@@ -108,7 +112,7 @@ def _run_plan(options: argparse.Namespace) -> int:
             )
     except OSError as error:
         raise UnreadableInputError(f"{options.graph}: {error.strerror}") from None
-    if options.output:
+    if options.output is not None:
         write_text(options.output, "".join(f"{op}\n" for op in result.order))
     _print_result(result, options.json)
     return _budget_code(result)
@@ -117,7 +121,8 @@ def _run_plan(options: argparse.Namespace) -> int:
 def _run_analyze(options: argparse.Namespace) -> int:
     for spec in options.input:
         parse_input_spec(spec)
-    _check_writable(*_outputs(options), options.graph, options.extract)
+    outputs = {**_outputs(options), "--graph": options.graph, "--extract": options.extract}
+    check_outputs(outputs, options.model, options.force)
     from torch_ext.measuring import resident_bytes
     from torch_ext.optimizing import analyze_in_full
 
@@ -130,9 +135,9 @@ def _run_analyze(options: argparse.Namespace) -> int:
             scope=options.scope,
             time_budget=options.time_budget,
         )
-    if options.graph:
+    if options.graph is not None:
         write_text(options.graph, analysis.report.graph.to_graph().to_text())
-    if options.extract:
+    if options.extract is not None:
         write_text(options.extract, analysis.bottleneck_region)
     _write_outputs(options, analysis.report, module, process_bytes)
     _print_result(analysis.report, options.json)
@@ -142,7 +147,8 @@ def _run_analyze(options: argparse.Namespace) -> int:
 def _run_optimize(options: argparse.Namespace) -> int:
     for spec in options.input:
         parse_input_spec(spec)
-    _check_writable(options.output, *_outputs(options))
+    outputs = {"-o": options.output, **_outputs(options)}
+    check_outputs(outputs, options.model, options.force)
     from torch_ext.measuring import resident_bytes
     from torch_ext.optimizing import optimize_verified
 
@@ -262,21 +268,9 @@ def _run_doctor(options: argparse.Namespace) -> int:
     return FAILED if problem else DONE
 
 
-def _check_writable(*paths: pathlib.Path | None) -> None:
-    """Complain before the work, not after it."""
-    for path in paths:
-        if path is None:
-            continue
-        if path.is_dir():
-            raise UnwritableOutputError(f"{path}: cannot write: it is a folder")
-        if not path.parent.is_dir():
-            raise UnwritableOutputError(f"{path}: cannot write: there is no folder {path.parent}")
-        if not os.access(path.parent, os.W_OK):
-            raise UnwritableOutputError(f"{path}: cannot write: no permission for {path.parent}")
-
-
-def _outputs(options: argparse.Namespace) -> tuple[pathlib.Path | None, ...]:
-    return options.html, options.trace, options.csv
+def _outputs(options: argparse.Namespace) -> dict[str, str | None]:
+    """Those that show what was found, by their options."""
+    return {"--html": options.html, "--trace": options.trace, "--csv": options.csv}
 
 
 def _write_outputs(
@@ -285,7 +279,7 @@ def _write_outputs(
     module: "torch.jit.ScriptModule",
     process_bytes: int | None,
 ) -> None:
-    if not any(_outputs(options)):
+    if not any(_outputs(options).values()):
         return
     from torch_ext.optimizing import peak_with_gradients
     from torch_ext.reporting import Findings, to_csv, to_html, to_trace
@@ -297,7 +291,12 @@ def _write_outputs(
             gradient_peak_bytes = peak_with_gradients(module, make_inputs(options.input))
         inputs = tuple(options.input)
         findings = Findings(
-            report.graph, report, options.model.name, inputs, process_bytes, gradient_peak_bytes
+            report.graph,
+            report,
+            os.path.basename(options.model),
+            inputs,
+            process_bytes,
+            gradient_peak_bytes,
         )
         for path, convert in (
             (options.html, to_html),
@@ -385,7 +384,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def with_model(sub: argparse.ArgumentParser, *names: str) -> None:
         for name in names or ("model",):
-            sub.add_argument(name, type=pathlib.Path, help="a TorchScript file")
+            sub.add_argument(name, help="a TorchScript file")
 
     def with_inputs(sub: argparse.ArgumentParser, more: str = "") -> None:
         sub.add_argument(
@@ -426,18 +425,23 @@ def _parser() -> argparse.ArgumentParser:
             ("--trace", "write memory over the ops for Perfetto or chrome://tracing"),
             ("--csv", "write memory over the ops as a table"),
         ):
-            sub.add_argument(option, type=pathlib.Path, metavar="FILE", help=text)
+            sub.add_argument(option, metavar="FILE", help=text)
+
+    def with_force(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--force", action="store_true", help="let an output take the place of the input"
+        )
 
     sub = command("plan", _run_plan, "plan a bare graph, or one from Inductor (imports no torch)")
     sub.add_argument(
         "graph",
-        type=pathlib.Path,
         help="a graph in the text format, as Inductor dumps it, or a log of TORCH_TRACE",
     )
     sub.add_argument("--name", default="", help="which graph, where a log holds several")
-    sub.add_argument("-o", "--output", type=pathlib.Path, help="write the order, an op per line")
+    sub.add_argument("-o", "--output", metavar="FILE", help="write the order, an op per line")
     with_budget(sub)
     with_target(sub)
+    with_force(sub)
 
     sub = command("analyze", _run_analyze, "report what could be gained; changes nothing")
     with_model(sub)
@@ -445,26 +449,25 @@ def _parser() -> argparse.ArgumentParser:
     with_budget(sub)
     with_scope(sub)
     with_outputs(sub)
-    sub.add_argument(
-        "--graph", type=pathlib.Path, metavar="FILE", help="write the whole graph as text"
-    )
+    sub.add_argument("--graph", metavar="FILE", help="write the whole graph as text")
     sub.add_argument(
         "--extract",
-        type=pathlib.Path,
         metavar="FILE",
         help="write the region around the original order's peak as a graph in the text format",
     )
+    with_force(sub)
 
     sub = command("optimize", _run_optimize, "write the model in an order of lower peak memory")
     with_model(sub)
     sub.add_argument(
-        "-o", "--output", type=pathlib.Path, required=True, help="the TorchScript file to write"
+        "-o", "--output", metavar="FILE", required=True, help="the TorchScript file to write"
     )
     with_inputs(sub)
     with_budget(sub)
     with_scope(sub)
     with_outputs(sub)
     with_target(sub)
+    with_force(sub)
 
     sub = command("verify", _run_verify, "run two models and compare what they do, bit for bit")
     with_model(sub, "a", "b")

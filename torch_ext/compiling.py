@@ -27,6 +27,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import default_partition
 from torch.fx.graph import _BoxedCodeGen
 
+from torch_ext.arguments import seconds
 from torch_ext.fx.estimating import estimate_probe
 from torch_ext.fx.ordering import apply_order, arrange, to_graph
 from torch_ext.logs import Peaks, is_disabled, set_up_logging
@@ -43,11 +44,11 @@ def backend(
 ) -> Callable[..., Any]:
     """Compile for torch.compile. `options={"time_budget": seconds}`: as of torch_ext.plan.
 
-    Raises ValueError for other options.
+    Raises ValueError for other options, or if it is not between 0 and 1e6.
     """
     set_up_logging()
     options = dict(options or {})
-    time_budget = float(options.pop("time_budget", 2.0))
+    time_budget = seconds(options.pop("time_budget", 2.0), "time_budget")
     if options:
         raise ValueError(
             f"the backend torch_ext has no option '{next(iter(options))}'; it has 'time_budget'"

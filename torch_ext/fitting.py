@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from torch_ext.amounts import amount
+from torch_ext.arguments import MemoryAmount, count, memory_bytes, seconds, texts
 from torch_ext.files import innermost_error
 from torch_ext.input_spec import leads, letter_of, make_inputs, with_size
 from torch_ext.measuring import available_bytes, measure_peak
@@ -93,20 +94,23 @@ class Capacity:
 def capacity(
     module: torch.nn.Module,
     input_specs: Sequence[str],
-    memory_budget: int | None = None,
+    memory_budget: MemoryAmount | None = None,
     *,
     step: int = 1,
     time_budget: float = 2.0,
 ) -> Capacity:
-    """Find what fits into `memory_budget` bytes.
+    """Find what fits into `memory_budget`: bytes, or text like "512MiB".
 
     `input_specs`: as on the command line, one letter in the place of a size: "Nx3x224x224:f32".
     Only multiples of `step` are tried. Without a letter: what the given input needs, before and
     after. The order is that of torch_ext.optimize for the largest size that fits before.
-    Raises ValueError for bad specs, CapacityError if the search fails in the middle.
+    Raises ValueError for bad specs or arguments, CapacityError if the search fails in the middle.
     """
+    input_specs = texts(input_specs, "input_specs")
     letter = letter_of(input_specs)
-    if letter and memory_budget is None:
+    step, time_budget = count(step, "step"), seconds(time_budget, "time_budget")
+    budget = None if memory_budget is None else memory_bytes(memory_budget, "memory_budget")
+    if letter and budget is None:
         raise ValueError(f"a letter needs a memory budget: which {letter} is to be found?")
 
     held_bytes: list[int] = []  # parameters, and the constants of frozen graphs
@@ -123,7 +127,7 @@ def capacity(
         optimized, report = optimize(module, inputs, time_budget=time_budget)
         return functools.partial(measured, optimized), report.reason
 
-    found = _capacity(letter, memory_budget, step, functools.partial(measured, module), reordered)
+    found = _capacity(letter, budget, step, functools.partial(measured, module), reordered)
     return dataclasses.replace(found, is_batch=letter == "N" and leads(letter, input_specs))
 
 
@@ -132,7 +136,7 @@ def training_capacity(
     loss_fn: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     make_batch: Callable[[int], Sequence[Any]],
-    memory_budget: int,
+    memory_budget: MemoryAmount,
     *,
     step: int = 1,
     time_budget: float = 5.0,
@@ -141,9 +145,12 @@ def training_capacity(
 
     `make_batch(size)` gives `(*inputs, target)`; other arguments as of torch_ext.training_step.
     `parameter_bytes` has the optimizer's state in it. Model and optimizer stay as they are.
-    Raises CapacityError if the search fails in the middle.
+    Raises ValueError for bad arguments, CapacityError if the search fails in the middle.
     """
     from torch_ext.training import training_step
+
+    step, time_budget = count(step, "step"), seconds(time_budget, "time_budget")
+    budget = memory_bytes(memory_budget, "memory_budget")
 
     @functools.cache
     def usages(size: int) -> tuple[Usage, Usage, str]:
@@ -161,7 +168,7 @@ def training_capacity(
     def reordered(size: int) -> tuple[Measure, str]:
         return lambda n: usages(n)[1], usages(size)[2]
 
-    found = _capacity("N", memory_budget, step, lambda size: usages(size)[0], reordered)
+    found = _capacity("N", budget, step, lambda size: usages(size)[0], reordered)
     return dataclasses.replace(found, is_batch=True)
 
 
@@ -182,8 +189,6 @@ def _capacity(
     before: Measure,
     after: Callable[[int], tuple[Measure, str]],  # of the program that is reordered for a size
 ) -> Capacity:
-    if step < 1:
-        raise ValueError(f"step must be at least 1, not {step}")
     if not letter or memory_budget is None:
         measure, reason = after(1)
         return Capacity("", memory_budget, None, None, (before(1), measure(1)), reason)

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from torch_ext import __version__, _sched, inductor_calls, inductor_dump, planning
+from torch_ext.arguments import seconds
 from torch_ext.inductor_calls import Calls
 from torch_ext.inductor_dump import Buffer, Node, to_graph
 from torch_ext.logs import Peaks, is_disabled, set_up_logging
@@ -58,10 +59,9 @@ def enabled(*, time_budget: float = 2.0) -> Iterator[None]:
 
     A backward graph is compiled when it first runs: keep the block open until then. `time_budget`
     is for planning, in seconds per graph. Where Inductor has no place for us there is one
-    UserWarning, and it compiles as always. Raises ValueError for a negative budget.
+    UserWarning, and it compiles as always. Raises ValueError if it is not between 0 and 1e6.
     """
-    if not 0 <= time_budget <= 1e6:
-        raise ValueError(f"time_budget must be between 0 and 1e6 seconds, not {time_budget}")
+    time_budget = seconds(time_budget, "time_budget")
     set_up_logging()
     missing = _missing()
     if missing and not is_disabled():

@@ -1,5 +1,6 @@
 """Example inputs from the command line: 1x3x224x224:f32."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ _DTYPES = {
     "c64": "complex64",
     "c128": "complex128",
 }
+_MOST_VALUES = 2**59  # of 16 bytes at most
 _SPEC = re.compile(r"(?P<shape>scalar|\d+(x\d+)*)(:(?P<dtype>\w+))?")
 _SMALL_LETTER = re.compile(r"(?:^|(?<=x))[a-wyz](?=x|:|$)")
 _LETTER = re.compile(r"(?:^|(?<=x))[A-Z](?=x|:|$)")
@@ -37,8 +39,10 @@ def parse_input_spec(spec: str) -> tuple[tuple[int, ...], str]:
     dtype = match["dtype"] or "f32"
     if dtype not in _DTYPES:
         raise ValueError(f"input '{spec}': unknown type '{dtype}', known: {', '.join(_DTYPES)}")
-    shape = match["shape"]
-    return () if shape == "scalar" else tuple(int(n) for n in shape.split("x")), dtype
+    words = [] if match["shape"] == "scalar" else match["shape"].split("x")
+    if math.prod(float(word) or 1 for word in words) >= _MOST_VALUES:
+        raise ValueError(f"input '{spec}' has more values than there can be")
+    return tuple(map(int, words)), dtype
 
 
 def letter_of(specs: Sequence[str]) -> str:

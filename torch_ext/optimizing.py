@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from torch_ext._native import _jit
+from torch_ext.arguments import MemoryAmount, flag, misfit, planning
 from torch_ext.labels import LabelledGraph
 from torch_ext.planning import TimelineEntry, plan_fields
 from torch_ext.reports import PeakBuffer, ProgramReport
@@ -62,7 +64,7 @@ def optimize(
     *,
     scope: str = "all",
     time_budget: float = 2.0,
-    memory_budget: int | None = None,
+    memory_budget: MemoryAmount | None = None,
     verify: bool = True,
 ) -> tuple[torch.jit.ScriptModule, Report]:
     """Return the module with its operations in an order of lower peak memory, and a report.
@@ -71,11 +73,12 @@ def optimize(
     The result shares its parameters and buffers; the given module, its state, the inputs and the
     random state are not changed. `example_inputs`: a tuple of arguments, or a list of such tuples
     (one order for all). `scope="bottleneck"` moves ops only around the peak.
-    `memory_budget` (bytes) stops as soon as it is met. With `verify` both versions run and must be
-    equal bit for bit, with a measured peak that is lower. Otherwise the original module comes back
-    and `report.reason` says why.
+    `memory_budget` (bytes, or text like "512MiB") stops as soon as it is met. With `verify` both
+    versions run and must be equal bit for bit, with a measured peak that is lower. Otherwise the
+    original module comes back and `report.reason` says why.
 
-    Raises ValueError for inputs that do not fit, and whatever the module raises when it runs.
+    Raises ValueError for inputs that do not fit or other bad arguments, and whatever the module
+    raises when it runs.
     """
     optimized = optimize_verified(
         module,
@@ -94,14 +97,15 @@ def optimize_verified(
     *,
     scope: str = "all",
     time_budget: float = 2.0,
-    memory_budget: int | None = None,
+    memory_budget: MemoryAmount | None = None,
     verify: bool = True,
 ) -> Optimized:
     """As optimize, with all that was found."""
+    wanted, verify = planning(scope, time_budget, memory_budget), flag(verify, "verify")
     examples = _examples(example_inputs)
     script = _as_script(module, examples)
     cpp_module, changed, failed, fields, graph = _jit.optimize(
-        script._c, examples, time_budget, memory_budget, scope, verify
+        script._c, examples, wanted.time_budget, wanted.memory_budget, wanted.scope, verify
     )
     if changed:
         from torch.jit._recursive import wrap_cpp_module
@@ -129,9 +133,10 @@ def analyze_in_full(
     time_budget: float = 2.0,
 ) -> Analysis:
     """As analyze; also the region around the bottleneck."""
+    wanted = planning(scope, time_budget)
     examples = _examples(example_inputs)
     script = _as_script(module, examples)
-    fields, graph, region = _jit.analyze(script._c, examples, time_budget, scope)
+    fields, graph, region = _jit.analyze(script._c, examples, wanted.time_budget, wanted.scope)
     return Analysis(_report(fields, graph), region)
 
 
@@ -152,15 +157,19 @@ def compare(
 def _examples(example_inputs: ExampleInputs) -> list[tuple[Any, ...]]:
     if isinstance(example_inputs, torch.Tensor):
         return [(example_inputs,)]
-    if isinstance(example_inputs, tuple):
-        return [example_inputs]
-    if isinstance(example_inputs, list) and example_inputs:  # noqa: SIM102
-        if all(isinstance(example, tuple) for example in example_inputs):
-            return example_inputs
-    raise ValueError(
-        "example_inputs must be a tuple of arguments or a non-empty list of such tuples, not "
-        f"{type(example_inputs).__name__}"
-    )
+    examples = [example_inputs] if isinstance(example_inputs, tuple) else example_inputs
+    if not isinstance(examples, list) or not examples:
+        raise ValueError(
+            "example_inputs must be a tuple of arguments or a non-empty list of such tuples, not "
+            f"{type(example_inputs).__name__}"
+        )
+    for index, example in enumerate(examples):
+        if not isinstance(example, tuple):
+            raise ValueError(
+                "example_inputs must be a tuple of arguments or a non-empty list of such tuples, "
+                f"but example {index} is a {type(example).__name__}"
+            )
+    return examples
 
 
 def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]]) -> torch.jit.ScriptModule:
@@ -179,12 +188,32 @@ def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]]) -> torc
                 module, copy.deepcopy(examples[0]), check_trace=False, strict=False
             )
             return traced
+    except (TypeError, RuntimeError):
+        wrong = _untraceable(module, examples[0])
+        if wrong:
+            raise ValueError(f"example 0 {wrong}") from None
+        raise
     finally:
         # Tracing runs the module: put back what it did to running statistics and the like.
         with torch.no_grad():
             for name, buffer in module.named_buffers():
                 if name in before and not torch.equal(buffer, before[name]):
                     buffer.copy_(before[name])
+
+
+def _untraceable(module: torch.nn.Module, example: tuple[Any, ...]) -> str:
+    """Why it cannot be traced with the module, if it is to blame; else empty."""
+    wrong = misfit(module.forward, example)
+    if wrong:
+        return f"does not fit forward, {wrong}"
+    for leaf in pytree.tree_leaves(example):
+        if not isinstance(leaf, torch.Tensor):
+            return (
+                f"has a value of type {type(leaf).__name__}, and only tensors in tuples, lists and "
+                "dicts can be traced: script the module with torch.jit.script first"
+            )
+    inferred = torch._C._jit_try_infer_type(example)
+    return "" if inferred.success() else f"cannot be traced: {inferred.reason()}"
 
 
 def _report(fields: Mapping[str, Any], graph: Mapping[str, Any]) -> Report:

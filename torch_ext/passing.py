@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch_ext._native import _jit
+from torch_ext.arguments import choice, seconds
 from torch_ext.logs import set_up_logging
 
 Mode = Literal["reorder", "observe"]
@@ -26,7 +27,7 @@ def enable(
     only logs and counts what would be gained. `time_budget` is for planning and `learning_budget`
     for running ops once to learn their scratch memory, in seconds per graph.
     Call it before other threads run modules: torch's list of passes has no lock.
-    Raises ValueError for another mode or a negative budget.
+    Raises ValueError for another mode, or budgets that are not between 0 and 1e6 seconds.
     """
     _jit.enable_pass(*_options(mode, time_budget, learning_budget))
 
@@ -67,15 +68,12 @@ def pass_stats() -> dict[str, Any]:
 
 
 def _options(mode: Mode, time_budget: float, learning_budget: float) -> tuple[bool, float, float]:
-    if mode not in ("reorder", "observe"):
-        raise ValueError(f"mode must be 'reorder' or 'observe', not {mode!r}")
-    for name, value in (("time_budget", time_budget), ("learning_budget", learning_budget)):
-        if not 0 <= value <= 1e6:
-            raise ValueError(f"{name} must be between 0 and 1e6 seconds, not {value}")
+    observe = choice(mode, "mode", ("reorder", "observe")) == "observe"
+    budgets = seconds(time_budget, "time_budget"), seconds(learning_budget, "learning_budget")
     set_up_logging()
     _jit.set_pass_logger(
         lambda is_detail, message: _log.log(
             logging.DEBUG if is_detail else logging.INFO, "%s", message
         )
     )
-    return mode == "observe", time_budget, learning_budget
+    return observe, *budgets

@@ -1,12 +1,12 @@
 """Planning bare graphs: no torch needed, none imported."""
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from torch_ext import _sched
+from torch_ext import _sched, arguments
+from torch_ext.arguments import FilePath, MemoryAmount
 from torch_ext.summaries import plan_rows, two_columns
 
 FORMAT = 1
@@ -115,7 +115,13 @@ class Graph:
         self, name: str, size_bytes: int, *, input: bool = False, kept: bool = False
     ) -> None:
         """Add a storage. `input`: alive from the start. `kept`: a result, never freed."""
-        self._builder.add_buffer(name, size_bytes, input=input, kept=kept)
+        of = f"of buffer {arguments.text(name, 'the name of a buffer')!r}"
+        self._builder.add_buffer(
+            name,
+            arguments.size_bytes(size_bytes, f"size_bytes {of}"),
+            input=arguments.flag(input, f"input {of}"),
+            kept=arguments.flag(kept, f"kept {of}"),
+        )
 
     def add_op(
         self,
@@ -127,12 +133,13 @@ class Graph:
         after: Sequence[str] = (),
     ) -> None:
         """Add a step. `after`: earlier ops that must run first, although no buffer says so."""
+        of = f"of op {arguments.text(name, 'the name of an op')!r}"
         self._builder.add_op(
             name,
-            reads=list(reads),
-            writes=list(writes),
-            workspace_bytes=workspace_bytes,
-            after=list(after),
+            reads=arguments.texts(reads, f"reads {of}"),
+            writes=arguments.texts(writes, f"writes {of}"),
+            workspace_bytes=arguments.size_bytes(workspace_bytes, f"workspace_bytes {of}"),
+            after=arguments.texts(after, f"after {of}"),
         )
 
     def to_text(self) -> str:
@@ -143,11 +150,11 @@ class Graph:
     def from_text(cls, text: str) -> Self:
         """Parse the text format. Raises ValueError naming the line."""
         graph = cls()
-        graph._builder = _sched.parse_text(text, "<text>")
+        graph._builder = _sched.parse_text(arguments.text(text, "a graph"), "<text>")
         return graph
 
 
-def read_graph(path: str | os.PathLike[str], name: str = "") -> Graph:
+def read_graph(path: FilePath, name: str = "") -> Graph:
     """Read a graph from a file: the text format, or what Inductor writes (inductor_dump).
 
     `name` chooses where a file holds several. Raises ValueError naming file and place, OSError if
@@ -155,24 +162,26 @@ def read_graph(path: str | os.PathLike[str], name: str = "") -> Graph:
     """
     from torch_ext import inductor_dump
 
+    path = arguments.file_path(path, "the path of a graph")
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file in UTF-8") from None
     if inductor_dump.is_dump(text):
-        return inductor_dump.read_dump(text, str(path), name)
+        return inductor_dump.read_dump(text, path, name)
     if name:
         raise ValueError(f"{path}: holds one graph, without a name")
     graph = Graph()
-    graph._builder = _sched.parse_text(text, str(path))
+    told = path.encode("utf-8", "backslashreplace").decode()  # names of files can be any bytes
+    graph._builder = _sched.parse_text(text, told)
     return graph
 
 
 def plan(
-    graph: Graph | str | os.PathLike[str],
+    graph: Graph | FilePath,
     *,
     time_budget: float = 2.0,
-    memory_budget: int | None = None,
+    memory_budget: MemoryAmount | None = None,
     scope: str = "all",
     without: Sequence[str] = (),
 ) -> Plan:
@@ -180,22 +189,30 @@ def plan(
 
     `time_budget` (seconds) is turned into counted work, so results do not depend on the machine; a
     clock ends planning at twice that, and `clock_stopped` says so.
-    `memory_budget` (bytes): stop as soon as the peak is no higher. `without`: rules to do without,
-    to measure what each brings (csrc/sched/rules.h). Raises ValueError for a bad graph, OSError if
-    the file cannot be read.
+    `memory_budget` (bytes, or text like "512MiB"): stop as soon as the peak is no higher.
+    `without`: rules to do without, to measure what each brings (csrc/sched/rules.h). Raises
+    ValueError for a bad graph or argument, OSError if the file cannot be read.
     """
+    wanted = arguments.planning(scope, time_budget, memory_budget)
+    rules = arguments.texts(without, "without")
     builder = (graph if isinstance(graph, Graph) else read_graph(graph))._builder
-    fields = _sched.plan(builder, time_budget, memory_budget, scope, list(without))
+    fields = _sched.plan(builder, wanted.time_budget, wanted.memory_budget, wanted.scope, rules)
     return Plan(**plan_fields(fields))
 
 
 def simulate(graph: Graph, order: Sequence[str]) -> tuple[TimelineEntry, ...]:
     """Return memory along an order of the graph's ops. Raises ValueError if it is not valid."""
-    entries = _sched.simulate(graph._builder, list(order))
+    entries = _sched.simulate(_builder_of(graph), arguments.texts(order, "order"))
     return tuple(TimelineEntry(**entry) for entry in entries)
 
 
 def region_tree(graph: Graph) -> RegionTree:
     """Cut a graph into regions: series, parallel and prime ones, down to single ops."""
-    ops, nodes = _sched.region_tree(graph._builder)
+    ops, nodes = _sched.region_tree(_builder_of(graph))
     return RegionTree(tuple(ops), tuple(TreeNode(**node) for node in nodes))
+
+
+def _builder_of(graph: Graph) -> _sched.GraphBuilder:
+    if not isinstance(graph, Graph):
+        raise ValueError(f"graph must be a torch_ext.Graph, not {type(graph).__name__}")
+    return graph._builder

@@ -1,9 +1,9 @@
 """What is known of a program after a door has looked at it. Needs no torch."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
+from torch_ext.arguments import FilePath
 from torch_ext.labels import LabelledBuffer, LabelledGraph
 from torch_ext.planning import Plan, TimelineEntry
 from torch_ext.summaries import report_rows, two_columns
@@ -50,12 +50,12 @@ class ProgramReport(Plan):
         del fields["graph"]
         return fields
 
-    def save_html(self, path: str | pathlib.Path, title: str = "") -> None:
-        """Write the page that shows it, whole or not at all. Raises UnwritableOutputError."""
+    def save_html(self, path: FilePath, title: str = "") -> None:
+        """Write the page that shows it, whole or not at all, as files.writing does."""
         from torch_ext.files import write_text
         from torch_ext.reporting import Findings, to_html
 
-        write_text(pathlib.Path(path), to_html(Findings(self.graph, self, title)))
+        write_text(path, to_html(Findings(self.graph, self, title)))
 
 
 def described(graph: LabelledGraph, plan: Plan) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <sstream>
+
 #include "jit/memory_meter.h"
 #include "jit/operator_effects.h"
 #include "jit/optimize.h"
@@ -17,6 +19,21 @@ namespace sched = torch_ext::sched;
 
 namespace {
 
+// "(Tensor x, int n=1)": what forward takes.
+std::string Parameters(const c10::FunctionSchema& schema) {
+  std::ostringstream text;
+  for (std::size_t i = 1; i < schema.arguments().size(); ++i) {  // without self
+    text << (i == 1 ? "(" : ", ") << schema.arguments()[i];
+  }
+  return schema.arguments().size() == 1 ? "()" : text.str() + ")";
+}
+
+// What torch says first; after it come the value, the declaration and the stack.
+std::string FirstSentence(std::string text) {
+  for (const char* next : {"\n", " Declaration:"}) text = text.substr(0, text.find(next));
+  return text;
+}
+
 // Arguments of forward from Python values, checked and defaulted by its schema. Throws a
 // std::invalid_argument that names the example.
 std::vector<jit::Stack> ToStacks(const torch::jit::Module& module,
@@ -27,13 +44,17 @@ std::vector<jit::Stack> ToStacks(const torch::jit::Module& module,
   std::vector<jit::Stack> stacks;
   for (std::size_t i = 0; i < examples.size(); ++i) {
     try {
+      // Torch counts self, too.
+      TORCH_CHECK_VALUE(examples[i].size() < schema.arguments().size(), "there are ",
+                        examples[i].size(), " arguments");
       jit::Stack stack = torch::jit::createStackForSchema(
           schema, torch::jit::tuple_slice(examples[i]), py::kwargs(), module._ivalue());
       stack.erase(stack.begin());  // self
       stacks.push_back(std::move(stack));
     } catch (const std::exception& error) {
       throw std::invalid_argument("example " + std::to_string(i) +
-                                  " does not fit forward: " + error.what());
+                                  " does not fit forward, which takes " + Parameters(schema) +
+                                  ": " + FirstSentence(error.what()));
     }
   }
   return stacks;

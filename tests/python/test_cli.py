@@ -1,6 +1,8 @@
 """python -m torch_ext: files in, files out, exit codes."""
 
 import ctypes.util
+import io
+import itertools
 import json
 import os
 import pathlib
@@ -94,10 +96,26 @@ def test_plan_names_the_line_of_a_mistake(text, words, tmp_path):
     complains(run("plan", path), 2, "bad.txt", *words)
 
 
+def test_files_whose_names_are_no_text(graph, model, tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/n\xff")
+    os.rename(graph, odd)
+    assert run("plan", odd, "-o", f"{odd}.order").returncode == 0
+    assert pathlib.Path(f"{odd}.order").read_text().startswith("make_a")
+    pathlib.Path(odd).write_text("nonsense")
+    complains(run("plan", odd), 2, r"n\udcff: line 1")
+    os.rename(model, odd)
+    for command in (("analyze", odd), ("optimize", odd, "-o", "out.pt"), ("verify", odd, odd)):
+        complains(run(*command), 2, r"UTF-8 can write, not", r"n\udcff")
+
+
 def test_plan_of_no_file_and_of_no_text(tmp_path):
     complains(run("plan", tmp_path / "none.txt"), 2, "none.txt")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     complains(run("plan", tmp_path / "bytes"), 2, "UTF-8")
+    complains(run("plan", tmp_path / ("n" * 300)), 2, "name too long")
+    complains(run("plan", ""), 2, "is empty")
+    complains(run("analyze", ""), 2, "is empty")
+    complains(run("analyze", tmp_path / ("n" * 300)), 2, "no such file")
 
 
 # --- optimize ------------------------------------------------------------------------------------
@@ -136,9 +154,12 @@ def test_optimize_for_people(model, tmp_path):
         assert words in result.stdout
 
 
-def test_optimize_may_overwrite_its_input(model):
-    assert run("optimize", model, "-o", model, "--input", SPEC).returncode == 0
-    again = run("optimize", model, "-o", model, "--input", SPEC, "--json")
+def test_optimize_overwrites_its_input_only_if_asked_to(model):
+    before = model.read_bytes()
+    complains(run("optimize", model, "-o", model, "--input", SPEC), 2, model, "--force")
+    assert model.read_bytes() == before
+    assert run("optimize", model, "-o", model, "--input", SPEC, "--force").returncode == 0
+    again = run("optimize", model, "-o", model, "--input", SPEC, "--json", "--force")
     assert json.loads(again.stdout)["moved_ops"] == 0
 
 
@@ -205,7 +226,79 @@ def test_an_output_that_cannot_be_written(model, tmp_path):
     complains(
         run("optimize", model, "-o", tmp_path / "no" / "out.pt", "--input", SPEC), 1, "no folder"
     )
-    complains(run("optimize", model, "-o", tmp_path, "--input", SPEC), 1, "it is a folder")
+    complains(run("optimize", model, "-o", tmp_path, "--input", SPEC), 2, "it is a folder")
+    complains(run("optimize", model, "-o", f"{tmp_path}/new/", "--input", SPEC), 2, "a folder")
+    complains(run("optimize", model, "-o", "", "--input", SPEC), 2, "-o is empty")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt"]
+
+
+COMMANDS = {
+    "plan": ("-o",),
+    "analyze": ("--html", "--trace", "--csv", "--graph", "--extract"),
+    "optimize": ("-o", "--html", "--trace", "--csv"),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [(c, pair) for c, options in COMMANDS.items() for pair in itertools.combinations(options, 2)],
+    ids=str,
+)
+def test_two_outputs_in_one_file_are_told_before_the_work(command, options, tmp_path):
+    (tmp_path / "link").symlink_to("out")
+    needed = () if "-o" in options or command == "analyze" else ("-o", tmp_path / "out.pt")
+    given = zip(options, (tmp_path / "out", tmp_path / "link"), strict=True)
+    arguments = itertools.chain(*given, needed)
+    no_model = tmp_path / "none.pt"  # which would be told next
+    complains(run(command, no_model, *arguments), 2, *options, "one file")
+    assert [p.name for p in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(command, option) for command, options in COMMANDS.items() for option in options],
+)
+def test_the_input_is_not_overwritten_unless_asked_for(command, option, tmp_path):
+    (tmp_path / "input").write_text("no graph, no model")  # which would be told next
+    os.link(tmp_path / "input", tmp_path / "again")
+    needed = () if option == "-o" or command != "optimize" else ("-o", tmp_path / "out.pt")
+    arguments = (command, tmp_path / "input", option, tmp_path / "again", *needed)
+    complains(run(*arguments), 2, tmp_path / "again", option, "--force")
+    complains(run(*arguments, "--force"), 2, "input")
+    assert (tmp_path / "again").read_text() == "no graph, no model"
+
+
+def test_with_force_the_input_is_overwritten_as_a_whole(graph):
+    assert run("plan", graph, "-o", graph, "--force").returncode == 0
+    assert graph.read_text() == "make_a\nuse_a\nmake_b\nuse_b\n"
+
+
+def test_outputs_into_standard_output(graph, model, tmp_path):
+    result = run("plan", graph, "-o", "/dev/stdout", "--json")
+    assert result.stdout.startswith("make_a\nuse_a\nmake_b\nuse_b\n{")
+    with (tmp_path / "both").open("w") as file:
+        command = [sys.executable, "-m", "torch_ext", "plan", str(graph), "-o", "/dev/stdout"]
+        subprocess.run(command, stdout=file, check=True)
+    assert (tmp_path / "both").read_text().startswith("make_a\nuse_a\nmake_b\nuse_b\nops ")
+    outputs = ("--csv", "/dev/stdout", "--graph", "/dev/stdout")
+    result = run("analyze", model, "--input", SPEC, *outputs)
+    assert result.stdout.index("graph 1") < result.stdout.index("order,step,op")
+
+
+def test_an_optimized_model_goes_into_a_pipe_and_through_a_link(model, tmp_path):
+    pipe, link, target = (tmp_path / name for name in ("pipe", "link.pt", "target.pt"))
+    os.mkfifo(pipe)
+    link.symlink_to(target.name)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        result = run("optimize", model, "-o", pipe, "--html", link, "--input", SPEC)
+        content, _ = reader.communicate()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert pipe.is_fifo()
+    assert torch.equal(
+        torch.jit.load(io.BytesIO(content))(wide_input()), traced_wide()(wide_input())
+    )
+    assert link.is_symlink()
+    assert "<title>model.pt" in target.read_text(encoding="utf-8")
 
 
 def test_a_disk_that_is_full_leaves_nothing_behind(model, tmp_path):

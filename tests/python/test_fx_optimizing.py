@@ -216,6 +216,54 @@ def test_a_failed_verification_returns_the_original(monkeypatch):
     assert report.reason == "verification failed: a result differs"
 
 
+@pytest.mark.parametrize("make", [exported, traced], ids=["exported", "traced"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *((), (torch.ones(256, 64),) * 2, [(torch.ones(256, 64),)], ({"x": torch.ones(256, 64)},)),
+        *(("text",), (None,), (3,), (torch.ones(256, 64).numpy(),)),
+    ],
+    ids=lambda given: str([type(value).__name__ for value in given]),
+)
+@pytest.mark.parametrize("function", [torch_ext.fx.reorder, torch_ext.fx.analyze])
+def test_inputs_that_do_not_fit_are_a_value_error(make, given, function):
+    with pytest.raises(ValueError, match="do not fit the program, which takes ") as caught:
+        function(make(), given)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_inputs_that_are_nested_otherwise():
+    class Nested(nn.Module):
+        def forward(self, pair: dict[str, Tensor], more: list[Tensor]) -> Tensor:
+            return pair["a"].sum() + pair["b"].sum() + more[0].sum()
+
+    a, b, c = (torch.randn(8, 8) for _ in range(3))
+    program = torch.export.export(Nested(), ({"a": a, "b": b}, [c]))
+    for made in (program, program.module()):
+        assert torch_ext.fx.reorder(made, ({"a": a, "b": b}, [c]))[1].ops > 0
+        for given in ((a, b, c), ({"a": a}, [c]), ({"a": a, "b": b},)):
+            with pytest.raises(ValueError, match="do not fit the program"):
+                torch_ext.fx.reorder(made, given)
+
+
+def test_arguments_by_name_are_refused():
+    class Named(nn.Module):
+        def forward(self, x: Tensor, *, scale: Tensor) -> Tensor:
+            return x * scale
+
+    x = torch.randn(8, 8)
+    program = torch.export.export(Named(), (x,), {"scale": x})
+    for given in ((x,), (x, x)):
+        with pytest.raises(ValueError, match="'scale': scale} by name"):
+            torch_ext.fx.reorder(program, given)
+
+
+@pytest.mark.parametrize("program", [Branches(), torch.relu, 3, None])
+def test_what_is_no_program_is_a_value_error(program):
+    with pytest.raises(ValueError, match=r"must be an fx.GraphModule or an ExportedProgram"):
+        torch_ext.fx.reorder(program, inputs())
+
+
 def test_inputs_that_are_no_arguments():
     with pytest.raises(ValueError, match="must be a tuple of arguments, not dict"):
         torch_ext.fx.reorder(traced(), {"x": 1})

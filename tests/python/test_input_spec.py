@@ -12,7 +12,16 @@ def test_shapes_and_types():
     assert parse_input_spec("scalar:i64") == ((), "i64")
 
 
-@pytest.mark.parametrize("spec", ["", "x", "1x", "-1", "1x3:", "1,3:f32", "1x3:f33", "1 x 3"])
+HUGE = "9" * 20
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("", "x", "1x", "-1", "1x3:", "1,3:f32", "1x3:f33", "1 x 3"),
+        *(HUGE, f"1x{HUGE}", f"0x{HUGE}:i64", "4294967296x4294967296", "9" * 400),
+    ],
+)
 def test_mistakes_are_value_errors(spec):
     with pytest.raises(ValueError, match="input '"):
         parse_input_spec(spec)

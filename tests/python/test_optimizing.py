@@ -485,13 +485,77 @@ def test_parameters_and_inputs_are_reported_beside_the_peak():
     assert report.threads == 2
 
 
-@pytest.mark.parametrize("inputs", [(), (1.0, 2.0), ("text",)])
-def test_inputs_that_do_not_fit_are_a_value_error(inputs):
-    with pytest.raises(ValueError, match="does not fit forward"):
-        torch_ext.optimize(traced_wide(), inputs)
+@pytest.mark.parametrize(
+    "example",
+    [
+        *((), (wide_input(),) * 2, (1.0, 2.0), ({"x": wide_input()},), ([wide_input()],)),
+        *(("text",), (object(),), (2**80,), (wide_input().numpy(),)),
+    ],
+    ids=lambda example: str([type(value).__name__ for value in example]),
+)
+@pytest.mark.parametrize("function", [torch_ext.optimize, torch_ext.analyze])
+def test_examples_that_do_not_fit_are_a_value_error(example, function):
+    good = (wide_input(),)
+    for examples, place in ((example, 0), ([example, good], 0), ([good, example], 1)):
+        expected = rf"^example {place} does not fit forward, which takes \(Tensor x\): "
+        with pytest.raises(ValueError, match=expected) as caught:
+            function(traced_wide(), examples)
+        assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("inputs", [[], 3, [torch.zeros(1)]])
+def test_an_example_that_does_not_fit_is_told_what_forward_takes():
+    class Takes(nn.Module):
+        def forward(self, x: torch.Tensor, n: int, more: list[torch.Tensor], scale: float = 2.0):
+            return x * n * scale + more[0]
+
+    module, x = torch.jit.script(Takes()), wide_input()
+    takes = r"which takes \(Tensor x, int n, Tensor\[\] more, float scale=2.\): "
+    for example, words in (
+        ((x,), "missing value for argument 'n'"),
+        ((x, 3), "missing value for argument 'more'"),
+        ((x, 3, [x], 1.0, 5), "there are 5 arguments"),
+        ((x, 1.5, [x]), "'int' for argument 'n' but instead found type 'float'"),
+        ((x, 3, [x, "a"]), "for argument 'more'"),
+    ):
+        with pytest.raises(ValueError, match=f"example 0 does not fit forward, {takes}.*{words}"):
+            torch_ext.analyze(module, example)
+    assert torch_ext.analyze(module, (x, 3, [x])).ops > 0
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        ((), r"does not fit forward, which takes \(x: torch.Tensor\) .* argument: 'x'"),
+        ((wide_input(),) * 2, r"does not fit forward, which takes \(x: .*: too many"),
+        (("text",), "has a value of type str, and only tensors"),
+        ((2**80,), "has a value of type int, and only tensors"),
+        ((None,), "has a value of type NoneType, and only tensors"),
+        ((wide_input().numpy(),), "has a value of type ndarray, and only tensors"),
+        (([wide_input(), 3],), "has a value of type int, and only tensors"),
+        (([],), "cannot be traced: List trace inputs must have elements"),
+    ],
+)
+def test_examples_with_which_a_module_cannot_be_traced(example, words):
+    with pytest.raises(ValueError, match=f"^example 0 {words}") as caught:
+        torch_ext.optimize(Wide(), example)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_the_module_itself_says_to_an_example_that_fits_is_told():
+    with pytest.raises(TypeError, match="must be Tensor, not dict"):
+        torch_ext.optimize(Wide(), ({"x": wide_input()},))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        torch_ext.optimize(Wide(), (torch.ones(3, 3),))
+
+
+def test_a_hook_that_changes_the_arguments_is_no_misfit():
+    module = Wide().eval()
+    module.register_forward_pre_hook(lambda _, given: (given[0] + given[1],))
+    _, report = torch_ext.optimize(module, (wide_input(), wide_input()))
+    assert report.ops > 0
+
+
+@pytest.mark.parametrize("inputs", [[], 3, None, [torch.zeros(1)], {"x": torch.zeros(1)}])
 def test_examples_of_the_wrong_form_are_a_value_error(inputs):
     with pytest.raises(ValueError, match="must be a tuple of arguments"):
         torch_ext.optimize(traced_wide(), inputs)
@@ -500,14 +564,6 @@ def test_examples_of_the_wrong_form_are_a_value_error(inputs):
 def test_not_a_module_is_a_value_error():
     with pytest.raises(ValueError, match="expected a torch"):
         torch_ext.optimize(lambda x: x, (wide_input(),))
-
-
-@pytest.mark.parametrize(
-    "options", [{"scope": "some"}, {"time_budget": -1.0}, {"memory_budget": -5}]
-)
-def test_bad_options_are_a_value_error(options):
-    with pytest.raises(ValueError, match="must"):
-        torch_ext.optimize(traced_wide(), (wide_input(),), **options)
 
 
 def test_a_model_that_raises_raises_the_same():

@@ -55,7 +55,8 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(option, tmp_pa
     output = tmp_path / "no" / "file"
     for command in (("analyze", no_model), ("optimize", no_model, "-o", tmp_path / "out.pt")):
         complains(run(*command, "--input", SPEC, option, output), 1, output, "no folder")
-        complains(run(*command, "--input", SPEC, option, tmp_path), 1, "it is a folder")
+        complains(run(*command, "--input", SPEC, option, tmp_path), 2, "it is a folder")
+        complains(run(*command, "--input", SPEC, option, ""), 2, f"{option} is empty")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -104,6 +104,19 @@ def test_a_file_refuses_other_shapes(tmp_path):
         torch.jit.load(tmp_path / "step.pt")(*batch(size=BATCH + 1))
 
 
+def test_a_step_is_saved_again_as_training_goes_on(tmp_path):
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model)
+    loss_fn = nn.functional.cross_entropy
+    step = torch_ext.training_step(model, loss_fn, optimizer, batch(), runtime="torchscript")
+    for _ in range(3):
+        step(*batch())
+        step.save(tmp_path / "step.pt")
+        assert_equal(
+            dict(model.state_dict()), torch.jit.load(tmp_path / "step.pt").model.state_dict()
+        )
+
+
 def test_what_cannot_be_saved(tmp_path):
     model = Net()
     optimizer = OPTIMIZERS["sgd"](model)
@@ -439,14 +452,27 @@ def test_an_interrupt_says_what_it_leaves_behind():
 
 
 @pytest.mark.parametrize(
-    "options", [{"accumulate": 0}, {"max_graphs": 0}, {"on_new_shape": "guess"}]
+    "options",
+    [
+        *({"accumulate": value} for value in (0, "2", True, 1.5, None)),
+        *({"max_graphs": value} for value in (0, "2", 2.0)),
+        *({"on_new_shape": value} for value in ("guess", None, torch.ones(2))),
+        *({"runtime": value} for value in ("jit", None)),
+        *({"clip_grad_norm": value} for value in ("1", -1, float("nan"), True, torch.tensor(1.0))),
+        *({"clip_grad_value": value} for value in ("1", -1, float("nan"), [1.0])),
+        *({"time_budget": value} for value in ("2", -1, float("nan"), None)),
+        *({"example_batch": value} for value in (torch.ones(2, 2), 3, None, "batch")),
+    ],
+    ids=str,
 )
 def test_bad_options(options):
     model = Net()
-    with pytest.raises(ValueError, match=next(iter(options))):
+    given = {"example_batch": batch(), **options}
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be .*, not ") as caught:
         torch_ext.training_step(
-            model, nn.functional.cross_entropy, OPTIMIZERS["sgd"](model), batch(), **options
+            model, nn.functional.cross_entropy, OPTIMIZERS["sgd"](model), **given
         )
+    assert len(str(caught.value).splitlines()) == 1
 
 
 FREES_MUCH = """

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from torch_ext.arguments import MemoryAmount, Planning, flag, misfit, planning
 from torch_ext.comparing import first_difference
 from torch_ext.fx.hazards import is_barrier, written_arguments
 from torch_ext.fx.labelling import labelled
@@ -39,7 +40,7 @@ def reorder(
     *,
     scope: str = "all",
     time_budget: float = 2.0,
-    memory_budget: int | None = None,
+    memory_budget: MemoryAmount | None = None,
     verify: bool = True,
 ) -> tuple[Program, GraphReport]:
     """Return the program with its operations in an order of lower peak memory, and a report.
@@ -52,11 +53,13 @@ def reorder(
     back and `report.reason` says why. Other arguments as of torch_ext.optimize. All runs without
     gradients.
 
-    Raises ValueError for inputs that do not fit, and whatever the program raises when it runs.
+    Raises ValueError for inputs that do not fit or other bad arguments, and whatever the program
+    raises when it runs.
     """
-    given = _arguments(example_inputs)
+    wanted, verify = planning(scope, time_budget, memory_budget), flag(verify, "verify")
+    given = _arguments(program, example_inputs)
     with torch.no_grad():
-        probe, graph, found = _plan(program, given, scope, time_budget, memory_budget)
+        probe, graph, found = _plan(program, given, wanted)
         if found.peak_bytes >= found.original_peak_bytes:
             return program, _report(program, given, graph, found, reason=_why_no_gain(found))
         reordered = cast(Program, _reordered(program, probe, found.order))
@@ -91,9 +94,10 @@ def analyze(
     time_budget: float = 2.0,
 ) -> GraphReport:
     """Report what reorder could gain. Changes nothing and measures only the original."""
-    given = _arguments(example_inputs)
+    wanted = planning(scope, time_budget)
+    given = _arguments(program, example_inputs)
     with torch.no_grad():
-        _, graph, found = _plan(program, given, scope, time_budget, None)
+        _, graph, found = _plan(program, given, wanted)
         _, peak_bytes = _measured(program, given)
     gains = found.peak_bytes < found.original_peak_bytes
     reason = "" if gains else _why_no_gain(found)
@@ -124,16 +128,32 @@ def _attribute(module: fx.GraphModule, path: str) -> Any:
     return value
 
 
+def _user_inputs(program: Graphs) -> list[fx.Node]:
+    """The placeholders of what the caller gives."""
+    nodes = [n for n in _graph_module(program).graph.nodes if n.op == "placeholder"]
+    if isinstance(program, fx.GraphModule):
+        return nodes
+    specs = program.graph_signature.input_specs
+    return [n for n, s in zip(nodes, specs, strict=True) if s.kind == InputKind.USER_INPUT]
+
+
+def _leaves(program: Graphs, given: Sequence[Any]) -> list[Any]:
+    """What the caller gives, as it comes to these placeholders."""
+    if isinstance(program, fx.GraphModule):
+        return list(program.graph.process_inputs(*given))
+    return pytree.tree_leaves(tuple(given))
+
+
 def _flat_inputs(program: Graphs, given: Sequence[Any]) -> list[Any]:
     """What the placeholders stand for."""
     if isinstance(program, fx.GraphModule):
-        return list(program.graph.process_inputs(*given))
-    leaves = iter(pytree.tree_leaves((tuple(given), {})))
+        return _leaves(program, given)
+    leaves = iter(_leaves(program, given))
     state = _state(program)
     flat = []
     for spec in program.graph_signature.input_specs:
         if spec.kind == InputKind.USER_INPUT:
-            flat.append(next(leaves, None))
+            flat.append(next(leaves))
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             flat.append(state[str(spec.target)])
         elif spec.kind == InputKind.TOKEN:  # only its place in a chain of effects matters
@@ -191,22 +211,50 @@ def _on(probe: Probe, nodes: dict[str, fx.Node]) -> Probe:
 # --- running --------------------------------------------------------------------------------------
 
 
-def _arguments(example_inputs: Sequence[Any] | torch.Tensor) -> tuple[Any, ...]:
-    if isinstance(example_inputs, torch.Tensor):
-        return (example_inputs,)
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs)
-    raise ValueError(
-        f"example_inputs must be a tuple of arguments, not {type(example_inputs).__name__}"
-    )
+def _arguments(program: Graphs, example_inputs: Sequence[Any] | torch.Tensor) -> tuple[Any, ...]:
+    """Those of a call. Raises ValueError if the program is none, or does not take them."""
+    if not isinstance(program, fx.GraphModule | ExportedProgram):
+        kind = type(program).__name__
+        raise ValueError(f"program must be an fx.GraphModule or an ExportedProgram, not {kind}")
+    given = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
+    if not isinstance(given, tuple | list):
+        raise ValueError(f"example_inputs must be a tuple of arguments, not {type(given).__name__}")
+    wrong = _misfit(program, tuple(given))
+    if wrong:
+        raise ValueError(f"example_inputs do not fit the program, {wrong}")
+    return tuple(given)
+
+
+def _misfit(program: Graphs, given: tuple[Any, ...]) -> str:
+    """What the program takes, if that is something else; else empty."""
+    nodes = _user_inputs(program)
+    if isinstance(program, ExportedProgram):
+        args, kwargs = pytree.tree_unflatten(nodes, program.call_spec.in_spec)
+        if kwargs:
+            return f"which takes {kwargs} by name: export it with all by position"
+        if _paths(args) != _paths(given):
+            return f"which takes {args}"
+    elif wrong := misfit(program.forward, given):
+        return wrong
+    values = _leaves(program, given)
+    if len(values) != len(nodes):
+        return f"which takes {len(nodes)} values, {nodes}: there are {len(values)}"
+    for node, value in zip(nodes, values, strict=True):
+        takes_tensor = isinstance(node.meta.get("val"), torch.Tensor)
+        if takes_tensor and not isinstance(value, torch.Tensor):
+            return (
+                f"which takes a tensor as {node.name}: it is a value of type {type(value).__name__}"
+            )
+    return ""
+
+
+def _paths(arguments: tuple[Any, ...]) -> set[str]:
+    """Where values stand in nested ones."""
+    return {pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(arguments)[0]}
 
 
 def _plan(
-    program: Graphs,
-    given: tuple[Any, ...],
-    scope: str,
-    time_budget: float,
-    memory_budget: int | None,
+    program: Graphs, given: tuple[Any, ...], wanted: Planning
 ) -> tuple[Probe, LabelledGraph, Plan]:
     """The probe's nodes are those of the program."""
     with torch.random.fork_rng(devices=[]):
@@ -214,9 +262,7 @@ def _plan(
         module = _graph_module(scratch)
         probe = run_probe(module, _flat_inputs(scratch, copy.deepcopy(given)))
     graph = labelled(probe)
-    found = plan(
-        graph.to_graph(), time_budget=time_budget, memory_budget=memory_budget, scope=scope
-    )
+    found = plan(graph.to_graph(), **dataclasses.asdict(wanted))
     nodes = {node.name: node for node in _graph_module(program).graph.nodes}
     return _on(probe, nodes), graph, found
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from torch_ext import arguments
 from torch_ext.training.capturing import LossFunction
 from torch_ext.training.making import Runtime, TrainingReport
 from torch_ext.training.step import TrainingStep
@@ -46,24 +47,25 @@ def training_step(
     `step.save(path)` possible: a file that trains in C++. `time_budget`: seconds to plan a graph.
 
     Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line
-    if it is in the model, and whatever the model raises.
+    if it is in the model, ValueError for other arguments, and whatever the model raises.
     """
-    if accumulate < 1 or max_graphs < 1:
-        raise ValueError("accumulate and max_graphs must be at least 1")
-    if on_new_shape not in ("capture", "eager"):
-        raise ValueError(f"on_new_shape must be 'capture' or 'eager', not {on_new_shape!r}")
-    if runtime not in ("fx", "torchscript"):
-        raise ValueError(f"runtime must be 'fx' or 'torchscript', not {runtime!r}")
+    if not isinstance(example_batch, Sequence | Mapping) or isinstance(example_batch, str | bytes):
+        raise ValueError(
+            "example_batch must be a tuple (*inputs, target) or a dict of the model's arguments, "
+            f"not {type(example_batch).__name__}"
+        )
+    arguments.choice(on_new_shape, "on_new_shape", ("capture", "eager"))
+    arguments.choice(runtime, "runtime", ("fx", "torchscript"))
     return TrainingStep(
         model,
         loss_fn,
         optimizer,
         example_batch,
-        clip_grad_norm=clip_grad_norm,
-        clip_grad_value=clip_grad_value,
-        accumulate=accumulate,
+        clip_grad_norm=arguments.limit(clip_grad_norm, "clip_grad_norm"),
+        clip_grad_value=arguments.limit(clip_grad_value, "clip_grad_value"),
+        accumulate=arguments.count(accumulate, "accumulate"),
         on_new_shape=on_new_shape,
-        max_graphs=max_graphs,
+        max_graphs=arguments.count(max_graphs, "max_graphs"),
         runtime=runtime,
-        time_budget=time_budget,
+        time_budget=arguments.seconds(time_budget, "time_budget"),
     )

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import pathlib
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from torch_ext.arguments import FilePath
 from torch_ext.files import first_line, save_model, without_jit_warnings
 from torch_ext.training.capturing import Captured, Role
 from torch_ext.training.randomness import goes_back
@@ -58,11 +58,11 @@ def as_torchscript(captured: Captured) -> Captured:
     return dataclasses.replace(captured, run=ScriptedGraph(captured))
 
 
-def save_step(world: World, first: Captured, settled: Captured, path: pathlib.Path) -> None:
+def save_step(world: World, first: Captured, settled: Captured, path: FilePath) -> None:
     """Write a module whose `forward(*tensors of a batch)` trains it by one step.
 
     `first` runs as long as the optimizer has no state yet; it may be `settled` itself. Both are
-    scripted. Raises UnwritableOutputError.
+    scripted. Raises what files.writing raises.
     """
     save_model(_TrainedFile(world, first, settled).module(), path, {})
 
@@ -70,10 +70,6 @@ def save_step(world: World, first: Captured, settled: Captured, path: pathlib.Pa
 class _Optimizer(nn.Module):
     groups: list[dict[str, float]]
     updates_done: list[float]
-
-
-class _Root(nn.Module):
-    is_first: bool
 
 
 class _TrainedFile:
@@ -84,7 +80,7 @@ class _TrainedFile:
         self.first = first
         self.settled = settled
         self.now = world.look(())
-        self.root = _Root()
+        self.root = _new_root()
         # The numbers that updates share: key -> the group of the optimizer, updates done.
         self.paces: dict[str, tuple[int, float]] = {}
         for name, key in settled.updated.items():
@@ -197,6 +193,17 @@ class _TrainedFile:
         parameter = next(name for name, key in captured.updated.items() if key == role.name)
         index = list(self.paces).index(self.settled.updated[parameter])
         return f'numbers_{index}["{role.item}"]'
+
+
+def _new_root() -> Any:
+    """Of a class of its own: TorchScript knows modules of one class by one type, and a type keeps
+    the first code that it is given.
+    """
+
+    class Root(nn.Module):
+        is_first: bool
+
+    return Root()
 
 
 def _scripted(module: nn.Module) -> torch.jit.ScriptModule:

@@ -1,14 +1,13 @@
 """The step that replaces forward, backward, optimizer.step() and zero_grad()."""
 
 import logging
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from torch_ext.arguments import FilePath
 from torch_ext.progress import progress
 from torch_ext.training.capturing import Batch, Clipping, LossFunction, Objective
 from torch_ext.training.making import (
@@ -127,12 +126,12 @@ class TrainingStep:
             known.append(self._make_graph(later, now))
         return known[0]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: FilePath) -> None:
         """Write a TorchScript file that trains from here on without Python, torch_ext or autograd.
 
         Its `forward(*tensors of a batch)` makes one step and returns what loss_fn returns; batches
         must have the example's shapes. Needs runtime="torchscript" and accumulate=1. The file is
-        written whole or not at all. See docs/training.md.
+        written whole or not at all, as files.writing does. See docs/training.md.
         """
         if self._runtime != "torchscript" or self._accumulate != 1 or self._world.replicas:
             raise ValueError('save needs runtime="torchscript", accumulate=1 and one process')
@@ -145,7 +144,7 @@ class TrainingStep:
                 "file cannot; train with runtime='fx'"
             )
         started = any(self._world.optimizer.state.values())
-        save_step(self._world, settled if started else first, settled, pathlib.Path(path))
+        save_step(self._world, settled if started else first, settled, path)
 
     def _updates(self) -> bool:
         """Does the coming batch end with an update?"""
