@@ -9,6 +9,8 @@ objects of other libraries are told apart by identity alone.
 """
 
 import collections
+import contextlib
+import copy
 import dataclasses
 import functools
 import operator
@@ -88,6 +90,40 @@ def may_return(signature: tuple[Any, ...]) -> bool:
     """Can attributes be equal to these again? Not after a module or tensor among them has gone."""
     leaves = pytree.tree_leaves(signature)
     return all(leaf.get() is not None for leaf in leaves if isinstance(leaf, _Identity))
+
+
+class Saved:
+    """Attributes and buffers of a module and of those in it, to be put back later."""
+
+    def __init__(self, root: nn.Module) -> None:
+        leaves, containers = _walk(root)
+        parameters = set(map(id, root.parameters()))
+        self._containers = [(one, copy.copy(one)) for one in containers if _is_mutable(one)]
+        self._tensors = [
+            (leaf.value, leaf.value.detach().clone())
+            for leaf in leaves
+            if isinstance(leaf.value, torch.Tensor) and id(leaf.value) not in parameters
+        ]
+        arrays = (leaf.value for leaf in leaves if _is_array(leaf.value))
+        self._arrays = [(array, array.copy()) for array in arrays if array.ndim]
+
+    def put_back(self) -> None:
+        """Make everything what it was, down to the identity of objects."""
+        for container, before in self._containers:
+            values, known = _values(container), _values(before)
+            if len(values) == len(known) and all(map(operator.is_, values, known)):
+                continue
+            container.clear()
+            if isinstance(container, dict | set):
+                container.update(before)
+            else:
+                container.extend(before)
+        with torch.no_grad():
+            for tensor, value in self._tensors:
+                if not same_bits(tensor, value):
+                    tensor.copy_(value)
+        for array, value in self._arrays:
+            array[...] = value
 
 
 def contents(root: nn.Module) -> dict[str, Any]:
@@ -187,6 +223,10 @@ def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _is_mutable(container: Any) -> bool:
+    return isinstance(container, dict | list | set | collections.deque)
+
+
 def _values(container: Any) -> Any:
     return container.values() if isinstance(container, dict) else container
 
@@ -214,15 +254,14 @@ def _computed(root: nn.Module) -> set[str]:
 
 
 class _Identity:
-    """An object that is told apart by being another; does not keep it alive if it can."""
+    """An object that is told apart by being another; kept alive only if it has to be."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, keep: bool = False) -> None:
         self._key = id(value)
-        self.get: Callable[[], Any]  # None when it is gone
-        try:
-            self.get = weakref.ref(value)
-        except TypeError:
-            self.get = lambda: value
+        self.get: Callable[[], Any] = lambda: value  # None when it is gone
+        if not keep:
+            with contextlib.suppress(TypeError):
+                self.get = weakref.ref(value)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Identity) or self._key != other._key:
@@ -271,9 +310,10 @@ def _array_bytes(array: Any) -> bytes:
 
 
 def _copy(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor):  # an equal one that is assigned anew is a change
         gradient = value.grad if value.is_leaf else None
-        return value.detach().clone(), None if gradient is None else gradient.detach().clone()
+        copies = [None if one is None else one.detach().clone() for one in (value, gradient)]
+        return _Identity(value, keep=True), *copies
     if _is_array(value):
         return value.dtype, value.shape, _array_bytes(value)
     return _token(value, {})

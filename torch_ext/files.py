@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import itertools
 import os
@@ -200,7 +201,13 @@ def _opened(target: str | int) -> Iterator[BinaryIO]:
     if isinstance(target, int):
         descriptor = os.dup(target)
     else:
-        descriptor = os.open(target, os.O_WRONLY | os.O_NOCTTY)
+        try:
+            descriptor = os.open(target, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # else it would wait, perhaps for ever
+                raise OSError(error.errno, "nobody reads from it; start its reader first") from None
+            raise
+        os.set_blocking(descriptor, True)
     with os.fdopen(descriptor, "wb") as file:
         yield file
 

@@ -1,19 +1,18 @@
 """Optimising and analysing TorchScript modules."""
 
-import copy
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from torch_ext._native import _jit
-from torch_ext.arguments import MemoryAmount, flag, misfit, planning
+from torch_ext.arguments import MemoryAmount, flag, planning
 from torch_ext.labels import LabelledGraph
 from torch_ext.planning import TimelineEntry, plan_fields
 from torch_ext.reports import PeakBuffer, ProgramReport
+from torch_ext.tracing import Traced, trace
 
 ExampleInputs = tuple[Any, ...] | Sequence[tuple[Any, ...]] | torch.Tensor
 
@@ -103,7 +102,8 @@ def optimize_verified(
     """As optimize, with all that was found."""
     wanted, verify = planning(scope, time_budget, memory_budget), flag(verify, "verify")
     examples = _examples(example_inputs)
-    script = _as_script(module, examples)
+    traced = _as_script(module, examples, verify)
+    script = traced.module
     cpp_module, changed, failed, fields, graph = _jit.optimize(
         script._c, examples, wanted.time_budget, wanted.memory_budget, wanted.scope, verify
     )
@@ -111,7 +111,12 @@ def optimize_verified(
         from torch.jit._recursive import wrap_cpp_module
 
         script = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
-    return Optimized(script, _report(fields, graph), failed)
+    report = _report(fields, graph)
+    if traced.loss:
+        warnings.warn(traced.loss, UserWarning, stacklevel=3)
+        reason = "; ".join(filter(None, (traced.loss, report.reason)))
+        report = dataclasses.replace(report, identical=False, reason=reason)
+    return Optimized(script, report, failed)
 
 
 def analyze(
@@ -135,7 +140,7 @@ def analyze_in_full(
     """As analyze; also the region around the bottleneck."""
     wanted = planning(scope, time_budget)
     examples = _examples(example_inputs)
-    script = _as_script(module, examples)
+    script = _as_script(module, examples, compare=False).module
     fields, graph, region = _jit.analyze(script._c, examples, wanted.time_budget, wanted.scope)
     return Analysis(_report(fields, graph), region)
 
@@ -172,48 +177,14 @@ def _examples(example_inputs: ExampleInputs) -> list[tuple[Any, ...]]:
     return examples
 
 
-def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]]) -> torch.jit.ScriptModule:
+def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]], compare: bool) -> Traced:
     if isinstance(module, torch.jit.ScriptModule):
-        return module
+        return Traced(module, "")
     if not isinstance(module, torch.nn.Module):
         raise ValueError(
             f"expected a torch.nn.Module or a ScriptModule, not {type(module).__name__}"
         )
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            for kind in (DeprecationWarning, FutureWarning):
-                warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=kind)
-            traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
-                module, copy.deepcopy(examples[0]), check_trace=False, strict=False
-            )
-            return traced
-    except (TypeError, RuntimeError):
-        wrong = _untraceable(module, examples[0])
-        if wrong:
-            raise ValueError(f"example 0 {wrong}") from None
-        raise
-    finally:
-        # Tracing runs the module: put back what it did to running statistics and the like.
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                if name in before and not torch.equal(buffer, before[name]):
-                    buffer.copy_(before[name])
-
-
-def _untraceable(module: torch.nn.Module, example: tuple[Any, ...]) -> str:
-    """Why it cannot be traced with the module, if it is to blame; else empty."""
-    wrong = misfit(module.forward, example)
-    if wrong:
-        return f"does not fit forward, {wrong}"
-    for leaf in pytree.tree_leaves(example):
-        if not isinstance(leaf, torch.Tensor):
-            return (
-                f"has a value of type {type(leaf).__name__}, and only tensors in tuples, lists and "
-                "dicts can be traced: script the module with torch.jit.script first"
-            )
-    inferred = torch._C._jit_try_infer_type(example)
-    return "" if inferred.success() else f"cannot be traced: {inferred.reason()}"
+    return trace(module, examples[0], compare)
 
 
 def _report(fields: Mapping[str, Any], graph: Mapping[str, Any]) -> Report:

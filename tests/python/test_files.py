@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import pathlib
@@ -10,7 +11,6 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import zipfile
 
 import pytest
@@ -64,10 +64,11 @@ def write(request):
 def reading(pipe):
     """What comes out of a named pipe, once the block has ended."""
     found = []
-    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()), daemon=True)
-    reader.start()
+    descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # there before the writer comes
+    fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 2**20)  # room for all that is written
     yield found
-    reader.join(60)
+    with open(descriptor, "rb") as file:
+        found.append(file.read())
 
 
 def names(folder):
@@ -96,6 +97,13 @@ def test_a_link_to_a_pipe(tmp_path):
         write_text(tmp_path / "link", "text")
     assert found == [b"text"]
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_pipe_that_nobody_reads(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UnwritableOutputError, match="start its reader first"):
+        write_text(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_pipe_that_nobody_reads_any_more(tmp_path):

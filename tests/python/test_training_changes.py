@@ -192,6 +192,20 @@ def test_steps_that_the_loop_makes_are_told_once(caplog):
     assert "the plain loop" in caplog.text
 
 
+def test_a_step_that_is_no_longer_the_models_is_not_saved(tmp_path):
+    model = mlp()
+    optimizer = OPTIMIZERS["adamw"](model)
+    step = torch_ext.training_step(
+        model, nn.functional.mse_loss, optimizer, batches()[0], runtime="torchscript"
+    )
+    step(*batches()[0])
+    step.save(tmp_path / "step.pt")
+    model[5] = nn.Linear(WIDTH, WIDTH)
+    with pytest.raises(ValueError, match="construct the step anew"):
+        step.save(tmp_path / "other.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["step.pt"]
+
+
 # --- parameters and the optimizer -----------------------------------------------------------------
 
 

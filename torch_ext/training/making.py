@@ -268,6 +268,7 @@ def _verify(world: World, captured: Captured, now: Now, updates: bool) -> _Verif
                 break
             except _LoopError:  # this order of the samples does not suit the program
                 loop = graph.copy()
+                seen[-1] = attributes.contents(loop.objective)
         if second is None:  # later steps run another graph
             last = dataclasses.replace(
                 _measured_apart(world, loop, captured, now, updates), difference=last.difference

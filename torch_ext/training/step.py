@@ -1,5 +1,6 @@
 """The step that replaces forward, backward, optimizer.step() and zero_grad()."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from torch_ext.training.updates import UnsupportedError
 from torch_ext.training.world import Key, Now, World
 
 _log = logging.getLogger("torch_ext")
+# What of a key may be another when a step is saved.
+_VARYING = ("batch", "modes", "states", "paces", "accumulated")
 
 
 class TrainingStep:
@@ -62,7 +65,7 @@ class TrainingStep:
         if now.why_no_graph:
             raise UnsupportedError(f"{now.why_no_graph}, which a captured step cannot")
         self._first = self._add_graph(now)
-        self._last_key = now.key
+        self._example_key = self._last_key = now.key
         self._settled = self._last = self._add_second_graph(now) or self._first
         return_free_memory()
 
@@ -138,6 +141,11 @@ class TrainingStep:
         first, settled = self._first.captured, self._settled.captured
         if first is None or settled is None:
             raise ValueError(f"there is no graph to save: {self._settled.report.reason}")
+        then, now = self._example_key, self._world.look(()).key
+        if dataclasses.replace(now, **{name: getattr(then, name) for name in _VARYING}) != then:
+            raise ValueError(
+                "model or optimizer are no longer as they were captured; construct the step anew"
+            )
         if first.answers.questions or settled.answers.questions:
             raise ValueError(
                 "the step asks about values of its batch (an `if` on a mask, a length), which a "
