@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -105,8 +106,25 @@ def _of_readme(names: Namespace) -> None:
     names |= {"example_inputs": (x,), "x": x, "inputs": (x,), "example_batch": (x, target)}
 
 
+class Gpt(nn.Module):
+    """Called by names, with a loss in its result, as those of transformers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(10, 10)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        logits = self.words(input_ids)
+        if not attention_mask.all():
+            logits = logits * attention_mask[..., None]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), input_ids.flatten())
+        return types.SimpleNamespace(loss=loss)
+
+
 def _of_training(names: Namespace) -> None:
-    names |= {"MyModel": MyModel, "loader": [_batch(32)] * 3}
+    words = torch.randint(0, 10, (4, 16))
+    texts = [{"input_ids": words, "attention_mask": words >= least} for least in (0, 5)]
+    names |= {"MyModel": MyModel, "loader": [_batch(32)] * 3, "gpt": Gpt(), "texts": texts}
 
 
 def _of_capacity(names: Namespace) -> None:

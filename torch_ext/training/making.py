@@ -62,11 +62,13 @@ class TrainingReport(ProgramReport):
         line = (
             f"eager {mib(self.measured_original_peak_bytes)} MiB, optimizer in backward hooks "
             f"{mib(self.measured_hooks_peak_bytes)}, this step {mib(self.measured_peak_bytes)}, "
-            f"bound {mib(self.lower_bound_bytes)}"
+            f"bound of all orders of this step {mib(self.lower_bound_bytes)}"
         )
         hooks, ours = self.measured_hooks_peak_bytes, self.measured_peak_bytes
         if hooks is not None and ours is not None and hooks <= ours:
             line += " (backward hooks get as low)"
+        if hooks is not None and hooks < self.lower_bound_bytes:
+            line += " (backward hooks run other ops, of which the bound says nothing)"
         return f"{line}; {self.reason}" if self.reason else line
 
 
