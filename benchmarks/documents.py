@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 import doors
 import gains_picture
+import noticing
 import passes
 import peers
 import planner
@@ -43,6 +44,7 @@ WORDS = {
     "models-batch8": standard_models.WORDS,
     "models-compilers": standard_models.WORDS,
     "models-quick": standard_models.WORDS,
+    "noticing": noticing.WORDS,
     "passes": passes.WORDS,
     "planner": planner.WORDS,
     "planner-speed": planner.WORDS,
@@ -322,6 +324,12 @@ def _training(model: str) -> dict[str, str]:
     return record
 
 
+def _noticing() -> str:
+    records = _table("noticing").records()
+    most = max(float(record["of the step %"]) for record in records)
+    return f"at most {most:.1f} % of it, for the {len(records)} networks below"
+
+
 def _swin_training() -> str:
     record = _training("swin_t 2x224")
     return (
@@ -391,6 +399,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "doors": lambda: doors.by_door(_table("doors")).markdown(),
     "pass": lambda: _table("passes").select(PASS_COLUMNS).markdown(),
     "training": _training_table,
+    "training-noticing": _noticing,
     "training-swin": _swin_training,
     "training-residents": _residents,
     "training-inductor-lower": _inductor_lower,

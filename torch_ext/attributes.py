@@ -184,7 +184,8 @@ def _walk(root: nn.Module) -> tuple[list[Leaf], list[Any]]:
             seen.add(id(container))
             containers.append(container)
             if isinstance(value, nn.Module):
-                containers += [container[table] for table in _TABLES]
+                tables = (container.get(table) for table in _TABLES)
+                containers += [table for table in tables if isinstance(table, dict)]
             left += reversed(list(_items(path, value, container)))
     return leaves, containers
 
@@ -201,7 +202,12 @@ def _container(value: Any) -> Any:
     )
     package = kind.__module__.partition(".")[0]
     is_foreign = package in ("torch", "numpy") or package in sys.stdlib_module_names
-    return None if is_plain or is_foreign else getattr(value, "__dict__", None)
+    if is_plain or is_foreign:
+        return None
+    try:
+        return vars(value)
+    except TypeError:
+        return None
 
 
 def _items(path: str, value: Any, container: Any) -> Iterator[tuple[str, Any]]:
@@ -209,8 +215,8 @@ def _items(path: str, value: Any, container: Any) -> Iterator[tuple[str, Any]]:
         for name, part in container.items():
             if name in _TABLES:
                 yield from ((_joined(path, key), one) for key, one in part.items())
-            elif name not in _LEFT_OUT:
-                yield _joined(path, name), part
+            elif name not in _LEFT_OUT and not isinstance(value, torch.jit.ScriptModule):
+                yield _joined(path, name), part  # a script's own state is out of Python's sight
     elif isinstance(value, dict):
         yield from ((f"{path}[{key!r}]", part) for key, part in value.items())
     elif isinstance(value, _SEQUENCES):

@@ -194,6 +194,7 @@ REFUSED = {
         lambda: first_row(torch.compile(nn.Linear(WIDTH, 4), backend="eager")),
         "1 is compiled",
     ),
+    "a scripted part": (lambda: first_row(torch.jit.script(nn.Linear(WIDTH, 4))), "TorchScript"),
     "a compiled function": (lambda: Calls(lambda x: compiled(x)), "torch.compile"),
     "content of activations": (lambda: Calls(Doubles.apply), "depends on the value"),
     "Python's random": (lambda: Calls(lambda x: x * random.random()), "Python's random"),

@@ -8,6 +8,7 @@ parameter, an activation or a random number is not known before the step, and is
 
 import dataclasses
 import operator
+import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from torch_ext.fx.labelling import OUR_FOLDER, TORCH_FOLDER
 from torch_ext.training.updates import UnsupportedError
 
 _aten = torch.ops.aten
+_LIBRARY = os.path.dirname(os.__file__)
 _MOST_VALUES = 4096  # of a tensor whose whole content is asked for
 
 # Functions that read the content of an argument where tracing does not see it, and which argument.
@@ -211,8 +213,13 @@ def _content(tensor: torch.Tensor) -> Any:
 
 
 def users_line(frames: traceback.StackSummary) -> str:
-    """The innermost line that is neither torch's nor ours."""
-    own = [f for f in frames if not f.filename.startswith((TORCH_FOLDER, OUR_FOLDER))]
+    """The innermost line that is neither torch's nor ours, nor of Python's library."""
+    own = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith((TORCH_FOLDER, OUR_FOLDER))
+        and os.path.dirname(frame.filename) != _LIBRARY
+    ]
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "unknown"
 
 

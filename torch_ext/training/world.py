@@ -134,6 +134,11 @@ class World:
         self._watch = Watch(self.objective)
         self.modules = list(self.objective.modules())
         for name, module in self.objective.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise UnsupportedError(
+                    f"{name} is TorchScript, whose parameters cannot be followed; give the module "
+                    "that it was made from"
+                )
             if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
                 raise UnsupportedError(
                     f"{name} is compiled by torch.compile; give the module that it wraps, for a "
