@@ -426,7 +426,6 @@ RULES: dict[str, tuple[Any, str, Any]] = {
     "memory": (world.World, "_shares_memory", lambda self, leaves: False),
     "answers": (Answers, "hold", lambda self, tensors: True),
     "state": (making.attributes, "changes", lambda before, after: []),
-    "verification": (making, "first_difference", lambda expected, actual: ""),
     "gradients": (world, "of_a_graph", torch.no_grad),
 }
 

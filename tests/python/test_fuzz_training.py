@@ -17,7 +17,14 @@ pytestmark = pytest.mark.usefixtures("with_gradients")
 SCALE = float(os.environ.get("TORCH_EXT_TEST_SCALE", "1"))
 PROGRAMS = max(1, int(10 * SCALE))
 # The first program that notices that a rule is off: python -m tests.fuzz.training --rules
-NOTICES = {"attributes": 1, "modes": 0, "memory": 7}
+NOTICES = {
+    "attributes": 1,
+    "modes": 0,
+    "memory": 7,
+    "answers": 11,
+    "state": 58,
+    "gradients": 8,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from training_loops import OPTIMIZERS, batch, compare, everything, graphs_of, refusal
 
 import torch_ext
@@ -163,6 +164,24 @@ def test_what_no_step_can_call_is_refused_before_anything_is_written(add_hook):
     with pytest.raises(UnsupportedError, match=r"hooks|compile"):
         step(*batches()[1])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_hooks_of_all_modules():
+    def at_second(number, model, optimizer):
+        if number == SECOND and not handles:
+            handles.append(register_module_forward_hook(_twice_if_linear))
+
+    handles = []
+    try:
+        compare(
+            mlp(), OPTIMIZERS["sgd"], batches(), loss_fn=nn.functional.mse_loss, change=at_second
+        )
+    finally:
+        handles[0].remove()
+
+
+def _twice_if_linear(module, given, result):
+    return result * 2 if isinstance(module, nn.Linear) else None
 
 
 def test_another_graph_in_the_middle_is_told(caplog):

@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
+from torch.nn.modules import module as modules
 from torch.overrides import _get_current_function_mode_stack
+
+_HOOKS_OF_ALL_MODULES = (
+    modules._global_forward_pre_hooks,
+    modules._global_forward_hooks,
+    modules._global_backward_pre_hooks,
+    modules._global_backward_hooks,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Modes:
                 choices.math_sdp_enabled(),  # type: ignore[no-untyped-call]
                 torch.backends.mha.get_fastpath_enabled(),
                 *_get_current_function_mode_stack(),  # type: ignore[no-untyped-call]
+                *(hook for hooks in _HOOKS_OF_ALL_MODULES for hook in hooks.values()),
             ),
         )
 

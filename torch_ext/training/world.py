@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils import _pytree as pytree
 
 from torch_ext.attributes import Watch, may_return, tensors_in_a_graph
@@ -350,7 +351,13 @@ class World:
 def _require_no_hooks(
     optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
 ) -> None:
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    if any(hooks):
         raise UnsupportedError("the optimizer has step hooks, which a captured step cannot call")
     for name, parameter in parameters.items():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
