@@ -106,7 +106,8 @@ def make_graph(
         except UnsupportedError:
             raise
         except Exception as error:
-            _run_loop(world, now, updates)  # raises what is no matter of capturing
+            if world.replicas is None:  # else the other processes would have to run it, too
+                _run_loop(world, now, updates)  # raises what is no matter of capturing
             raise UnsupportedError(_cause(error)) from error
 
 
@@ -134,7 +135,7 @@ def _made(
     refusal = next(filter(None, _common(world, verified.refusal)), "")
     if refusal:
         raise UnsupportedError(refusal)
-    one_batch = updates and not now.accumulated
+    one_batch = updates and now.group_of.keys().isdisjoint(now.accumulated)
     hooks_peak_bytes = _hooks_peak(world, now) if one_batch else None
     report = TrainingReport(
         **described(graph, found),
@@ -261,7 +262,8 @@ def _verify(world: World, captured: Captured, now: Now, updates: bool) -> _Verif
         last = _step_of_both(loop, graph, captured, now.batch, updates)
         seen.append(attributes.contents(loop.objective))
         second = None
-        for batch in () if last.difference else (_rolled(now.batch), now.batch):
+        others = (now.batch,) if world.replicas else (_rolled(now.batch), now.batch)
+        for batch in () if last.difference else others:
             looked = graph.look(batch)
             if looked.key != now.key or not captured.answers.hold(looked.tensors):
                 continue

@@ -59,13 +59,14 @@ class TrainingStep:
         self._time_budget = time_budget
         # With and without an update, one for each answer to what a step asks about its batch.
         self._graphs: dict[tuple[bool, Key], list[PlannedGraph]] = {}
-        self._left_to_the_loop: set[Key] = set()  # as was said
+        self._told: set[str] = set()  # why the loop made a step
         self._batches = 0  # since the last update
         now = self._world.look(_as_batch(example_batch, loss_fn))
         if now.why_no_graph:
             raise UnsupportedError(f"{now.why_no_graph}, which a captured step cannot")
         self._first = self._add_graph(now)
-        self._example_key = self._last_key = now.key
+        self._example_key = now.key
+        self._last_key = now.key  # of the last step that had a graph
         self._settled = self._last = self._add_second_graph(now) or self._first
         return_free_memory()
 
@@ -97,15 +98,18 @@ class TrainingStep:
         known = () if now.why_no_graph else self._graphs.get((self._updates(), now.key), ())
         for graph in known:
             if graph.answers.hold(now.tensors):
+                self._last_key = now.key
                 return graph
+        if now.key.era != self._last_key.era:
+            self._drop_past_graphs()
         why = now.why_no_graph or now.key.why_not(self._last_key)
         why = why or "masks or lengths of the batch lead another way"
-        self._last_key = now.key
         if now.why_no_graph or not self._may_capture(now.key):
-            if now.key not in self._left_to_the_loop:
-                self._left_to_the_loop.add(now.key)
+            if why not in self._told:
+                self._told.add(why)
                 _log.warning("the plain loop makes this training step: %s", why)
             return None
+        self._last_key = now.key
         _log.warning("another graph of the training step is captured: %s", why)
         graph = self._add_graph(now)
         _log.warning("captured in %.1f s", graph.report.capture_seconds)
@@ -165,13 +169,15 @@ class TrainingStep:
         """
         if self._world.replicas is not None:
             return False
+        is_new = all(known.batch != key.batch for _, known in self._graphs)
+        count = sum(map(len, self._graphs.values()))
+        return count < self._max_graphs and not (is_new and self._on_new_shape == "eager")
+
+    def _drop_past_graphs(self) -> None:
         past = self._world.past_eras()
         self._graphs = {
             known: graphs for known, graphs in self._graphs.items() if known[1].era not in past
         }
-        is_new = all(known.batch != key.batch for _, known in self._graphs)
-        count = sum(map(len, self._graphs.values()))
-        return count < self._max_graphs and not (is_new and self._on_new_shape == "eager")
 
     def _add_graph(self, now: Now) -> PlannedGraph:
         graph = self._make_graph(self._world, now)

@@ -168,24 +168,14 @@ class World:
         modes = Modes.now()
         parameters = _found(self.parameter_homes)
         _require_no_hooks(self.optimizer, parameters)
-        index_of: dict[int, int] = {}
-        why_no_graph = ""
-        known = set(map(id, parameters.values()))
-        for index, group in enumerate(self.optimizer.param_groups):
-            for parameter in group["params"]:
-                index_of[id(parameter)] = index
-                is_ours = id(parameter) in known and parameter.requires_grad
-                if not is_ours and parameter.grad is not None:
-                    why_no_graph = "the optimizer uses a gradient that the step does not make"
-        trained, group_of, states, number_keys = {}, {}, {}, {}
-        accumulated = []
+        index_of, why_no_graph = self._groups(parameters)
+        if self._shares_memory(leaves):
+            why_no_graph = "parameters, buffers or inputs share memory without being one tensor"
+        trained = {name: one for name, one in parameters.items() if one.requires_grad}
+        accumulated = [name for name, one in trained.items() if one.grad is not None]
+        group_of, states, number_keys = {}, {}, {}
         classes: dict[tuple[int, float], str] = {}
-        for name, parameter in parameters.items():
-            if not parameter.requires_grad:
-                continue
-            trained[name] = parameter
-            if parameter.grad is not None:
-                accumulated.append(name)
+        for name, parameter in trained.items():
             if id(parameter) in index_of:
                 index = group_of[name] = index_of[id(parameter)]
                 state = self.optimizer.state.get(parameter, {})
@@ -193,8 +183,6 @@ class World:
                 states[name] = self.update.state_names(group, state)
                 pace = (index, self.update.updates_done(state))
                 number_keys[name] = classes.setdefault(pace, f"{index}_{len(classes)}")
-        if self._shares_memory(leaves):
-            why_no_graph = "parameters, buffers or inputs share memory without being one tensor"
         key = Key(
             era=self.era,
             modes=modes,
@@ -210,6 +198,19 @@ class World:
             *(batch, leaves, modes, parameters, trained, group_of, accumulated, states),
             *(number_keys, why_no_graph, key),
         )
+
+    def _groups(self, parameters: dict[str, nn.Parameter]) -> tuple[dict[int, int], str]:
+        """The group of each parameter by its id, and why only the loop can update them, if so."""
+        index_of: dict[int, int] = {}
+        why_no_graph = ""
+        known = set(map(id, parameters.values()))
+        for index, group in enumerate(self.optimizer.param_groups):
+            for parameter in group["params"]:
+                index_of[id(parameter)] = index
+                is_ours = id(parameter) in known and parameter.requires_grad
+                if not is_ours and parameter.grad is not None:
+                    why_no_graph = "the optimizer uses a gradient that the step does not make"
+        return index_of, why_no_graph
 
     def _shares_memory(self, leaves: list[Any]) -> bool:
         """Do parameters or buffers begin at one address, or inputs where one of these does?
