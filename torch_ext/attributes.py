@@ -3,16 +3,21 @@
 A number, a flag, a tensor, a list or dict of them, a configuration object, a hook: forward may read
 each and may change some. A graph has what it was captured with, so whoever uses it must notice.
 
-What is inside is looked at through lists, dicts, sets, tuples and objects of the user's classes. Of
-containers with more than 1,000 items only the length is looked at; functions, their closures and
-objects of other libraries are told apart by identity alone.
+What is inside is looked at through lists, dicts, sets, tuples, bound methods, partial functions,
+objects of the user's classes and torch's distributions; of functions the closure, and those
+variables of their module that they name, if these are numbers, texts, tensors or containers. What
+a function calls is not looked into. Of containers with more than 10,000 items only the length is
+looked at, and of arrays of NumPy only the first MiB; objects of other libraries are told apart by
+identity alone.
 """
 
 import collections
 import contextlib
 import copy
 import dataclasses
+import enum
 import functools
+import itertools
 import operator
 import sys
 import types
@@ -29,8 +34,12 @@ from torch.utils import _pytree as pytree
 
 from torch_ext.comparing import same_bits
 
-_MOST_ITEMS = 1000
-_MOST_ARRAY_BYTES = 2**16
+_MOST_ITEMS = 10_000
+_MOST_ARRAY_BYTES = 2**20
+# Libraries that are not looked into, and what of them is all the same.
+_OPAQUE = {"torch", "numpy", *sys.stdlib_module_names} - {"argparse", "collections", "types"}
+_LOOKED_INTO = "torch.distributions"
+_SHARED = {"torch", "torchvision", "transformers"}  # whose functions nobody rewrites
 # Of a module: the mode, and what forward does not read.
 _LEFT_OUT = {
     "training",
@@ -56,9 +65,11 @@ class Watch:
 
     def __init__(self, root: nn.Module) -> None:
         leaves, containers = _walk(root)
-        filled = [(_values(one), tuple(_values(one))) for one in containers if len(one)]
-        self._filled = [(values, known, len(known)) for values, known in filled]
+        self._filled = [(_values(one), tuple(_values(one))) for one in containers if len(one)]
+        self._keys = [(one, tuple(one)) for one in containers if isinstance(one, dict)]
         self._empty = [one for one in containers if not len(one)]
+        modules = [leaf.value for leaf in leaves if isinstance(leaf.value, nn.Module)]
+        self._modules = [(module, type(module), type(module).forward) for module in modules]
         names, computed = _registered(root), _computed(root)
         leaves = [leaf for leaf in leaves if leaf.path not in computed]
         tensors = (leaf.value for leaf in leaves if isinstance(leaf.value, torch.Tensor))
@@ -76,11 +87,10 @@ class Watch:
         For every step, so it compares identities; what is equal may still be another object.
         """
         return (
-            all(
-                len(values) == count and all(map(operator.is_, values, known))
-                for values, known, count in self._filled
-            )
-            and not any(self._empty)
+            all(_are_these(values, known) for values, known in self._filled)
+            and all(_are_these(keys, known) for keys, known in self._keys)
+            and not any(map(len, self._empty))
+            and all(type(one) is kind and kind.forward is run for one, kind, run in self._modules)
             and all(_version(tensor) == version for tensor, version in self._tensors)
             and list(map(_array_bytes, self._arrays)) == self._bytes
         )
@@ -98,7 +108,11 @@ class Saved:
     def __init__(self, root: nn.Module) -> None:
         leaves, containers = _walk(root)
         parameters = set(map(id, root.parameters()))
-        self._containers = [(one, copy.copy(one)) for one in containers if _is_mutable(one)]
+        self._containers = [
+            (one, tuple(one) if isinstance(one, _Slots | _Variables) else copy.copy(one))
+            for one in containers
+            if not isinstance(one, tuple | frozenset)
+        ]
         self._tensors = [
             (leaf.value, leaf.value.detach().clone())
             for leaf in leaves
@@ -106,12 +120,17 @@ class Saved:
         ]
         arrays = (leaf.value for leaf in leaves if _is_array(leaf.value))
         self._arrays = [(array, array.copy()) for array in arrays if array.ndim]
+        values = (leaf.value for leaf in leaves)
+        generators = (value for value in values if isinstance(value, torch.Generator))
+        self._generators = [(generator, generator.get_state()) for generator in generators]
 
     def put_back(self) -> None:
         """Make everything what it was, down to the identity of objects."""
         for container, before in self._containers:
-            values, known = _values(container), _values(before)
-            if len(values) == len(known) and all(map(operator.is_, values, known)):
+            if _are_these(_values(container), _values(before)):
+                continue
+            if isinstance(container, _Slots | _Variables):
+                container.put_back(before)
                 continue
             container.clear()
             if isinstance(container, dict | set):
@@ -124,6 +143,8 @@ class Saved:
                     tensor.copy_(value)
         for array, value in self._arrays:
             array[...] = value
+        for generator, state in self._generators:
+            generator.set_state(state)
 
 
 def contents(root: nn.Module) -> dict[str, Any]:
@@ -167,70 +188,150 @@ def path_of(root: nn.Module, tensor: torch.Tensor) -> str:
 
 
 def _walk(root: nn.Module) -> tuple[list[Leaf], list[Any]]:
-    """Everything that is not a container, and all containers, each once."""
+    """Everything that is not looked into, and all containers, each once.
+
+    Modules and functions are both, for it matters which ones they are.
+    """
     leaves: list[Leaf] = []
     containers: list[Any] = []
     left: list[tuple[str, Any]] = [("", root)]
     seen: set[int] = set()
     while left:
         path, value = left.pop()
-        container = _container(value)
-        if container is None or isinstance(value, nn.Module):
+        held = _held(value)
+        if held is None or isinstance(value, nn.Module | types.FunctionType):
             leaves.append(Leaf(path, value))
-        elif len(container) > _MOST_ITEMS:
-            leaves.append(Leaf(path, len(container)))
+        if held is None or id(value) in seen:
             continue
-        if container is not None and id(container) not in seen:
-            seen.add(id(container))
-            containers.append(container)
-            if isinstance(value, nn.Module):
-                tables = (container.get(table) for table in _TABLES)
-                containers += [table for table in tables if isinstance(table, dict)]
-            left += reversed(list(_items(path, value, container)))
+        seen.add(id(value))
+        if sum(map(len, held)) > _MOST_ITEMS:
+            leaves.append(Leaf(path, sum(map(len, held))))
+            continue
+        containers += held
+        left += reversed(list(_items(path, value, held)))
     return leaves, containers
 
 
-def _container(value: Any) -> Any:
-    """What holds the parts of a value; None if it is not looked into."""
+def _held(value: Any) -> list[Any] | None:
+    """What holds the parts of a value: dicts, or what has a length and gives the parts.
+
+    None if it is not looked into.
+    """
+    if isinstance(value, nn.Module):
+        tables = (vars(value).get(table) for table in _TABLES)
+        return [vars(value), *(table for table in tables if isinstance(table, dict))]
     if isinstance(value, (dict, *_SEQUENCES)):
-        return value
-    if isinstance(value, nn.Module):
-        return vars(value)
+        own = getattr(value, "__dict__", None)
+        return [value, own] if own else [value]
+    if isinstance(value, types.FunctionType):
+        return [_Variables(value)]
+    if isinstance(value, types.MethodType):
+        return [(value.__self__, value.__func__)]
+    if isinstance(value, functools.partial):
+        return [(value.func, value.args, value.keywords)]
+    if isinstance(value, torch.Tensor | type | types.ModuleType | enum.Enum):
+        return None
     kind = type(value)
-    is_plain = isinstance(
-        value, type | types.ModuleType | types.FunctionType | types.MethodType | functools.partial
-    )
-    package = kind.__module__.partition(".")[0]
-    is_foreign = package in ("torch", "numpy") or package in sys.stdlib_module_names
-    if is_plain or is_foreign:
+    is_opaque = kind.__module__.partition(".")[0] in _OPAQUE
+    if is_opaque and not kind.__module__.startswith(_LOOKED_INTO):
         return None
-    try:
-        return vars(value)
-    except TypeError:
-        return None
+    own = getattr(value, "__dict__", None)
+    slots = _Slots(value)
+    held = [own] if isinstance(own, dict) else []
+    return ([*held, slots] if len(slots) else held) or None
 
 
-def _items(path: str, value: Any, container: Any) -> Iterator[tuple[str, Any]]:
+class _Slots:
+    """The attributes of an object that has slots for them."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        slots = (vars(kind).get("__slots__", ()) for kind in type(owner).__mro__)
+        names = itertools.chain(*((one,) if isinstance(one, str) else one for one in slots))
+        self.names = [name for name in names if not name.startswith("__")]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (getattr(self.owner, name, None) for name in self.names)
+
+    def put_back(self, values: tuple[Any, ...]) -> None:
+        for name, value in zip(self.names, values, strict=True):
+            setattr(self.owner, name, value)
+
+
+class _Variables:
+    """What a function finds outside of itself: its closure, defaults, and plain variables."""
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.function = function
+        self.cells = dict(
+            zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        )
+        plain = (bool, int, float, complex, str, torch.Tensor, nn.Module, dict, *_SEQUENCES)
+        known = function.__globals__
+        is_shared = function.__module__.partition(".")[0] in _SHARED
+        self.globals = [
+            name
+            for name in (() if is_shared else function.__code__.co_names)
+            if isinstance(known.get(name), plain) or _is_array(known.get(name))
+        ]
+        self.names = [*self.cells, *self.globals, "__defaults__", "__kwdefaults__"]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Any]:
+        for cell in self.cells.values():
+            try:
+                yield cell.cell_contents
+            except ValueError:  # not assigned yet
+                yield None
+        yield from map(self.function.__globals__.get, self.globals)
+        yield from (self.function.__defaults__, self.function.__kwdefaults__)
+
+    def put_back(self, values: tuple[Any, ...]) -> None:
+        for cell, value in zip(self.cells.values(), values, strict=False):
+            cell.cell_contents = value
+        for name, value in zip(self.globals, values[len(self.cells) :], strict=False):
+            self.function.__globals__[name] = value
+
+
+def _items(path: str, value: Any, held: list[Any]) -> Iterator[tuple[str, Any]]:
+    """The parts of a value, by their paths."""
     if isinstance(value, nn.Module):
-        for name, part in container.items():
-            if name in _TABLES:
-                yield from ((_joined(path, key), one) for key, one in part.items())
-            elif name not in _LEFT_OUT and not isinstance(value, torch.jit.ScriptModule):
-                yield _joined(path, name), part  # a script's own state is out of Python's sight
-    elif isinstance(value, dict):
-        yield from ((f"{path}[{key!r}]", part) for key, part in value.items())
-    elif isinstance(value, _SEQUENCES):
-        yield from ((f"{path}[{index}]", part) for index, part in enumerate(value))
-    else:
-        yield from ((_joined(path, str(name)), part) for name, part in container.items())
+        yield from _items_of_module(path, value)
+        return
+    for container in held:
+        if isinstance(container, _Slots | _Variables):
+            yield from (
+                (_joined(path, n), v) for n, v in zip(container.names, container, strict=True)
+            )
+        elif isinstance(container, dict) and container is not value:
+            yield from ((_joined(path, str(name)), part) for name, part in container.items())
+        elif isinstance(container, dict):
+            yield from ((f"{path}[{key!r}]", part) for key, part in container.items())
+        else:
+            yield from ((f"{path}[{index}]", part) for index, part in enumerate(container))
+
+
+def _items_of_module(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
+    if not type(module).__module__.startswith(tuple(f"{name}." for name in _SHARED)):
+        yield _joined(path, "forward()"), type(module).forward
+    for name, part in vars(module).items():
+        if name in _TABLES:
+            yield from ((_joined(path, key), one) for key, one in part.items())
+        elif name not in _LEFT_OUT and not isinstance(module, torch.jit.ScriptModule):
+            yield _joined(path, name), part  # a script's own state is out of Python's sight
 
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _is_mutable(container: Any) -> bool:
-    return isinstance(container, dict | list | set | collections.deque)
+def _are_these(values: Any, known: Any) -> bool:
+    return len(values) == len(known) and all(map(operator.is_, values, known))
 
 
 def _values(container: Any) -> Any:
@@ -291,8 +392,8 @@ def _token(value: Any, names: Mapping[int, str]) -> Any:
         return type(value), repr(value)  # -0.0 is equal to 0.0, and nan to nothing
     if isinstance(value, str | bytes | torch.dtype | torch.device | torch.layout | None):
         return value
-    if isinstance(value, types.MethodType):
-        return _Identity(value.__self__), _Identity(value.__func__)
+    if isinstance(value, nn.Module):
+        return _Identity(value), type(value), _Identity(type(value).forward)
     return _Identity(value)
 
 
@@ -311,7 +412,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _array_bytes(array: Any) -> bytes:
-    content: bytes = array.tobytes() if array.nbytes <= _MOST_ARRAY_BYTES else b""
+    content: bytes = array.ravel()[: _MOST_ARRAY_BYTES // max(1, array.itemsize)].tobytes()
     return content
 
 

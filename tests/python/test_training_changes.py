@@ -63,6 +63,26 @@ def keep_a_gradient(model, optimizer):
     model[0].requires_grad_(False)
 
 
+class Scaled(nn.Module):
+    """What it computes depends on shape and dtype of a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x):
+        return self.layer(x) * len(self.scale) * (2 if self.scale.dtype == torch.float64 else 1)
+
+
+def scaled():
+    return Scaled()
+
+
+def transpose_in_memory(model, optimizer):
+    model[4].weight.data = model[4].weight.data.t().contiguous().t()
+
+
 def drop_statistics(model, optimizer):
     model[1].track_running_stats = False
     model[1].running_mean = model[1].running_var = None
@@ -94,6 +114,10 @@ CHANGES = {
     "a buffer is assigned": (mlp, lambda m, o: setattr(m[1], "running_mean", torch.ones(WIDTH))),
     "a buffer is added": (mlp, lambda m, o: m[0].register_buffer("extra", torch.ones(3))),
     "buffers go": (mlp, drop_statistics),
+    "a buffer of another shape": (scaled, lambda m, o: setattr(m, "scale", torch.ones(3))),
+    "a buffer of another dtype": (scaled, lambda m, o: setattr(m, "scale", torch.ones(1).double())),
+    "another layout": (mlp, transpose_in_memory),
+    "another class": (mlp, lambda m, o: setattr(m[3], "__class__", nn.Tanh)),
     "dropout.p": (mlp, lambda m, o: setattr(m[2], "p", 0.7)),
     "momentum": (mlp, lambda m, o: setattr(m[1], "momentum", 0.5)),
     "eps": (mlp, lambda m, o: setattr(m[1], "eps", 0.5)),
@@ -152,6 +176,8 @@ def test_graphs_of_modules_that_are_gone_make_room():
         lambda m, o: m[0].weight.register_post_accumulate_grad_hook(lambda parameter: None),
         lambda m, o: o.register_step_post_hook(lambda *_: None),
         lambda m, o: m[0].compile(),
+        lambda m, o: setattr(o, "step", lambda: None),
+        lambda m, o: setattr(o, "zero_grad", lambda: None),
     ],
 )
 def test_what_no_step_can_call_is_refused_before_anything_is_written(add_hook):
@@ -161,7 +187,7 @@ def test_what_no_step_can_call_is_refused_before_anything_is_written(add_hook):
     step(*batches()[0])
     add_hook(model, optimizer)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(UnsupportedError, match=r"hooks|compile"):
+    with pytest.raises(UnsupportedError, match=r"hooks|compile|replaced"):
         step(*batches()[1])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -372,6 +398,24 @@ def test_what_only_the_first_step_does_is_refused():
     assert "has_started" in message
 
 
+def test_a_buffer_that_the_first_step_makes_is_refused():
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(WIDTH, WIDTH)
+            self.register_buffer("cache", None)
+
+        def forward(self, x):
+            if self.cache is None:
+                self.cache = torch.ones(WIDTH)
+            return self.layer(x) + self.cache
+
+    model = Caching()
+    message = refusal(model, OPTIMIZERS["sgd"](model), batches()[0], nn.functional.mse_loss)
+    assert "buffer cache" in message
+    assert model.cache is None
+
+
 @pytest.mark.parametrize("runtime", ["fx", "torchscript"])
 def test_a_buffer_that_forward_assigns_is_carried(runtime, tmp_path):
     class Averaging(nn.Module):
@@ -399,7 +443,7 @@ def test_a_buffer_that_forward_assigns_is_carried(runtime, tmp_path):
 
 
 def test_an_attribute_that_is_written_between_steps():
-    class Scaled(nn.Module):
+    class Sized(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(WIDTH, WIDTH)
@@ -415,7 +459,7 @@ def test_an_attribute_that_is_written_between_steps():
         if number == SECOND + 1:
             model.sizes["a"][1] = 3.0
 
-    compare(Scaled(), OPTIMIZERS["sgd"], batches(), loss_fn=nn.functional.mse_loss, change=change)
+    compare(Sized(), OPTIMIZERS["sgd"], batches(), loss_fn=nn.functional.mse_loss, change=change)
 
 
 def test_everything_is_named_in_the_comparison():

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from torch_ext.attributes import path_of
 from torch_ext.training.labelling import (
     label_backward,
     label_update,
@@ -145,7 +146,16 @@ def capture(objective: Objective, batch: Batch, modes: Modes, ending: Ending) ->
         loss = loss_of(result)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise UnsupportedError("loss_fn must return a tensor of one element, or a tuple of it")
-        mark_backward(loss)
+        own = set(map(id, flat))
+        for leaf in mark_backward(loss):
+            if id(leaf) not in own:
+                path = path_of(objective, leaf).removeprefix("model.")
+                raise UnsupportedError(
+                    f"the loss has a gradient for {path or 'a tensor'} of shape "
+                    f"{list(leaf.shape)}, which is no parameter of model or loss_fn: register it "
+                    "(nn.ModuleList, nn.Parameter), and give a loss_fn that uses modules as an "
+                    "nn.Module that holds them"
+                )
         with questions:
             gradients = torch.autograd.grad(
                 loss, [given[name] for name in ending.trained], allow_unused=True
@@ -301,6 +311,11 @@ class _Builder:
     def _clip(self, gradients: dict[str, fx.Node], clipping: Clipping) -> None:
         """Source: torch/nn/utils/clip_grad.py. The norm needs all gradients before any update."""
         if clipping.norm is not None and gradients:
+            if len({gradient.meta["val"].dtype for gradient in gradients.values()}) > 1:
+                raise UnsupportedError(
+                    "clip_grad_norm over gradients of several dtypes adds them up in an order of "
+                    "its own; give one dtype, or clip_grad_value"
+                )
             norms = [
                 self._emit(_aten.linalg_vector_norm.default, gradient, 2.0)
                 for gradient in gradients.values()

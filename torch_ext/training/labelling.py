@@ -51,8 +51,12 @@ def module_paths(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def mark_backward(loss: torch.Tensor) -> None:
-    """Nodes of the backward pass will get the sequence number of the op that they derive."""
+def mark_backward(loss: torch.Tensor) -> list[torch.Tensor]:
+    """Nodes of the backward pass will get the sequence number of the op that they derive.
+
+    Returns the tensors that will get a gradient.
+    """
+    leaves = []
     seen = set()
     left = [loss.grad_fn]
     while left:
@@ -60,10 +64,13 @@ def mark_backward(loss: torch.Tensor) -> None:
         if function is None or function in seen:
             continue
         seen.add(function)
+        if hasattr(function, "variable"):
+            leaves.append(function.variable)
         number = function._sequence_nr()
         function.register_prehook(lambda *_, number=number: fx_traceback.set_grad_fn_seq_nr(number))
         function.register_hook(lambda *_: fx_traceback.reset_grad_fn_seq_nr())
         left += [following for following, _ in function.next_functions]
+    return leaves
 
 
 def label_backward(graph: fx.Graph) -> None:

@@ -99,6 +99,7 @@ def make_graph(
     Raises UnsupportedError for what the loop can do and a captured step cannot, and whatever the
     loop itself raises.
     """
+    saved = attributes.Saved(world.objective)  # what functions reach is the same in all copies
     with torch.inference_mode(False):  # copies would be of its kind, which autograd refuses
         try:
             with only_torchs_numbers():
@@ -109,6 +110,8 @@ def make_graph(
             if world.replicas is None:  # else the other processes would have to run it, too
                 _run_loop(world, now, updates)  # raises what is no matter of capturing
             raise UnsupportedError(_cause(error)) from error
+        finally:
+            saved.put_back()
 
 
 def _made(
@@ -118,7 +121,10 @@ def _made(
     with torch.random.fork_rng(devices=[]):
         scratch = world.copy()
         looked = scratch.look(copied(now.batch))
+        if looked.key != now.key:
+            raise UnsupportedError(f"a copy is not as the original: {looked.key.why_not(now.key)}")
         captured = scratch.capture(looked, updates)
+        _require_own_constants(captured.module, world)
         if world.replicas is not None:
             world.replicas.require_same(captured.module.graph)
         inputs = scratch.bind(captured, looked)
@@ -190,6 +196,28 @@ def _common(world: World, value: Any) -> list[Any]:
     return [value] if world.replicas is None else world.replicas.gathered(value)
 
 
+def _require_own_constants(module: fx.GraphModule, world: World) -> None:
+    """Functions are not copied: what one has of the model in its closure is the model's own."""
+    names = {
+        tensor.untyped_storage()._cdata: name.removeprefix("model.")
+        for name, tensor in world.contents().items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    for node in module.graph.nodes:
+        if node.kwargs.get("generator") is not None:
+            raise UnsupportedError(
+                f"{node.target} draws from a generator of its own; draw from torch's default one"
+            )
+        value = getattr(module, str(node.target)) if node.op == "get_attr" else None
+        if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata in names:
+            raise UnsupportedError(
+                "a function (loss_fn, a hook, a forward that was replaced) uses "
+                f"{names[value.untyped_storage()._cdata]} through a variable of its own, which is "
+                "the same in all copies; make it a method of the model, or an nn.Module that "
+                "holds what it uses"
+            )
+
+
 def _require_constants_kept(module: fx.GraphModule, probe: Probe, scratch: World) -> None:
     """A constant of the graph was taken from the copy: writes to it would not reach the model."""
     constants = {
@@ -221,20 +249,35 @@ def _why_no_gain(found: Plan, eager_peak_bytes: int, peak_bytes: int) -> str:
 
 
 def copied(batch: Batch) -> Batch:
-    """Tensors of its own, the same values."""
-    copy: Batch = pytree.tree_map_only(torch.Tensor, torch.clone, batch)
+    """Tensors of its own, the same values and layouts."""
+    copy: Batch = pytree.tree_map_only(torch.Tensor, _copied, batch)
     return copy
 
 
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A clone would be dense where a slice of a larger tensor is not."""
+    if tensor.is_conj():
+        return _copied(tensor.conj()).conj()
+    if tensor.is_neg():
+        return torch._neg_view(_copied(torch._neg_view(tensor)))
+    if not tensor.numel():
+        return tensor.detach().clone()
+    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = tensor.detach().as_strided((reach,), (1,), tensor.storage_offset()).clone()
+    return memory.as_strided(tensor.shape, tensor.stride(), 0)
+
+
 def _rolled(batch: Batch) -> Batch:
-    """Another batch of the same shapes and, likely, of the same kind: the samples moved on by one.
+    """Another batch of the same layouts and, likely, of the same kind: the samples moved on by one.
 
     What a graph has frozen of its batch shows with another one.
     """
 
     def roll(tensor: torch.Tensor) -> torch.Tensor:
-        moved = tensor.clone()
-        return moved.copy_(tensor.roll(1, 0)) if tensor.ndim else moved
+        moved = _copied(tensor)
+        if tensor.ndim and not torch._debug_has_internal_overlap(tensor):
+            moved.copy_(tensor.roll(1, 0))
+        return moved
 
     other: Batch = pytree.tree_map_only(torch.Tensor, roll, batch)
     return other
@@ -261,6 +304,9 @@ def _verify(world: World, captured: Captured, now: Now, updates: bool) -> _Verif
         seen = [attributes.contents(loop.objective)]
         last = _step_of_both(loop, graph, captured, now.batch, updates)
         seen.append(attributes.contents(loop.objective))
+        made = set(dict(loop.objective.named_buffers())) - set(
+            dict(world.objective.named_buffers())
+        )
         second = None
         others = (now.batch,) if world.replicas else (_rolled(now.batch), now.batch)
         for batch in () if last.difference else others:
@@ -288,7 +334,10 @@ def _verify(world: World, captured: Captured, now: Now, updates: bool) -> _Verif
     if not changed and last.difference:  # what the first step alone has changed may be why
         changed = attributes.changes(*seen[:2])
     refusal = ""
-    if changed:
+    if made:
+        names = ", ".join(name.removeprefix("model.") for name in sorted(made))
+        refusal = f"the first step makes the buffer {names}; call the model once before"
+    elif changed:
         refusal = _why_stateful(changed)
     elif last.difference:
         refusal = f"the captured step does not do what the loop does: {last.difference} differs"

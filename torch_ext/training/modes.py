@@ -60,6 +60,7 @@ class Modes:
                 torch.backends.mha.get_fastpath_enabled(),
                 *_get_current_function_mode_stack(),  # type: ignore[no-untyped-call]
                 *(hook for hooks in _HOOKS_OF_ALL_MODULES for hook in hooks.values()),
+                torch._C._autograd._top_saved_tensors_default_hooks(True),
             ),
         )
 

@@ -34,6 +34,8 @@ _READS = {
     torch.Tensor.tolist: 0,
     torch.Tensor.numpy: 0,
     torch.Tensor.__array__: 0,
+    torch.Tensor.tensor_split: 1,
+    torch.tensor_split: 1,
     torch._VF._pack_padded_sequence: 1,
     torch._VF._pad_packed_sequence: 1,
     torch._VF.lstm: 1,
@@ -223,16 +225,19 @@ def users_line(frames: traceback.StackSummary) -> str:
         frame
         for frame in frames
         if not frame.filename.startswith((TORCH_FOLDER, OUR_FOLDER))
-        and os.path.dirname(frame.filename) != _LIBRARY
+        and os.path.dirname(frame.filename) not in (_LIBRARY, "")  # "": <string>
     ]
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "unknown"
 
 
 def _refuse(tensor: str) -> NoReturn:
-    where = users_line(traceback.extract_stack())
+    frames = traceback.extract_stack()
+    remedy = ""
+    if any(os.path.join("torch", "distributions") in frame.filename for frame in frames):
+        remedy = "; give distributions validate_args=False"
     raise UnsupportedError(
         f"the step depends on the value of {tensor} (an `if`, .item() or a mask as index), which "
-        f"is not known before the step: {where}"
+        f"is not known before the step: {users_line(frames)}{remedy}"
     )
 
 

@@ -40,6 +40,7 @@ class Key:
     batch: tuple[Any, ...]
     training: tuple[bool, ...]
     parameters: tuple[Any, ...]
+    buffers: tuple[Any, ...]
     groups: tuple[Any, ...]
     states: tuple[Any, ...]
     paces: tuple[str, ...]
@@ -53,12 +54,17 @@ class Key:
             "batch": "the batch has another shape or dtype, or holds other numbers "
             "(drop_last=True of a DataLoader or on_new_shape='eager' avoids it)",
             "training": "train() or eval() was called",
-            "parameters": "parameters have another dtype or shape, or were frozen or unfrozen",
+            "parameters": "parameters have another dtype or layout, or were frozen or unfrozen",
+            "buffers": "buffers have another shape, dtype or layout",
             "groups": "the optimizer's groups have changed",
             "states": "the optimizer's state or groups have changed",
             "paces": "the optimizer's state or groups have changed",
             "accumulated": "other parameters have a gradient already",
         }
+        if len(self.batch) == len(other.batch):
+            pairs = zip(self.batch, other.batch, strict=True)
+            if all(a == b or a[:1] == b[:1] != (torch.Tensor,) for a, b in pairs):
+                told["batch"] = "a number or text of the batch is another; give it as a tensor"
         fields = (name for name in told if getattr(self, name) != getattr(other, name))
         return "; ".join(dict.fromkeys(told[name] for name in fields))
 
@@ -132,6 +138,11 @@ class World:
 
         Raises UnsupportedError for what a step cannot call.
         """
+        for name, tensor in itertools.chain(
+            self.objective.named_parameters(), self.objective.named_buffers()
+        ):
+            if nn.parameter.is_lazy(tensor):
+                raise UnsupportedError(f"{name} has no shape yet; call the model once before")
         self._watch = Watch(self.objective)
         self.modules = list(self.objective.modules())
         for name, module in self.objective.named_modules():
@@ -171,6 +182,10 @@ class World:
         index_of, why_no_graph = self._groups(parameters)
         if self._shares_memory(leaves):
             why_no_graph = "parameters, buffers or inputs share memory without being one tensor"
+        if any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves):
+            why_no_graph = "a tensor of the batch requires a gradient (detach it)"
+        if torch.is_anomaly_enabled():
+            why_no_graph = "autograd looks for anomalies"
         trained = {name: one for name, one in parameters.items() if one.requires_grad}
         accumulated = [name for name, one in trained.items() if one.grad is not None]
         group_of, states, number_keys = {}, {}, {}
@@ -188,7 +203,8 @@ class World:
             modes=modes,
             batch=described,
             training=tuple(module.training for module in self.modules),
-            parameters=tuple((p.dtype, p.requires_grad, p.shape) for p in parameters.values()),
+            parameters=tuple(map(_look_of, parameters.values())),
+            buffers=tuple(map(_look_of, _found(self.buffer_homes).values())),
             groups=tuple(self.update.structure(group) for group in self.optimizer.param_groups),
             states=tuple((name, group_of[name], items) for name, items in states.items()),
             paces=tuple(number_keys.values()),
@@ -360,6 +376,12 @@ def _require_no_hooks(
     )
     if any(hooks):
         raise UnsupportedError("the optimizer has step hooks, which a captured step cannot call")
+    own = vars(optimizer)
+    is_step_replaced = "step" in own and not hasattr(own["step"], "_wrapped_by_lr_sched")
+    if is_step_replaced or "zero_grad" in own:
+        raise UnsupportedError(
+            "the optimizer's step or zero_grad was replaced, which a captured step cannot call"
+        )
     for name, parameter in parameters.items():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise UnsupportedError(
@@ -383,14 +405,17 @@ def _found(homes: Homes) -> dict[str, Any]:
     return {name: home[key] for name, (home, key) in homes.items()}
 
 
+def _look_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.requires_grad, tensor.shape, tensor.stride()
+
+
 def _description(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
         if leaf.layout is not torch.strided:
             raise UnsupportedError(
                 f"the batch holds a tensor of layout {leaf.layout}; only strided"
             )
-        flags = (leaf.is_cpu, leaf.requires_grad, leaf.is_conj(), leaf.is_neg())
-        return type(leaf), leaf.shape, leaf.stride(), leaf.dtype, *flags
+        return type(leaf), *_look_of(leaf), leaf.is_cpu, leaf.is_conj(), leaf.is_neg()
     if isinstance(leaf, _PLAIN):
         return type(leaf), repr(leaf)  # -0.0 is equal to 0.0, and nan to nothing
     raise UnsupportedError(
