@@ -22,7 +22,7 @@ import operator
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -65,11 +65,15 @@ class Watch:
 
     def __init__(self, root: nn.Module) -> None:
         leaves, containers = _walk(root)
-        self._filled = [(_values(one), tuple(_values(one))) for one in containers if len(one)]
-        self._keys = [(one, tuple(one)) for one in containers if isinstance(one, dict)]
+        filled = [one for one in containers if len(one)]
         self._empty = [one for one in containers if not len(one)]
-        modules = [leaf.value for leaf in leaves if isinstance(leaf.value, nn.Module)]
-        self._modules = [(module, type(module), type(module).forward) for module in modules]
+        self._values = _Row(map(_values, filled))
+        # A key that comes in later is the last.
+        self._dicts = [one for one in filled if isinstance(one, dict)]
+        self._last_keys = list(map(next, map(reversed, self._dicts)))
+        self._modules = [leaf.value for leaf in leaves if isinstance(leaf.value, nn.Module)]
+        self._kinds: list[Any] = list(map(type, self._modules))
+        self._forwards = [(kind, kind.forward) for kind in dict.fromkeys(self._kinds)]
         names, computed = _registered(root), _computed(root)
         leaves = [leaf for leaf in leaves if leaf.path not in computed]
         tensors = (leaf.value for leaf in leaves if isinstance(leaf.value, torch.Tensor))
@@ -87,12 +91,28 @@ class Watch:
         For every step, so it compares identities; what is equal may still be another object.
         """
         return (
-            all(_are_these(values, known) for values, known in self._filled)
-            and all(_are_these(keys, known) for keys, known in self._keys)
-            and not any(map(len, self._empty))
-            and all(type(one) is kind and kind.forward is run for one, kind, run in self._modules)
+            self._values.is_unchanged()
+            and not any(self._empty)
+            and list(map(next, map(reversed, self._dicts))) == self._last_keys
+            and list(map(type, self._modules)) == self._kinds
+            and all(kind.forward is forward for kind, forward in self._forwards)
             and all(_version(tensor) == version for tensor, version in self._tensors)
             and list(map(_array_bytes, self._arrays)) == self._bytes
+        )
+
+
+class _Row:
+    """What several containers hold, in a row, so that comparing them is one loop in C."""
+
+    def __init__(self, containers: Iterable[Any]) -> None:
+        self._containers = list(containers)
+        self._lengths = list(map(len, self._containers))
+        self._items = tuple(itertools.chain.from_iterable(self._containers))
+
+    def is_unchanged(self) -> bool:
+        """Do they hold the same objects, in the same places?"""
+        return list(map(len, self._containers)) == self._lengths and all(
+            map(operator.is_, itertools.chain.from_iterable(self._containers), self._items)
         )
 
 

@@ -236,8 +236,7 @@ class World:
         owned = itertools.chain(
             _found(self.parameter_homes).values(), _found(self.buffer_homes).values()
         )
-        tensors = [one for one in owned if isinstance(one, torch.Tensor)]
-        addresses = [tensor.data_ptr() for tensor in tensors if tensor.numel()]
+        addresses = [address for one in owned if (address := one.data_ptr())]  # 0: it is empty
         known = set(addresses)
         given = (leaf.data_ptr() for leaf in leaves if isinstance(leaf, torch.Tensor))
         return len(known) < len(addresses) or not known.isdisjoint(given)
@@ -246,6 +245,11 @@ class World:
 
     def capture(self, now: Now, updates: bool) -> Captured:
         """The step as a graph. Changes buffers and the random state: call it on a copy."""
+        for name, parameter in now.parameters.items():
+            if parameter.is_complex():
+                raise UnsupportedError(f"parameter {name} is complex; only real ones are supported")
+            if not parameter.is_cpu:
+                raise UnsupportedError(f"parameter {name} is on {parameter.device}; only CPU works")
         ending = Ending(
             now.trained,
             now.group_of,
@@ -387,10 +391,6 @@ def _require_no_hooks(
             raise UnsupportedError(
                 f"parameter {name} has gradient hooks, which a captured step cannot call"
             )
-        if parameter.is_complex():
-            raise UnsupportedError(f"parameter {name} is complex; only real ones are supported")
-        if not parameter.is_cpu:
-            raise UnsupportedError(f"parameter {name} is on {parameter.device}; only CPU works")
 
 
 def _homes(root: nn.Module, table: str, named: Iterator[tuple[str, Any]]) -> Homes:
