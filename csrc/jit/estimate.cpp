@@ -38,10 +38,7 @@ bool HoldsTensors(const c10::TypePtr& type) {
 // What is true of both: the value of either branch.
 KnownValue Join(const KnownValue& a, const KnownValue& b) {
   KnownValue joined;
-  if (a.tensor && b.tensor && a.tensor->dtype == b.tensor->dtype &&
-      a.tensor->sizes == b.tensor->sizes && a.tensor->strides == b.tensor->strides) {
-    joined.tensor = a.tensor;
-  }
+  if (a.tensor == b.tensor) joined.tensor = a.tensor;
   AddStorages(a, joined.storages);
   AddStorages(b, joined.storages);
   return joined;
@@ -74,10 +71,10 @@ KnownValue Estimator::Known(Value* value) {
   KnownValue known;
   if (value->node()->kind() == c10::prim::Constant) {
     const auto constant = torch::jit::toIValue(value);
-    if (constant && constant->isTensor() && constant->toTensor().has_storage()) {
+    if (constant && constant->isTensor()) {
       const at::Tensor& tensor = constant->toTensor();
-      known.tensor = {tensor.scalar_type(), tensor.sizes().vec(), tensor.strides().vec()};
-      if (tensor.numel() == 1 && tensor.device().is_cpu()) known.content = tensor;
+      known.tensor = ShapeOf(tensor);
+      if (known.tensor && tensor.numel() == 1) known.content = ContentOf(tensor);
     } else if (constant && !HoldsTensors(value->type())) {
       known.scalar = constant;
     }

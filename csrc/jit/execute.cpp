@@ -125,12 +125,16 @@ torch::jit::Module ScratchModule::Keep() {
   return module_;
 }
 
+torch::jit::Module DeepCopy(const torch::jit::Module& module) {
+  return torch::jit::Module(ValueCopier().Copy(module._ivalue()).toObject());
+}
+
 Execution Execute(const torch::jit::Module& module, const Stack& example, bool copy_state,
                   const QuietRun& quiet) {
   constexpr int kCalls = 3;
   Execution execution;
   for (int i = 0; i < kCalls; ++i) {
-    const torch::jit::Module copy = copy_state ? module.deepcopy() : module;
+    const torch::jit::Module copy = copy_state ? DeepCopy(module) : module;
     Call call;
     call.state = copy._ivalue();
     ValueCopier copier;

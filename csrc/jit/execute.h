@@ -47,6 +47,9 @@ class ScratchModule {
   bool kept_ = false;
 };
 
+// With tensors of its own, of whatever kind: torch itself cannot copy all of them.
+torch::jit::Module DeepCopy(const torch::jit::Module& module);
+
 // One call and everything it left behind.
 struct Call {
   c10::IValue state;  // the module object it ran on

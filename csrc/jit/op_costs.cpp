@@ -54,9 +54,22 @@ at::Tensor StandIn(const TensorShape& shape) {
   const auto bytes = static_cast<std::size_t>(std::max<std::int64_t>(shape.StorageBytes(), 1));
   void* zeros = std::calloc(bytes, 1);
   TORCH_CHECK(zeros != nullptr, "no memory for a stand-in");
-  return at::from_blob(
+  at::Tensor tensor = at::from_blob(
       zeros, shape.sizes, shape.strides, [](void* p) { std::free(p); },
       at::TensorOptions().dtype(shape.dtype));
+  if (shape.is_conj) tensor = tensor.conj();
+  return shape.is_neg ? tensor._neg_view() : tensor;
+}
+
+// Is it a device, layout or type of which nothing may be made? Results may be quantized with 8
+// bits, for which torch has all kernels.
+bool AsksForTooMuch(const c10::Argument& argument, const c10::IValue& value) {
+  if (value.isDevice()) return !value.toDevice().is_cpu();
+  if (!value.isInt()) return false;
+  if (argument.name() == "layout") return value.toLayout() != at::kStrided;
+  if (!std::string_view(argument.name()).ends_with("dtype")) return false;
+  const c10::ScalarType dtype = value.toScalarType();
+  return !HasStandIn(dtype) && dtype != at::kQUInt8 && dtype != at::kQInt8;
 }
 
 // The values that the op is called with; every tensor is also noted in `tensors`. `all_known`
@@ -65,6 +78,7 @@ std::optional<c10::IValue> ToStandIns(const KnownValue& value, const c10::TypePt
                                       std::vector<at::Tensor>& tensors, bool& all_known) {
   if (value.scalar) return value.scalar;
   if (value.tensor) {
+    if (!HasStandIn(value.tensor->dtype)) return std::nullopt;
     tensors.push_back(value.content ? value.content->clone() : StandIn(*value.tensor));
     all_known = all_known && value.content.has_value();
     return tensors.back();
@@ -85,12 +99,17 @@ std::optional<c10::IValue> ToStandIns(const KnownValue& value, const c10::TypePt
   return c10::IValue(elements);
 }
 
+std::string_view BytesOf(const at::Tensor& content) {
+  return {static_cast<const char*>(content.const_data_ptr()), content.nbytes()};
+}
+
 void Describe(const KnownValue& value, std::ostream& key) {
   if (value.scalar) {
     key << value.scalar->tagKind() << ':' << *value.scalar;
   } else if (value.tensor) {
-    key << value.tensor->dtype << value.tensor->sizes << value.tensor->strides;
-    if (value.content) key << *value.content;
+    key << value.tensor->dtype << value.tensor->sizes << value.tensor->strides
+        << value.tensor->is_conj << value.tensor->is_neg;
+    if (value.content) key << BytesOf(*value.content);
   } else if (value.is_sequence) {
     key << '[';
     for (const KnownValue& element : value.elements) {
@@ -102,10 +121,6 @@ void Describe(const KnownValue& value, std::ostream& key) {
     key << '?';
   }
   key << ';';
-}
-
-TensorShape ShapeOfTensor(const at::Tensor& tensor) {
-  return {tensor.scalar_type(), tensor.sizes().vec(), tensor.strides().vec()};
 }
 
 // Results that tell of a tensor's shape and not of its content, which a stand-in does not have.
@@ -142,11 +157,9 @@ class ResultReader {
     OpCost::Result result;
     if (value.isTensor()) {
       const at::Tensor& tensor = value.toTensor();
-      if (!tensor.defined() || !tensor.has_storage() || !tensor.device().is_cpu()) {
-        return std::nullopt;
-      }
-      result.tensor = ShapeOfTensor(tensor);
-      if (trust_content_ && tensor.numel() <= kMostContent) result.content = tensor.clone();
+      result.tensor = ShapeOf(tensor);
+      if (!result.tensor) return std::nullopt;
+      if (trust_content_) result.content = ContentOf(tensor);
       const void* address = tensor.storage().data();
       for (std::size_t i = 0; i < inputs_.size(); ++i) {
         if (inputs_[i].storage().data() == address) result.shares_input = static_cast<int>(i);
@@ -174,8 +187,6 @@ class ResultReader {
   }
 
  private:
-  static constexpr std::int64_t kMostContent = 16;
-
   const bool trust_content_;
   const bool trust_scalars_;
   const std::vector<at::Tensor>& inputs_;
@@ -192,7 +203,28 @@ std::int64_t TensorShape::StorageBytes() const {
     if (sizes[i] == 0) return 0;
     last += (sizes[i] - 1) * strides[i];
   }
+  if (const std::int64_t packed = ElementsPerByte(dtype); packed > 1 && !sizes.empty()) {
+    const std::int64_t rows = c10::multiply_integers(sizes) / sizes.back();  // each begins a byte
+    return rows * ((sizes.back() + packed - 1) / packed);
+  }
   return (last + 1) * static_cast<std::int64_t>(c10::elementSize(dtype));
+}
+
+bool HasStandIn(c10::ScalarType dtype) {
+  // A list of what is known to be one, so that a type that torch adds is not.
+  static constexpr auto kNumbers =
+      std::to_array<c10::ScalarType>({at::kByte,          at::kChar,
+                                      at::kShort,         at::kInt,
+                                      at::kLong,          at::kUInt16,
+                                      at::kUInt32,        at::kUInt64,
+                                      at::kBool,          at::kHalf,
+                                      at::kBFloat16,      at::kFloat,
+                                      at::kDouble,        at::kComplexHalf,
+                                      at::kComplexFloat,  at::kComplexDouble,
+                                      at::kFloat8_e4m3fn, at::kFloat8_e4m3fnuz,
+                                      at::kFloat8_e5m2,   at::kFloat8_e5m2fnuz,
+                                      at::kFloat8_e8m0fnu});
+  return std::ranges::find(kNumbers, dtype) != kNumbers.end();
 }
 
 std::optional<TensorShape> ShapeOf(const c10::TypePtr& type) {
@@ -212,6 +244,20 @@ std::optional<TensorShape> ShapeOf(const c10::TypePtr& type) {
     }
   }
   return shape;
+}
+
+std::optional<TensorShape> ShapeOf(const at::Tensor& tensor) {
+  if (!HasMemory(tensor) || !tensor.device().is_cpu()) return std::nullopt;
+  return TensorShape{tensor.scalar_type(), tensor.sizes().vec(), tensor.strides().vec(),
+                     tensor.is_conj(), tensor.is_neg()};
+}
+
+std::optional<at::Tensor> ContentOf(const at::Tensor& tensor) {
+  constexpr std::int64_t kMostElements = 16;
+  const std::optional<TensorShape> shape = ShapeOf(tensor);
+  const bool is_known = shape && HasStandIn(shape->dtype) && !shape->is_conj && !shape->is_neg;
+  if (!is_known || tensor.numel() > kMostElements) return std::nullopt;
+  return tensor.detach().clone();
 }
 
 bool MayRunOnStandIns(Node* node) {
@@ -244,6 +290,7 @@ std::shared_ptr<const OpCost> OpCosts::Find(Node* node, const std::vector<KnownV
   }
   if (!may_run) return nullptr;
 
+  const c10::FunctionSchema* schema = node->maybeSchema();
   std::shared_ptr<OpCost> cost = std::make_shared<OpCost>();
   try {
     const at::NoGradGuard no_grad;
@@ -253,6 +300,10 @@ std::shared_ptr<const OpCost> OpCosts::Find(Node* node, const std::vector<KnownV
     for (std::size_t i = 0; i < arguments.size(); ++i) {
       auto stand_in = ToStandIns(arguments[i], node->input(i)->type(), tensors, all_known);
       if (!stand_in) return nullptr;
+      if (schema != nullptr && i < schema->arguments().size() &&
+          AsksForTooMuch(schema->arguments()[i], *stand_in)) {
+        return nullptr;
+      }
       stack.push_back(std::move(*stand_in));
     }
     const auto meter = std::make_shared<ThreadMeter>();

@@ -5,6 +5,11 @@
 // allocator's. Only pure ops of torch's own are run: nothing random, stateful or custom, so nothing
 // of the user's is touched, the stream of random numbers included. What is learned is kept for the
 // process.
+//
+// Stand-ins are made of a few kinds of tensors: strided ones of plain numbers. What is quantized,
+// packed, sparse, nested or opaque is more than the zeros of its type, and kernels would read what
+// is not there. An op that is given such a tensor, or asked for a type that is not known, is not
+// run.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,12 +30,24 @@ struct TensorShape {
   c10::ScalarType dtype = c10::ScalarType::Undefined;
   std::vector<std::int64_t> sizes;
   std::vector<std::int64_t> strides;
+  bool is_conj = false;  // what is read is the conjugate of what is stored
+  bool is_neg = false;   // or its negative
 
   std::int64_t StorageBytes() const;  // from the first element to the last
+  bool operator==(const TensorShape&) const = default;
 };
+
+// Are elements of the type plain numbers, so that zeros may stand in for them?
+bool HasStandIn(c10::ScalarType dtype);
 
 // The shape in a tensor's type, if it is complete and on the CPU.
 std::optional<TensorShape> ShapeOf(const c10::TypePtr& type);
+
+// The shape of a tensor in the CPU's memory; nothing for one that is not strided.
+std::optional<TensorShape> ShapeOf(const at::Tensor& tensor);
+
+// The tensor itself, if it is small and its elements are all there is to it.
+std::optional<at::Tensor> ContentOf(const at::Tensor& tensor);
 
 // An argument or result of an op as far as it is known.
 struct KnownValue {

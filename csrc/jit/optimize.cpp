@@ -27,7 +27,7 @@ std::int64_t StorageBytes(const std::vector<c10::IValue>& values) {
   std::int64_t bytes = 0;
   for (const c10::IValue& value : values) {
     ForEachTensor(value, /*enter_modules=*/true, [&](const at::Tensor& tensor) {
-      if (tensor.has_storage() && seen.insert(tensor.storage().unsafeGetStorageImpl()).second) {
+      if (HasMemory(tensor) && seen.insert(tensor.storage().unsafeGetStorageImpl()).second) {
         bytes += static_cast<std::int64_t>(tensor.storage().nbytes());
       }
     });
@@ -163,7 +163,7 @@ class Subject {
     return RunProbe(graph_, [&] {
       quiet_.RewindRandomState();
       ValueCopier copier;
-      Stack inputs{copy_state() ? reordered_.module().deepcopy()._ivalue()
+      Stack inputs{copy_state() ? DeepCopy(reordered_.module())._ivalue()
                                 : reordered_.module()._ivalue()};
       for (const c10::IValue& input : example) inputs.push_back(copier.Copy(input));
       return inputs;

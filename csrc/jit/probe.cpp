@@ -122,7 +122,7 @@ class Prober {
     for (std::size_t i = 0; i < values.size(); ++i) {
       const bool known = ForEachTensor(values[i], false, [&](const at::Tensor& tensor) {
         if (!tensor.device().is_cpu()) other_devices_ = true;
-        if (!tensor.has_storage() || tensor.storage().nbytes() == 0) return;
+        if (!HasMemory(tensor) || tensor.storage().nbytes() == 0) return;
         held.push_back({i, tensor.storage().data(), c10::toString(tensor.scalar_type()),
                         tensor.sizes().vec()});
       });

@@ -1,15 +1,22 @@
 #include "jit/values.h"
 
 #include <ATen/ATen.h>
+#include <ATen/NestedTensorImpl.h>
 #include <ATen/core/Dict.h>
 #include <ATen/core/List.h>
 #include <ATen/core/jit_type.h>
+#include <ATen/quantized/Quantizer.h>
 
+#include <algorithm>
 #include <cstring>
+#include <exception>
+#include <optional>
 #include <unordered_set>
 
 namespace torch_ext::jit {
 namespace {
+
+constexpr const char* kNotComparable = ": what it holds cannot be compared";
 
 const void* StorageId(const at::Tensor& tensor) {
   return tensor.unsafeGetTensorImpl()->storage().unsafeGetStorageImpl();
@@ -25,7 +32,7 @@ class Walker {
       const at::Tensor& tensor = value.toTensor();
       if (!tensor.defined()) return true;
       visit_(tensor);
-      return tensor.has_storage();
+      return HasMemory(tensor);
     }
     if (value.isList()) {
       bool known = true;
@@ -63,24 +70,111 @@ class Walker {
   std::unordered_set<const void*> seen_;
 };
 
-// Equal bit by bit, NaN equal to NaN. Same dtype and sizes are given.
-bool SameElements(at::Tensor a, at::Tensor b) {
-  if (a.is_quantized()) return SameElements(a.int_repr(), b.int_repr());
-  a = a.resolve_conj().resolve_neg().contiguous();
-  b = b.resolve_conj().resolve_neg().contiguous();
-  if (a.numel() == 0 || std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0) {
-    return true;
+// The memory of a tensor as numbers of another type, some for each element. No kernel of the
+// tensor's own type is needed: the rarer ones have few.
+at::Tensor MemoryAs(c10::ScalarType dtype, const at::Tensor& tensor) {
+  char* start = const_cast<char*>(static_cast<const char*>(tensor.storage().data()));
+  if (ElementsPerByte(tensor.scalar_type()) > 1) {
+    return at::from_blob(start, {static_cast<std::int64_t>(tensor.storage().nbytes())}, dtype);
   }
-  if (a.is_complex()) return SameElements(at::view_as_real(a), at::view_as_real(b));
-  if (!a.is_floating_point()) return false;
+  const auto element_bytes = static_cast<std::int64_t>(tensor.element_size());
+  const std::int64_t numbers = element_bytes / static_cast<std::int64_t>(c10::elementSize(dtype));
+  const bool is_dense = tensor.is_non_overlapping_and_dense();
+  std::vector<std::int64_t> sizes = is_dense ? std::vector{tensor.numel()} : tensor.sizes().vec();
+  std::vector<std::int64_t> strides =
+      is_dense ? std::vector<std::int64_t>{1} : tensor.strides().vec();
+  for (std::int64_t& stride : strides) stride *= numbers;
+  sizes.push_back(numbers);
+  strides.push_back(1);
+  return at::from_blob(start + tensor.storage_offset() * element_bytes, sizes, strides, dtype);
+}
+
+bool SameBytes(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor bytes_a = MemoryAs(at::kByte, a).contiguous();
+  const at::Tensor bytes_b = MemoryAs(at::kByte, b).contiguous();
+  return bytes_a.numel() == 0 ||
+         std::memcmp(bytes_a.const_data_ptr(), bytes_b.const_data_ptr(), bytes_a.nbytes()) == 0;
+}
+
+// Equal bit by bit, NaN equal to NaN. Same dtype, sizes and strides are given.
+bool SameElements(at::Tensor a, at::Tensor b) {
+  a = a.cpu();
+  b = b.cpu();
+  if (SameBytes(a, b)) return true;
+  if (!a.is_floating_point() && !a.is_complex()) return false;
+  const c10::ScalarType real = c10::toRealValueType(a.scalar_type());
+  a = MemoryAs(real, a);
+  b = MemoryAs(real, b);
   const at::Tensor nan = at::isnan(a);
-  if (!nan.equal(at::isnan(b))) return false;
-  a = a.masked_fill(nan, 0);
-  b = b.masked_fill(nan, 0);
-  return std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
+  const at::Tensor bytes_differ = MemoryAs(at::kByte, a).ne(MemoryAs(at::kByte, b));
+  const at::Tensor differ = bytes_differ.any(/*dim=*/-1).view(nan.sizes());
+  return nan.equal(at::isnan(b)) && !differ.logical_and(nan.logical_not()).any().item<bool>();
+}
+
+// The tensors that one without memory of its own consists of; nothing if they are not known.
+std::optional<std::vector<at::Tensor>> PartsOf(const at::Tensor& tensor) {
+  if (tensor.key_set().has(c10::DispatchKey::Python)) return std::nullopt;
+  if (tensor.is_meta()) return std::vector<at::Tensor>();
+  if (tensor.is_nested()) {
+    return std::vector{at::native::get_nested_tensor_impl(tensor)->get_unsafe_storage_as_tensor(),
+                       tensor._nested_tensor_size(), tensor._nested_tensor_strides(),
+                       tensor._nested_tensor_storage_offsets()};
+  }
+  switch (tensor.layout()) {
+    case at::kSparse:
+      return std::vector{tensor._indices(), tensor._values()};
+    case at::kSparseCsr:
+    case at::kSparseBsr:
+      return std::vector{tensor.crow_indices(), tensor.col_indices(), tensor.values()};
+    case at::kSparseCsc:
+    case at::kSparseBsc:
+      return std::vector{tensor.ccol_indices(), tensor.row_indices(), tensor.values()};
+    case at::kMkldnn:
+      return std::vector{tensor.to_dense()};
+    default:
+      return std::nullopt;
+  }
+}
+
+// However it lies in memory: torch copies some of them in another way.
+bool SamePart(const at::Tensor& a, const at::Tensor& b) {
+  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() &&
+         a.is_conj() == b.is_conj() && a.is_neg() == b.is_neg() &&
+         SameElements(a.contiguous(), b.contiguous());
+}
+
+std::string DifferenceOfParts(const at::Tensor& a, const at::Tensor& b, const std::string& where) {
+  const auto parts_a = PartsOf(a), parts_b = PartsOf(b);
+  if (!parts_a || !parts_b || parts_a->size() != parts_b->size()) {
+    return where + kNotComparable;
+  }
+  if (!a.is_nested() && a.sizes() != b.sizes()) return where + ": shapes differ";
+  if (a.layout() == at::kSparse && a.is_coalesced() != b.is_coalesced()) {
+    return where + ": only one is coalesced";
+  }
+  return std::ranges::equal(*parts_a, *parts_b, SamePart) ? std::string()
+                                                          : where + ": values differ";
+}
+
+// Another tensor of the same memory.
+at::Tensor ShallowCopy(const at::Tensor& tensor) {
+  return at::Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
+      c10::VariableVersion(0), /*allow_tensor_metadata_change=*/true));
 }
 
 }  // namespace
+
+bool HasMemory(const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.has_storage() || tensor.is_nested()) return false;
+  if (tensor.key_set().has(c10::DispatchKey::Python)) return false;
+  const c10::Storage& storage = tensor.storage();
+  return storage.data() != nullptr || storage.nbytes() == 0;
+}
+
+std::int64_t ElementsPerByte(c10::ScalarType dtype) {
+  if (dtype == at::kQUInt2x4) return 4;
+  return dtype == at::kQUInt4x2 ? 2 : 1;
+}
 
 bool ForEachTensor(const c10::IValue& value, bool enter_modules,
                    const std::function<void(const at::Tensor&)>& visit) {
@@ -89,7 +183,8 @@ bool ForEachTensor(const c10::IValue& value, bool enter_modules,
 
 at::Tensor ValueCopier::CopyTensor(const at::Tensor& tensor) {
   if (!tensor.defined()) return tensor;
-  if (!tensor.has_storage() || tensor.is_quantized()) return tensor.detach().clone();
+  if (tensor.is_meta()) return ShallowCopy(tensor);
+  if (!HasMemory(tensor)) return tensor.detach().clone();
   const c10::Storage& storage = tensor.storage();
   auto found = storages_.find(StorageId(tensor));
   if (found == storages_.end()) {
@@ -98,6 +193,11 @@ at::Tensor ValueCopier::CopyTensor(const at::Tensor& tensor) {
     const at::Tensor source = at::empty({0}, raw.options()).set_(storage, 0, {bytes}, {1});
     raw.copy_(source);
     found = storages_.emplace(StorageId(tensor), raw.storage()).first;
+  }
+  if (at::isQIntType(tensor.scalar_type())) {  // the quantizer, if there is one, is kept
+    at::Tensor copy = ShallowCopy(tensor);
+    copy.unsafeGetTensorImpl()->set_storage_keep_dtype(found->second);
+    return copy;
   }
   at::Tensor copy = at::empty({0}, tensor.options().requires_grad(false));
   copy.set_(found->second, tensor.storage_offset(), tensor.sizes(), tensor.strides());
@@ -128,7 +228,11 @@ c10::IValue ValueCopier::Copy(const c10::IValue& value) {
     for (const auto& entry : dict) copy.insert(Copy(entry.key()), Copy(entry.value()));
     return copy;
   }
-  return value.isPtrType() && !value.isString() ? value.deepcopy() : value;
+  if (!value.isPtrType() || value.isString()) return value;
+  c10::IValue::HashIdentityIValueMap copies;
+  ForEachTensor(value, /*enter_modules=*/true,
+                [&](const at::Tensor& tensor) { copies.emplace(tensor, CopyTensor(tensor)); });
+  return value.deepcopy(copies);
 }
 
 std::string ValueComparer::TensorDifference(const at::Tensor& a, const at::Tensor& b,
@@ -138,19 +242,14 @@ std::string ValueComparer::TensorDifference(const at::Tensor& a, const at::Tenso
   if (a.scalar_type() != b.scalar_type() || a.layout() != b.layout() || a.device() != b.device()) {
     return where + ": dtype, layout or device differ";
   }
+  if (!HasMemory(a) || !HasMemory(b)) return DifferenceOfParts(a, b, where);
   if (a.sizes() != b.sizes()) return where + ": shapes differ";
-  if (a.layout() == at::kSparse) {
-    const at::Tensor ca = a.coalesce(), cb = b.coalesce();
-    if (ca._nnz() != cb._nnz()) return where + ": numbers of non-zeros differ";
-    return SameElements(ca.indices(), cb.indices()) && SameElements(ca.values(), cb.values())
-               ? std::string()
-               : where + ": values differ";
-  }
-  if (!a.has_storage()) {
-    return SameElements(a.to_dense(), b.to_dense()) ? std::string() : where + ": values differ";
-  }
-  if (a.strides() != b.strides() || a.storage_offset() != b.storage_offset()) {
+  if (a.strides() != b.strides() || a.storage_offset() != b.storage_offset() ||
+      a.is_conj() != b.is_conj() || a.is_neg() != b.is_neg()) {
     return where + ": memory layouts differ";
+  }
+  if (a.is_quantized() && !a.quantizer()->equalTo(b.quantizer())) {
+    return where + ": quantizers differ";
   }
   kept_alive_.push_back(a);
   kept_alive_.push_back(b);
@@ -173,7 +272,13 @@ std::string ValueComparer::Difference(const c10::IValue& a, const c10::IValue& b
     }
     return {};
   };
-  if (a.isTensor()) return TensorDifference(a.toTensor(), b.toTensor(), where);
+  if (a.isTensor()) {
+    try {
+      return TensorDifference(a.toTensor(), b.toTensor(), where);
+    } catch (const std::exception&) {  // of a kind that lacks what others have
+      return where + kNotComparable;
+    }
+  }
   if (a.isTuple()) return first_difference(a.toTupleRef().elements(), b.toTupleRef().elements());
   if (a.isList()) return first_difference(a.toListRef(), b.toListRef());
   if (a.isGenericDict()) {
@@ -187,6 +292,11 @@ std::string ValueComparer::Difference(const c10::IValue& a, const c10::IValue& b
       bs.push_back(entry.value());
     }
     return first_difference(as, bs);
+  }
+  if (a.isCustomClass()) {
+    torch::jit::Function* state = a.toObjectRef().type()->findMethod("__getstate__");
+    if (state == nullptr) return a.is(b) ? std::string() : where + kNotComparable;
+    return Difference((*state)({a}), (*state)({b}), where);
   }
   if (a.isObject()) return first_difference(a.toObject()->slots(), b.toObject()->slots());
   if (a.isDouble()) {

@@ -13,9 +13,16 @@ namespace torch_ext::jit {
 
 using Stack = std::vector<c10::IValue>;
 
+// Is the tensor strided, and its memory all there is to see? Not so are sparse, nested and opaque
+// tensors, those of the meta device, and what classes of Python make of others.
+bool HasMemory(const at::Tensor& tensor);
+
+// How many share a byte: more than one of the packed types of quantized tensors.
+std::int64_t ElementsPerByte(c10::ScalarType dtype);
+
 // Calls `visit` for every tensor inside `value`: lists, tuples, dicts and objects are entered,
 // modules only if `enter_modules`. Returns false if something may hold memory that cannot be looked
-// into (futures, capsules, tensors without a storage).
+// into (futures, capsules, tensors without memory of their own).
 bool ForEachTensor(const c10::IValue& value, bool enter_modules,
                    const std::function<void(const at::Tensor&)>& visit);
 

@@ -6,10 +6,12 @@
 #include <sstream>
 
 #include "jit/memory_meter.h"
+#include "jit/op_costs.h"
 #include "jit/operator_effects.h"
 #include "jit/optimize.h"
 #include "jit/pass.h"
 #include "jit/shuffle.h"
+#include "jit/values.h"
 #include "python/sched_types.h"
 #include "sched/instance.h"
 
@@ -250,6 +252,16 @@ PYBIND11_MODULE(_jit, m) {
       (*kept)(is_detail, message);
     });
   });
+  m.def(
+      "copied",
+      [](const std::vector<at::Tensor>& tensors) {
+        jit::ValueCopier copier;
+        std::vector<at::Tensor> copies;
+        for (const at::Tensor& tensor : tensors) copies.push_back(copier.Copy(tensor).toTensor());
+        return copies;
+      },
+      py::arg("tensors"));
+  m.def("has_stand_in", &jit::HasStandIn, py::arg("dtype"));
   m.def("is_disabled_by_environment", &jit::IsDisabledByEnvironment);
 
   m.def(

@@ -307,3 +307,19 @@ def test_options():
         torch._dynamo.reset()
         with pytest.raises(Exception, match="no option 'speed'"):
             wrong(x)
+
+
+def test_a_graph_with_nested_tensors_is_ordered(caplog):
+    def program(x: Tensor, nested: Tensor) -> tuple[Tensor, Tensor]:
+        a, b, c = x * 2, x * 3, x * 4
+        return a.sum() + b.sum() + c.sum(), (nested * 2).sin().values()
+
+    x = torch.randn(64, 64)
+    nested = torch.nested.nested_tensor([x, x[:2]], layout=torch.jagged)
+    with torch.no_grad(), caplog.at_level(logging.INFO, logger="torch_ext"):
+        ours = torch.compile(program, backend="torch_ext")(x, nested)
+        torch._dynamo.reset()
+        theirs = torch.compile(program, backend="aot_eager")(x, nested)
+    assert all(map(torch.equal, ours, theirs))
+    [peaks] = [record.peaks for record in caplog.records if hasattr(record, "peaks")]
+    assert peaks.peak_bytes < peaks.original_peak_bytes

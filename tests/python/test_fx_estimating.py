@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from kinds import DTYPES, named, sent_through
 from torch import Tensor, fx
 from torch._higher_order_ops.map import map as map_rows
 from torch._higher_order_ops.scan import scan
@@ -88,3 +89,18 @@ def test_a_higher_order_op_that_says_nothing_about_its_result():
             del node.meta["val"]
     with pytest.raises(UnknownSizeError, match="does not say what it gives"):
         estimate_probe(module)
+
+
+def test_conjugates_are_stood_in_for_by_conjugates():
+    def program(x: Tensor) -> Tensor:
+        y = torch.complex(x, x).conj()
+        return (y @ y).resolve_conj().imag * y.imag
+
+    module = captured(program)
+    assert bytes_of(estimate_probe(module)) == bytes_of(run_probe(module, [X]))
+
+
+def test_tensors_of_every_kind_keep_their_bits():
+    """And none of them makes the graph that they are all in keep its order."""
+    known_to_fakes = [dtype for dtype in DTYPES if not str(dtype).startswith("torch.q")]
+    assert named(known_to_fakes, sent_through("backend"))

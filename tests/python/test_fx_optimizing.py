@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from effects import said, say
+from kinds import DTYPES, LAYOUTS, named, sent_through
 from torch import Tensor, fx, nn
 from torch._higher_order_ops.scan import scan
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -267,3 +268,7 @@ def test_what_is_no_program_is_a_value_error(program):
 def test_inputs_that_are_no_arguments():
     with pytest.raises(ValueError, match="must be a tuple of arguments, not dict"):
         torch_ext.fx.reorder(traced(), {"x": 1})
+
+
+def test_tensors_of_every_kind_keep_their_bits():
+    assert named(DTYPES + LAYOUTS, sent_through("reorder"))

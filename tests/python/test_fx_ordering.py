@@ -170,3 +170,15 @@ def test_garbage_that_could_be_collected_while_an_op_runs_is_not_taken_off():
         gc.set_threshold(*thresholds)
     assert gc.isenabled()
     assert probe.ops[-1].workspace_bytes >= 2**20
+
+
+def test_a_write_to_memory_that_cannot_be_looked_into():
+    """The tensors of MKL-DNN have no storage, so nobody sees that two of them share memory."""
+
+    def write(call, x):
+        y = call(aten.to_mkldnn.default, x)
+        before = call(aten.to_dense.default, y)
+        call(aten.mul_.Tensor, y, 2)
+        return before, call(aten.to_dense.default, y), call(aten.mul.Tensor, x, 3)
+
+    expect_held(write)

@@ -10,6 +10,7 @@ import pathlib
 
 import pytest
 import torch
+from kinds import DTYPES, named, sent_through
 from models import Scripted, Wide, traced_wide, wide_input
 from torch import nn
 from torch.jit._recursive import wrap_cpp_module
@@ -618,3 +619,7 @@ def test_optimise_and_drop_leaves_no_more_than_torch_keeps_of_a_module():
     before = resident_kib()
     optimise_and_drop(cycles)
     assert (resident_kib() - before) / cycles < 300
+
+
+def test_tensors_of_every_kind_keep_their_bits():
+    assert named(DTYPES, sent_through("optimize"))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from kinds import DTYPES, named, sent_through
 
 import torch_ext
 
@@ -166,6 +167,11 @@ def test_the_environment_asks_for_the_log() -> None:
 
 def test_the_jit_has_its_own_log() -> None:
     assert "left alone" in run_program(PYTORCH_JIT_LOG_LEVEL=">pass").stderr
+
+
+def test_tensors_of_every_kind_keep_their_bits() -> None:
+    """The ops that take them are not run on stand-ins, which would end the process."""
+    assert named(DTYPES, sent_through("pass"))
 
 
 def test_modules_run_in_other_threads_meanwhile() -> None:

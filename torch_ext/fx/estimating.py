@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from torch_ext._native import _jit
 from torch_ext.fx.ordering import to_graph
-from torch_ext.fx.probing import Executed, Probe, Runner, tensors_of
+from torch_ext.fx.probing import Executed, Probe, Runner, storages_of
 from torch_ext.measuring import measure_peak
 from torch_ext.planning import plan
 
@@ -45,15 +46,12 @@ class _Estimator(Runner):
         """Run one node on fakes, and alone on stand-ins if it makes something."""
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return self._not_executed(node, is_loop=node.target._name in _LOOPS)
-        known = {tensor.untyped_storage()._cdata for tensor in tensors_of((args, kwargs))}
+        known = storages_of((args, kwargs))
         value = self.function_of(node, args)(*args, **kwargs)
-        made = {
-            tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
-            for tensor in tensors_of(value)
-            if tensor.untyped_storage()._cdata not in known
-        }
-        scratch = _scratch_bytes(node.target, args, kwargs) if made else 0
-        return Executed(value, sum(made.values()) + scratch, drew=False)
+        made = storages_of(value)
+        made_bytes = sum(made[key] for key in made.keys() - known)
+        scratch = _scratch_bytes(node.target, args, kwargs) if made.keys() - known else 0
+        return Executed(value, made_bytes + scratch, drew=False)
 
     def _not_executed(self, node: fx.Node, is_loop: bool) -> Executed:
         """What a higher-order op gives is fresh memory; an inner graph's results are part of it.
@@ -63,7 +61,7 @@ class _Estimator(Runner):
         if "val" not in node.meta:
             raise UnknownSizeError(f"{node.format_node()}: the graph does not say what it gives")
         value = pytree.tree_map(_concrete, node.meta["val"])
-        made_bytes = sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(value))
+        made_bytes = sum(storages_of(value).values())
         called = [self.environment[used] for used in node.all_input_nodes]
         inner_bytes = [_peak_bytes(graph) for graph in called if isinstance(graph, fx.GraphModule)]
         peak_bytes = max(inner_bytes, default=0)
@@ -85,17 +83,37 @@ def _peak_bytes(module: fx.GraphModule) -> int:
 def _concrete(value: Any) -> Any:
     """A fake of the same shape with numbers for sizes."""
     if isinstance(value, torch.Tensor):
-        return torch.empty_strided(
-            _numbers(value.shape), _numbers(value.stride()), dtype=value.dtype, device=value.device
-        )
+        if not _is_strided(value):
+            kind = f"{type(value).__name__} of layout {value.layout}"
+            raise UnknownSizeError(f"an input is a {kind}, of which not all sizes are known")
+        sizes, strides = _numbers(value.shape), _numbers(value.stride())
+        memory = torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+        return _read_as(memory, value.is_conj(), value.is_neg())
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-        [number] = _numbers([value])
-        return number
+        return _hint(value)
     return value
 
 
+def _is_strided(tensor: torch.Tensor) -> bool:
+    """Strided, and of no class that does something else."""
+    is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, FakeTensor)
+    return is_plain and tensor.layout is torch.strided and not tensor.is_nested
+
+
+def _read_as(memory: torch.Tensor, is_conj: bool, is_neg: bool) -> torch.Tensor:
+    """The tensor whose elements are the conjugates, or negatives, of what is stored."""
+    memory = memory.conj() if is_conj else memory
+    return torch._neg_view(memory) if is_neg else memory
+
+
+def _hint(number: Any) -> Any:
+    if number.node.hint is None:
+        raise UnknownSizeError("a size is known only when the program runs")
+    return number.node.hint
+
+
 def _numbers(sizes: Sequence[Any]) -> list[Any]:
-    numbers = [size if isinstance(size, int | float) else size.node.hint for size in sizes]
+    numbers = [size if isinstance(size, int | float) else _hint(size) for size in sizes]
     if not all(isinstance(number, int | float) for number in numbers):
         raise UnknownSizeError("a size is known only when the program runs")
     return numbers
@@ -109,24 +127,37 @@ class _Layout:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    is_conj: bool
+    is_neg: bool
 
     def stand_in(self) -> torch.Tensor:
         # Zeros are indices and sizes that every op accepts, and quick to compute with.
         reach = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
         memory = torch.zeros(reach if 0 not in self.shape else 0, dtype=self.dtype)
-        return memory.as_strided(self.shape, self.stride)
+        return _read_as(memory.as_strided(self.shape, self.stride), self.is_conj, self.is_neg)
+
+
+def _is_ordinary(leaf: Any) -> bool:
+    """May an op run on stand-ins if it is given this? As in csrc/jit/op_costs.h."""
+    if isinstance(leaf, torch.Tensor):
+        on_cpu = leaf.device.type == "cpu"
+        return on_cpu and _is_strided(leaf) and bool(_jit.has_stand_in(leaf.dtype))
+    if isinstance(leaf, torch.dtype):
+        return bool(_jit.has_stand_in(leaf))
+    if isinstance(leaf, torch.device):
+        return leaf.type == "cpu"
+    return not isinstance(leaf, torch.layout) or leaf is torch.strided
 
 
 def _scratch_bytes(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    """What the op takes beside its result; 0 where it cannot be learned (no CPU op, no schema)."""
-    leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    """What the op takes beside its result; 0 where it cannot be learned by running it."""
     if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims"):
         return 0
-    if any(tensor.device.type != "cpu" for tensor in tensors):
+    leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
+    if not all(map(_is_ordinary, leaves)):
         return 0
     described = tuple(
-        _Layout(tuple(leaf.shape), leaf.stride(), leaf.dtype)
+        _Layout(tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.is_conj(), leaf.is_neg())
         if isinstance(leaf, torch.Tensor)
         else leaf
         for leaf in leaves
@@ -140,16 +171,13 @@ def _measured_scratch_bytes(
 ) -> int:
     """`threads`: scratch memory depends on it, so it belongs to the key."""
     with _disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        given = [leaf.stand_in() if isinstance(leaf, _Layout) else leaf for leaf in leaves]
-        args, kwargs = pytree.tree_unflatten(given, spec)
-        known = {tensor.untyped_storage()._cdata for tensor in tensors_of(given)}
         try:
+            given = [leaf.stand_in() if isinstance(leaf, _Layout) else leaf for leaf in leaves]
+            args, kwargs = pytree.tree_unflatten(given, spec)
+            known = storages_of(given)
             with measure_peak() as memory:
                 value = target(*args, **kwargs)
-        except (RuntimeError, IndexError, ValueError):
-            return 0  # it does not like zeros
-        made = {
-            tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
-            for tensor in tensors_of(value)
-        }
+        except Exception:
+            return 0  # whatever it raises: it does not like zeros, or its Python code does not
+        made = storages_of(value)
     return max(0, memory.peak_bytes - sum(made[key] for key in made.keys() - known))

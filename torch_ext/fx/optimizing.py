@@ -11,12 +11,13 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from torch_ext._native import _jit
 from torch_ext.arguments import MemoryAmount, Planning, flag, misfit, planning
 from torch_ext.comparing import first_difference
 from torch_ext.fx.hazards import is_barrier, written_arguments
 from torch_ext.fx.labelling import labelled
 from torch_ext.fx.ordering import apply_order
-from torch_ext.fx.probing import Probe, run_probe, tensors_of
+from torch_ext.fx.probing import Probe, run_probe, storages_of, tensors_of
 from torch_ext.labels import LabelledGraph
 from torch_ext.measuring import measure_peak
 from torch_ext.planning import Plan, plan
@@ -24,6 +25,7 @@ from torch_ext.reports import ProgramReport, described
 
 Graphs = fx.GraphModule | ExportedProgram
 Program = TypeVar("Program", fx.GraphModule, ExportedProgram)
+_Copied = TypeVar("_Copied")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +176,22 @@ def _copied(program: Graphs) -> Graphs:
     if isinstance(program, ExportedProgram):
         signature = program.graph_signature  # `.module()` writes what the graph only returns
         writes |= bool(signature.buffers_to_mutate or signature.user_inputs_to_mutate)
-    return copy.deepcopy(program) if writes else program
+    return _deepcopy(program, _state(program)) if writes else program
+
+
+def _deepcopy(value: _Copied, tensors: Any) -> _Copied:
+    """A deep copy of a value that holds the tensors: torch itself cannot copy all kinds of them."""
+    rare = [tensor for tensor in tensors_of(tensors) if _is_rare(tensor)]
+    copies = zip(map(id, rare), _jit.copied(rare), strict=True)
+    return copy.deepcopy(value, dict(copies))
+
+
+def _is_rare(tensor: torch.Tensor) -> bool:
+    if type(tensor) is not torch.Tensor:
+        return False
+    is_strided = tensor.layout is torch.strided and not tensor.is_nested
+    is_as_stored = not tensor.is_conj() and not tensor.is_neg()
+    return not (is_strided and is_as_stored and _jit.has_stand_in(tensor.dtype))
 
 
 def _runnable(program: Graphs) -> Callable[..., Any]:
@@ -260,7 +277,7 @@ def _plan(
     with torch.random.fork_rng(devices=[]):
         scratch = _copied(program)
         module = _graph_module(scratch)
-        probe = run_probe(module, _flat_inputs(scratch, copy.deepcopy(given)))
+        probe = run_probe(module, _flat_inputs(scratch, _deepcopy(given, given)))
     graph = labelled(probe)
     found = plan(graph.to_graph(), **dataclasses.asdict(wanted))
     nodes = {node.name: node for node in _graph_module(program).graph.nodes}
@@ -270,10 +287,10 @@ def _plan(
 def _measured(program: Graphs, given: tuple[Any, ...]) -> tuple[dict[str, Any], int]:
     """All that a run leaves behind, and its peak; on copies, after a first run."""
     with torch.random.fork_rng(devices=[]):
-        _runnable(_copied(program))(*copy.deepcopy(given))
+        _runnable(_copied(program))(*_deepcopy(given, given))
     with torch.random.fork_rng(devices=[]):
         scratch = _copied(program)
-        run, inputs = _runnable(scratch), copy.deepcopy(given)
+        run, inputs = _runnable(scratch), _deepcopy(given, given)
         with measure_peak() as memory:
             result = run(*inputs)
         left = {
@@ -305,15 +322,10 @@ def _report(
         measured_peak_bytes=measured_peak_bytes,
         identical=identical,
         threads=torch.get_num_threads(),
-        parameter_bytes=_storage_bytes(_state(program)),
-        input_bytes=_storage_bytes(given),
+        parameter_bytes=sum(storages_of(_state(program)).values()),
+        input_bytes=sum(storages_of(given).values()),
         reason=reason,
     )
-
-
-def _storage_bytes(value: Any) -> int:
-    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors_of(value)}
-    return sum(storage.nbytes() for storage in storages.values())
 
 
 def _why_no_gain(found: Plan) -> str:

@@ -138,11 +138,12 @@ class _Edges:
                     readers.setdefault(storage, []).append(op)
 
     def _barriers(self) -> None:
+        hides = "unknown" not in self.without
         since: list[Op] = []
         last: Op | None = None
         for op in self.probe.ops:
             self._add(last, op)
-            if is_barrier(op.node, self.without):
+            if (hides and op.is_hidden) or is_barrier(op.node, self.without):
                 for earlier in since:
                     self._add(earlier, op)
                 last, since = op, []

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from torch_ext.fx.hazards import draws_random_numbers, has_side_effect, is_barrier, schema_of
 from torch_ext.measuring import measure_peak
+from torch_ext.parts import parts_of
 
 _WAIT = "_c10d_functional::wait_tensor"
 
@@ -31,6 +32,7 @@ class Op:
     made: dict[int, int]  # storage -> bytes
     workspace_bytes: int
     draws: bool  # moved the state of the random number generator
+    is_hidden: bool = False  # touches memory that cannot be looked into, and so nobody may pass it
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -146,7 +148,9 @@ class Runner:
         done = self.execute(node, args, kwargs)
         storages = {used: frozenset(self.probe.values[used]) for used in node.all_input_nodes}
         made = self._keep(node, done.value)
-        home = self._home(node, made, done)
+        touched = tensors_of((args, kwargs, done.value))
+        is_hidden = any(parts_of(tensor) is None for tensor in touched)
+        home = self._home(node, made, done, is_hidden)
         self.home[node] = home
         if home is not None and home.node is not node:
             home.behind.append(node)
@@ -161,7 +165,7 @@ class Runner:
         if changed:
             self._look_again(changed)
         if home is not None and home.node is node:
-            self.era += bool(changed) or is_barrier(node)
+            self.era += bool(changed) or home.is_hidden or is_barrier(node)
             self.era_of[home.node] = self.era
 
     def _look_again(self, changed: set[int]) -> None:
@@ -172,9 +176,11 @@ class Runner:
                 self._keep(node, value)
                 self._release(before)
 
-    def _home(self, node: fx.Node, made: dict[int, int], done: Executed) -> Op | None:
-        own = Op(node, [], {}, {}, 0, draws=False)
-        if made or done.peak_bytes or done.drew or len(node.all_input_nodes) != 1:
+    def _home(
+        self, node: fx.Node, made: dict[int, int], done: Executed, is_hidden: bool
+    ) -> Op | None:
+        own = Op(node, [], {}, {}, 0, draws=False, is_hidden=is_hidden)
+        if is_hidden or made or done.peak_bytes or done.drew or len(node.all_input_nodes) != 1:
             return own
         [of] = node.all_input_nodes
         if node.target is operator.getitem:
@@ -195,19 +201,17 @@ class Runner:
         """Remember the value; return the storages that are new with it."""
         made: dict[int, int] = {}
         numbers = []
-        for tensor in tensors_of(value):
-            storage = tensor.untyped_storage()
-            number = self.alive.get(storage._cdata)
+        for address, size_bytes in storages_of(value).items():
+            number = self.alive.get(address)
             if number is None:
                 number = self.next_storage
                 self.next_storage += 1
-                self.alive[storage._cdata] = number
-                self.address[number] = storage._cdata
+                self.alive[address] = number
+                self.address[number] = address
                 self.holders[number] = 0
-                made[number] = storage.nbytes()
-            if number not in numbers:
-                numbers.append(number)
-                self.holders[number] += 1
+                made[number] = size_bytes
+            numbers.append(number)
+            self.holders[number] += 1
         self.environment[node] = value
         self.probe.values[node] = tuple(numbers)
         return made
@@ -230,9 +234,25 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
             yield leaf
 
 
-def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
-    storage = tensor.untyped_storage()._cdata
-    return storage, tensor.storage_offset(), tensor.shape, tensor.stride()
+def storages_of(value: Any) -> dict[int, int]:
+    """The storages of all tensors in a value: an address each, and bytes of the CPU's memory."""
+    storages = {}
+    for tensor in tensors_of(value):
+        parts = parts_of(tensor)
+        if parts is None:  # of its own, as far as can be told
+            storages[id(tensor)] = tensor.numel() * tensor.element_size()
+        for part in parts or ():
+            is_cpu = part.device.type == "cpu"
+            storage = part.untyped_storage()
+            storages[storage._cdata] = storage.nbytes() if is_cpu else 0
+    return storages
+
+
+def _layout(tensor: torch.Tensor) -> list[tuple[Any, ...]]:
+    return [
+        (part.untyped_storage()._cdata, part.storage_offset(), part.shape, part.stride())
+        for part in parts_of(tensor) or ()
+    ]
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -184,6 +184,110 @@ TEST(OpCosts, AnOpIsRunOnceForEachKindOfArguments) {
   EXPECT_EQ(costs.Find(mm, {matrix(16, 8), matrix(7, 4)}, true), nullptr);
 }
 
+TEST(Estimate, ConjugatesAreReadFromWhatTheyAreViewsOf) {
+  ExpectTheSamePeak(R"(
+    def forward(self, x):
+        w = x * 2
+        y = torch.complex(w, w).conj()
+        z = torch.resolve_conj(y)
+        return torch.view_as_real(z).sum(), torch.imag(y) * 2
+  )",
+                    {Numbers()});
+}
+
+TEST(Estimate, QuantizedResultsHoldWhatTheyHold) {
+  ExpectTheSamePeak(R"(
+    def forward(self, x):
+        y = x * 2
+        q = torch.quantize_per_tensor(y, 0.1, 10, 13)
+        return q, q[0], (y * 3).sum()
+  )",
+                    {Numbers()});
+}
+
+TEST(Estimate, WhatHasNoStandInIsCountedByItsType) {
+  Module module = Define(R"(
+    def forward(self, x):
+        y = torch.relu(torch.quantize_per_tensor(x, 0.1, 10, 13))
+        return torch.relu(y.dequantize() * 2)
+  )");
+  const std::shared_ptr<Graph> graph = ProfiledGraph(module, {Numbers()});
+  const std::int64_t bytes = Numbers().numel();
+  EXPECT_GE(Estimate(*graph).peak_bytes, 2 * 4 * bytes) << *graph;
+}
+
+// The node of this kind in a program that is called with a matrix.
+torch::jit::Node* NodeOf(Graph& graph, const char* kind) {
+  for (torch::jit::Node* node : graph.nodes()) {
+    if (node->kind() == c10::Symbol::fromQualString(kind)) return node;
+  }
+  return nullptr;
+}
+
+KnownValue Matrix(at::ScalarType dtype) {
+  KnownValue value;
+  value.tensor = TensorShape{dtype, {4, 6}, {6, 1}};
+  return value;
+}
+
+KnownValue Scalar(const c10::IValue& number) {
+  KnownValue value;
+  value.scalar = number;
+  return value;
+}
+
+// A stand-in of a quantized tensor would be read where it has no quantizer, and end the process.
+TEST(OpCosts, StandInsAreMadeOfPlainNumbersOnly) {
+  Module module = Define(R"(
+    def forward(self, x):
+        return x.clone()
+  )");
+  const std::shared_ptr<Graph> graph = ProfiledGraph(module, {Numbers()});
+  torch::jit::Node* clone = NodeOf(*graph, "aten::clone");
+  ASSERT_NE(clone, nullptr);
+  for (int i = 0; i < static_cast<int>(at::ScalarType::NumOptions); ++i) {
+    const auto dtype = static_cast<at::ScalarType>(i);
+    if (dtype == at::ScalarType::Undefined) continue;
+    OpCosts costs;
+    const auto cost = costs.Find(clone, {Matrix(dtype), Scalar(c10::IValue())}, true);
+    EXPECT_EQ(cost != nullptr, HasStandIn(dtype)) << c10::toString(dtype);
+  }
+  EXPECT_TRUE(HasStandIn(at::kFloat8_e5m2));
+  EXPECT_FALSE(HasStandIn(at::kQUInt8));
+}
+
+TEST(OpCosts, AnOpThatIsAskedForARareTypeOrLayoutIsNotRun) {
+  Module module = Define(R"(
+    def forward(self, x):
+        return torch.zeros_like(x, dtype=6, layout=0, device=torch.device("cpu"))
+  )");
+  const std::shared_ptr<Graph> graph = ProfiledGraph(module, {Numbers()});
+  torch::jit::Node* zeros = NodeOf(*graph, "aten::zeros_like");
+  ASSERT_NE(zeros, nullptr);
+  const auto runs = [&](at::ScalarType dtype, at::Layout layout, const char* device) {
+    const KnownValue none = Scalar(c10::IValue());
+    OpCosts costs;
+    return costs.Find(
+               zeros,
+               {Matrix(at::kFloat), Scalar(static_cast<std::int64_t>(dtype)),
+                Scalar(static_cast<std::int64_t>(layout)), Scalar(at::Device(device)), none, none},
+               true) != nullptr;
+  };
+  EXPECT_TRUE(runs(at::kInt, at::kStrided, "cpu"));
+  EXPECT_FALSE(runs(at::kBits8, at::kStrided, "cpu"));
+  EXPECT_FALSE(runs(at::kQUInt4x2, at::kStrided, "cpu"));
+  EXPECT_FALSE(runs(at::kInt, at::kSparse, "cpu"));
+  EXPECT_FALSE(runs(at::kInt, at::kStrided, "meta"));
+}
+
+TEST(OpCosts, PackedTypesTakeLessThanAByteForEachElement) {
+  const at::Tensor x = at::zeros({3, 5});
+  for (const at::ScalarType dtype : {at::kQUInt8, at::kQUInt4x2, at::kQUInt2x4, at::kQInt32}) {
+    const at::Tensor packed = at::quantize_per_tensor(x, 1, 0, dtype);
+    EXPECT_EQ(ShapeOf(packed)->StorageBytes(), packed.storage().nbytes()) << c10::toString(dtype);
+  }
+}
+
 TEST(OpCosts, StandInsAreMemoryOfNoAllocator) {
   TensorShape shape{at::kFloat, {3, 0, 5}, {0, 5, 1}};
   EXPECT_EQ(shape.StorageBytes(), 0);
