@@ -18,7 +18,7 @@ SCALE = float(os.environ.get("TORCH_EXT_TEST_SCALE", "1"))
 PROGRAMS = max(1, int(10 * SCALE))
 # The first program that notices that a rule is off: python -m tests.fuzz.training --rules
 NOTICES = {
-    "attributes": 1,
+    "attributes": 2,
     "modes": 0,
     "memory": 7,
     "answers": 11,
