@@ -1,8 +1,11 @@
 """Measuring memory as the allocator sees it."""
 
+import contextlib
+import gc
 import os
 import pathlib
 import platform
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -48,6 +51,19 @@ def measure_peak() -> PeakMemory:
     measured anything in this process is not seen when it is released. CPU memory only.
     """
     return PeakMemory()
+
+
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """Collect garbage before the block and not in it: what it frees would be taken off peaks."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def resident_bytes() -> int | None:

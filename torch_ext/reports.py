@@ -1,6 +1,7 @@
 """What is known of a program after a door has looked at it. Needs no torch."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from torch_ext.arguments import FilePath
@@ -56,6 +57,51 @@ class ProgramReport(Plan):
         from torch_ext.reporting import Findings, to_html
 
         write_text(path, to_html(Findings(self.graph, self, title)))
+
+
+def held_to(plan: Plan, measured: Iterable[int | None]) -> tuple[Plan, str]:
+    """Return the plan and "", or without its bound and why: the rule for every door that measures.
+
+    `measured`: peaks in bytes of runs of the planned graph, whatever their order; None was not
+    measured. Every order needs the bound at least, so a run that needs less, by a byte, was of
+    other sizes than were planned, and nothing is proven. There is no tolerance: what the probe sees
+    and what runs is the same to the byte (of all runs in tests/fuzz and of all models measured,
+    none was below its bound). The caller keeps the original program and takes the sentence for
+    its reason.
+    """
+    known = [peak_bytes for peak_bytes in measured if peak_bytes is not None]
+    if not known or min(known) >= plan.lower_bound_bytes:
+        return plan, ""
+    unproven = dataclasses.replace(
+        plan,
+        lower_bound_bytes=0,
+        status="feasible",
+        proof="",
+        bottleneck=None,
+        regions=tuple(dataclasses.replace(region, proof="") for region in plan.regions),
+    )
+    return unproven, (
+        f"the program ran with less ({min(known)} bytes) than the bound of the captured graph "
+        f"({plan.lower_bound_bytes} bytes): it ran other sizes than were planned, so nothing is "
+        "proven"
+    )
+
+
+def in_original_order(plan: Plan, graph: LabelledGraph, memory_budget: int | None) -> Plan:
+    """Return what the plan says of the original order of its graph, which is kept."""
+    peak_bytes = plan.original_peak_bytes
+    is_optimal = peak_bytes == plan.lower_bound_bytes
+    return dataclasses.replace(
+        plan,
+        peak_bytes=peak_bytes,
+        status="optimal" if is_optimal else "feasible",
+        proof=plan.proof if is_optimal else "",
+        method="original",
+        moved_ops=0,
+        budget_met=None if memory_budget is None else peak_bytes <= memory_budget,
+        order=tuple(op.name for op in graph.ops),
+        regions=tuple(dataclasses.replace(region, method="original") for region in plan.regions),
+    )
 
 
 def described(graph: LabelledGraph, plan: Plan) -> dict[str, Any]:

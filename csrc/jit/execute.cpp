@@ -4,6 +4,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
+#include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/runtime/print_handler.h>
 
 #include <mutex>
@@ -11,6 +12,8 @@
 #include <utility>
 
 #include "jit/memory_meter.h"
+#include "jit/nodes.h"
+#include "jit/prepare.h"
 
 namespace torch_ext::jit {
 namespace {
@@ -127,6 +130,20 @@ torch::jit::Module ScratchModule::Keep() {
 
 torch::jit::Module DeepCopy(const torch::jit::Module& module) {
   return torch::jit::Module(ValueCopier().Copy(module._ivalue()).toObject());
+}
+
+void ScratchModule::CopyConstants() {
+  const std::shared_ptr<torch::jit::Graph> graph = ForwardGraph(module_);
+  torch::jit::Inline(*graph);
+  ValueCopier copier;
+  ForEachNode(graph->block(), [&](torch::jit::Node* node) {
+    if (node->kind() != c10::prim::Constant || !node->hasAttribute(c10::attr::value)) return;
+    if (node->kindOf(c10::attr::value) == torch::jit::AttributeKind::t) {
+      node->t_(c10::attr::value, copier.Copy(node->t(c10::attr::value)).toTensor());
+    } else if (node->kindOf(c10::attr::value) == torch::jit::AttributeKind::ival) {
+      node->ival_(c10::attr::value, copier.Copy(node->ival(c10::attr::value)));
+    }
+  });
 }
 
 Execution Execute(const torch::jit::Module& module, const Stack& example, bool copy_state,

@@ -42,6 +42,9 @@ class ScratchModule {
   torch::jit::Module& module() { return module_; }
   torch::jit::Module Keep();
 
+  // From here on forward writes to constants of its own, if it writes to constants.
+  void CopyConstants();
+
  private:
   torch::jit::Module module_;
   bool kept_ = false;

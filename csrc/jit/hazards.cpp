@@ -79,6 +79,7 @@ class Finder {
     collective_.assign(n, 0);
     writes_outside_.assign(n, 0);
     written_.resize(n);
+    written_groups_.resize(n);
     FindOutside();
     FindUndeclaredAliases();
     for (std::int32_t i = 0; i < n; ++i) Classify(i);
@@ -129,24 +130,30 @@ class Finder {
         for (Value* v : inner->inputs()) {
           if (IsMutable(v) && v->node()->kind() != c10::prim::Constant) values.push_back(v);
         }
-        undeclared_aliases_.push_back(std::move(values));
+        AddUndeclaredGroup(std::move(values));
       });
     }
   }
 
-  // Adds what `written` may share memory with through ops that do not declare it. AliasDb knows the
-  // rest: each of these alone is enough for it to find the views of it.
-  void AddUndeclaredAliases(std::vector<Value*>& written) const {
-    std::vector<char> added(undeclared_aliases_.size(), 0);
-    for (bool again = !written.empty(); again;) {
-      again = false;
-      for (std::size_t k = 0; k < undeclared_aliases_.size(); ++k) {
-        if (added[k] || !alias_db_.mayContainAlias(written, undeclared_aliases_[k])) continue;
-        written.insert(written.end(), undeclared_aliases_[k].begin(), undeclared_aliases_[k].end());
-        added[k] = 1;
-        again = true;
-      }
-    }
+  // Groups that share memory with the new one become one with it. AliasDb knows the rest: each of
+  // the values alone is enough for it to find the views of it.
+  void AddUndeclaredGroup(std::vector<Value*> values) {
+    std::vector<Value*> group = values;
+    std::erase_if(undeclared_groups_, [&](const std::vector<Value*>& other) {
+      if (!alias_db_.mayContainAlias(values, other)) return false;
+      group.insert(group.end(), other.begin(), other.end());
+      return true;
+    });
+    KeepOnce(group);
+    undeclared_groups_.push_back(std::move(group));
+  }
+
+  // May what node i writes to be in memory that is reached through `values`?
+  bool MayWriteTo(std::int32_t i, const std::vector<Value*>& values) const {
+    return alias_db_.mayContainAlias(written_[i], values) ||
+           std::ranges::any_of(written_groups_[i], [&](std::size_t group) {
+             return alias_db_.mayContainAlias(undeclared_groups_[group], values);
+           });
   }
 
   void Classify(std::int32_t i) {
@@ -160,7 +167,11 @@ class Finder {
       random_[i] |= effects.draws_random_numbers;
       collective_[i] |= effects.is_collective;
     });
-    AddUndeclaredAliases(written_[i]);
+    for (std::size_t group = 0; group < undeclared_groups_.size(); ++group) {
+      if (alias_db_.mayContainAlias(written_[i], undeclared_groups_[group])) {
+        written_groups_[i].push_back(group);
+      }
+    }
     if (rules_.unknown && rules_.mutation && why.empty() && alias_db_.isMutable(node) &&
         written_[i].empty()) {
       why = std::string(node->kind().toQualString()) + ": may write to what it does not declare";
@@ -170,35 +181,35 @@ class Finder {
       hazards_.barriers.push_back(why);
     }
     for (const Probe& probe : probes_) random_[i] |= probe.nodes[i].uses_random_state;
-    for (Value* v : written_[i]) {
-      if (!IsMutable(v)) continue;
-      if (alias_db_.mayContainAlias(v, constants_)) {
-        hazards_.refusal = "'" + std::string(node->kind().toQualString()) +
-                           "' may write to a constant of the graph";
-      }
-      writes_outside_[i] |= alias_db_.mayContainAlias(v, outside_);
+    if (MayWriteTo(i, constants_)) {
+      hazards_.refusal =
+          "'" + std::string(node->kind().toQualString()) + "' may write to a constant of the graph";
     }
+    writes_outside_[i] = MayWriteTo(i, outside_);
     hazards_.writes_outside |= writes_outside_[i] || barrier_[i];
-  }
-
-  bool MayWriteTo(std::int32_t writer, const std::vector<Value*>& touched) const {
-    for (Value* w : written_[writer]) {
-      for (Value* t : touched) {
-        if (w == t || alias_db_.mayContainAlias(w, t)) return true;
-      }
-    }
-    return false;
   }
 
   void OrderMutations() {
     const auto n = static_cast<std::int32_t>(nodes_.size());
     std::vector<std::vector<Value*>> touched(n);
     for (std::int32_t i = 0; i < n; ++i) touched[i] = MutableValues(nodes_[i]);
+    // Groups are large, and many ops write to the same one: each is looked up once.
+    std::vector<std::vector<char>> group_touched(undeclared_groups_.size());
+    for (std::size_t group = 0; group < undeclared_groups_.size(); ++group) {
+      for (std::int32_t i = 0; i < n; ++i) {
+        const bool is_touched = alias_db_.mayContainAlias(undeclared_groups_[group], touched[i]);
+        group_touched[group].push_back(is_touched);
+      }
+    }
     for (std::int32_t writer = 0; writer < n; ++writer) {
       if (written_[writer].empty()) continue;
       for (std::int32_t other = 0; other < n; ++other) {
-        if (other == writer || !MayWriteTo(writer, touched[other])) continue;
-        hazards_.edges.emplace_back(std::min(writer, other), std::max(writer, other));
+        if (other == writer) continue;
+        const bool meets = alias_db_.mayContainAlias(written_[writer], touched[other]) ||
+                           std::ranges::any_of(written_groups_[writer], [&](std::size_t group) {
+                             return group_touched[group][other];
+                           });
+        if (meets) hazards_.edges.emplace_back(std::min(writer, other), std::max(writer, other));
       }
     }
   }
@@ -238,10 +249,12 @@ class Finder {
   const std::vector<Probe>& probes_;
   const HazardRules& rules_;
   Hazards hazards_;
-  std::vector<Value*> outside_;                          // what they hold outlives the block
-  std::vector<Value*> constants_;                        // mutable ones
-  std::vector<std::vector<Value*>> undeclared_aliases_;  // of each op that HidesAliases
-  std::vector<std::vector<Value*>> written_;
+  std::vector<Value*> outside_;    // what they hold outlives the block
+  std::vector<Value*> constants_;  // mutable ones
+  // Values that may share memory through ops that HidesAliases: those of a group with each other.
+  std::vector<std::vector<Value*>> undeclared_groups_;
+  std::vector<std::vector<Value*>> written_;              // what each node itself writes to
+  std::vector<std::vector<std::size_t>> written_groups_;  // and the groups that may hold it
   std::vector<char> barrier_, side_effect_, random_, collective_, writes_outside_;
 };
 

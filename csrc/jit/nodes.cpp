@@ -64,6 +64,11 @@ bool IsInsideTorch(const std::string& file) {
   return file.find("-packages/torch/") != std::string::npos;
 }
 
+// torch.jit.trace itself: who calls it is no part of the program.
+bool IsTracer(const std::string& file) {
+  return file.ends_with("/torch/jit/_trace.py");
+}
+
 // The places a source range tells of, innermost first.
 std::vector<std::pair<std::string, std::string>> Frames(torch::jit::SourceRange range) {
   std::vector<std::pair<std::string, std::string>> frames;  // file, line
@@ -96,11 +101,11 @@ std::string SourceOf(const Node* node) {
       frames.insert(frames.end(), outer.begin(), outer.end());
     }
   }
-  if (frames.empty()) return {};
-  const auto users =
-      std::ranges::find_if(frames, [](const auto& frame) { return !IsInsideTorch(frame.first); });
-  const auto& [file, line] = users == frames.end() ? frames.front() : *users;
-  return file + ":" + line;
+  for (const auto& [file, line] : frames) {
+    if (IsTracer(file)) return {};
+    if (!IsInsideTorch(file)) return file + ":" + line;
+  }
+  return {};
 }
 
 ModulePaths PathsByType(const torch::jit::Module& module) {

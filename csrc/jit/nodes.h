@@ -25,6 +25,12 @@ void ForEachInnerNode(torch::jit::Node* node, const Visit& visit) {
   }
 }
 
+// The same for every node of the block.
+template <typename Visit>
+void ForEachNode(torch::jit::Block* block, const Visit& visit) {
+  for (torch::jit::Node* node : block->nodes()) ForEachInnerNode(node, visit);
+}
+
 template <typename Test>
 bool AnyInnerNode(torch::jit::Node* node, const Test& test) {
   bool any = false;
@@ -34,8 +40,8 @@ bool AnyInnerNode(torch::jit::Node* node, const Test& test) {
 
 std::string OpName(const torch::jit::Node* node, std::size_t index);  // e.g. "conv2d.17"
 
-// The user's line that made the node, "file:line", as far as the graph knows it; frames inside
-// torch are skipped when others are there. Else empty.
+// The user's line that made the node, "file:line": the innermost that is not inside torch. Empty if
+// the graph knows of none; a line that only calls torch.jit.trace, ours too, made no node.
 std::string SourceOf(const torch::jit::Node* node);
 
 // Where the submodules of a module are, by type, so far as a type tells one, as those of traced

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 #include <c10/core/Allocator.h>
 #include <torch/csrc/jit/runtime/operator.h>
 
@@ -121,6 +122,16 @@ void Describe(const KnownValue& value, std::ostream& key) {
     key << '?';
   }
   key << ';';
+}
+
+// What an op takes with the same arguments depends on these, too.
+void DescribeSettings(std::ostream& key) {
+  key << at::get_num_threads() << ',' << c10::get_default_dtype_as_scalartype() << ','
+      << at::globalContext().deterministicAlgorithms() << at::globalContext().userEnabledMkldnn();
+  if (at::autocast::is_autocast_enabled(at::kCPU)) {
+    key << ',' << at::autocast::get_autocast_dtype(at::kCPU);
+  }
+  key << ':';
 }
 
 // Results that tell of a tensor's shape and not of its content, which a stand-in does not have.
@@ -277,8 +288,8 @@ std::shared_ptr<const OpCost> OpCosts::Find(Node* node, const std::vector<KnownV
                                             bool may_run) {
   std::ostringstream text;
   text << node->kind().toQualString() << '.'
-       << (node->maybeSchema() ? node->schema().overload_name() : "") << '/'
-       << at::get_num_threads() << ':';
+       << (node->maybeSchema() ? node->schema().overload_name() : "") << '/';
+  DescribeSettings(text);
   for (const KnownValue& argument : arguments) Describe(argument, text);
   if (node->kind() == c10::prim::ConstantChunk) {
     text << node->i(c10::attr::chunks) << ',' << node->i(c10::attr::dim);

@@ -1,8 +1,11 @@
 #include "jit/optimize.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 
 #include <algorithm>
+#include <limits>
+#include <sstream>
 #include <unordered_set>
 
 #include "jit/execute.h"
@@ -35,19 +38,49 @@ std::int64_t StorageBytes(const std::vector<c10::IValue>& values) {
   return bytes;
 }
 
+// What forward takes, without self: "(Tensor x, int n=3)".
+std::string Parameters(const c10::FunctionSchema& schema) {
+  std::ostringstream text;
+  for (std::size_t i = 1; i < schema.arguments().size(); ++i) {
+    text << (i == 1 ? "" : ", ") << schema.arguments()[i];
+  }
+  return "(" + text.str() + ")";
+}
+
+// The examples as forward gets them: checked, and with the defaults of what they leave out.
+std::vector<Stack> Arguments(const Module& module, const std::vector<Stack>& examples) {
+  TORCH_CHECK(!examples.empty(), "at least one example input is needed");
+  const c10::FunctionSchema& schema = ForwardMethod(module).function().getSchema();
+  std::vector<Stack> arguments = examples;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    Stack& stack = arguments[i];
+    const std::string misfit =
+        "example " + std::to_string(i) + " does not fit forward" + Parameters(schema) + ": ";
+    TORCH_CHECK(stack.size() < schema.arguments().size(), misfit, "it has ", stack.size(),
+                " arguments");
+    stack.insert(stack.begin(), module._ivalue());
+    try {
+      schema.checkAndNormalizeInputs(stack);
+    } catch (const c10::Error& error) {
+      const std::string why = error.what_without_backtrace();
+      TORCH_CHECK(false, misfit, why.substr(0, std::min(why.find('\n'), why.find(" Decl"))));
+    }
+    stack.erase(stack.begin());
+  }
+  return arguments;
+}
+
 // Module and examples on their way through probe, hazards and plan.
 class Subject {
  public:
   Subject(const Module& module, const std::vector<Stack>& examples, const OptimizeOptions& options)
       : module_(module), examples_(examples), options_(options), reordered_(module) {
-    TORCH_CHECK(!examples.empty(), "at least one example input is needed");
     graph_ = ForwardGraph(reordered_.module());
     report_.threads = at::get_num_threads();
     report_.examples.resize(examples.size());
     report_.reason = WhyRefused();
-    if (!report_.reason.empty()) return;
     nodes_ = OpNodes(graph_->block());
-    report_.op_labels = LabelsOf(nodes_, reordered_.module());
+    if (report_.reason.empty()) report_.op_labels = LabelsOf(nodes_, reordered_.module());
     std::vector<c10::IValue> owned{module._ivalue()};
     for (const Node* node : graph_->block()->nodes()) {
       if (node->kind() == c10::prim::Constant && node->hasAttribute(c10::attr::value) &&
@@ -67,7 +100,8 @@ class Subject {
   bool copy_state() const { return hazards_.writes_outside; }
   bool has_gain() const { return report_.plan.peak_bytes < report_.plan.original_peak_bytes; }
 
-  // Probes the examples and plans. Returns false with a reason if nothing can be said.
+  // Probes the examples and plans. Returns false with a reason if nothing can be said: then what is
+  // known is what MeasureUnplanned finds out.
   bool Plan() {
     if (!report_.reason.empty()) return false;
     // A first look without probes: what must not even be run on shared state.
@@ -90,9 +124,10 @@ class Subject {
     if (std::ranges::any_of(probes_, &Probe::other_devices)) {
       report_.reason = "some tensors are not in the CPU's memory, which is all that is measured";
       KeepOriginal();
-      return false;
+      return true;
     }
     report_.plan = sched::MakePlan(report_.graph, options_.plan);
+    KeepCertainBound();
     for (std::size_t i = 0; i < graphs_.size(); ++i) {
       report_.examples[i].peak_bytes = sched::PeakBytes(graphs_[i], report_.plan.order);
       if (report_.examples[i].peak_bytes > report_.examples[i].original_peak_bytes) {
@@ -108,6 +143,43 @@ class Subject {
   }
 
   void Apply() { ApplyOrder(graph_->block(), nodes_, report_.plan.order); }
+
+  // Runs the original as it is, on copies of all that it may write to, for nobody looked.
+  void MeasureUnplanned() {
+    ScratchModule original(module_);
+    original.CopyConstants();
+    for (std::size_t i = 0; i < examples_.size(); ++i) {
+      ExamplePeaks& peaks = report_.examples[i];
+      peaks.measured_original_peak_bytes = peaks.original_peak_bytes = peaks.peak_bytes =
+          Execute(original.module(), examples_[i], /*copy_state=*/true, quiet_).peak_bytes;
+      if (peaks.peak_bytes > worst().peak_bytes) report_.worst_example = i;
+    }
+    report_.plan.original_peak_bytes = report_.plan.peak_bytes = worst().peak_bytes;
+    report_.plan.method = "original";
+  }
+
+  // Every order of the graph needs the bound at least; a run that needs less, by a byte, is of
+  // other sizes than were planned, and of those nothing is known. There is no tolerance: the probe
+  // sees what the executor takes to the byte (no model of benchmarks/results and no program of
+  // tests/fuzz ran below its bound). Returns whether one did.
+  bool IsBoundRefuted() {
+    sched::Plan& plan = report_.plan;
+    const ExamplePeaks& peaks = worst();
+    constexpr std::int64_t kUnknown = std::numeric_limits<std::int64_t>::max();
+    const std::int64_t measured = std::min(peaks.measured_original_peak_bytes.value_or(kUnknown),
+                                           peaks.measured_peak_bytes.value_or(kUnknown));
+    if (measured >= plan.lower_bound_bytes) return false;
+    const bool has_failed = report_.verification == Verification::kFailed;
+    report_.reason = (has_failed ? report_.reason + "; " : "") + "the program ran with less (" +
+                     std::to_string(measured) + " bytes) than the bound of the captured graph (" +
+                     std::to_string(plan.lower_bound_bytes) +
+                     " bytes): it ran other sizes than were planned, so nothing is proven";
+    plan.lower_bound_bytes = 0;
+    plan.proof.clear();
+    plan.bottleneck.reset();
+    for (sched::Region& region : plan.regions) region.proof.clear();
+    return true;
+  }
 
   // The report tells of the original order from here on.
   void KeepOriginal() {
@@ -145,16 +217,46 @@ class Subject {
     if (IsDisabledByEnvironment()) return "TORCH_EXT_DISABLE is set in the environment";
     if (!module_.type()->getForwardHooks().empty() ||
         !module_.type()->getForwardPreHooks().empty()) {
-      return "the module has forward hooks, which a reordered copy would lose";
+      return "the module has forward hooks, which a reordered copy would lose; it was measured "
+             "without them";
+    }
+    if (at::autocast::is_autocast_enabled(at::kCPU)) {
+      return "autocast is enabled, and its casts are no part of the module: leave torch.autocast "
+             "for this call";
     }
     try {
       PrepareGraph(graph_);
     } catch (const c10::Error& error) {
-      return std::string("torch's own passes fail on the graph: ") + error.what_without_backtrace();
+      return std::string("the graph cannot be prepared: ") + error.what_without_backtrace();
     } catch (const std::exception& error) {
-      return std::string("torch's own passes fail on the graph: ") + error.what();
+      return std::string("the graph cannot be prepared: ") + error.what();
     }
     return {};
+  }
+
+  // A bound of the planned sizes says nothing of the program where those are not certain.
+  void KeepCertainBound() {
+    sched::Plan& plan = report_.plan;
+    is_best_as_planned_ = plan.is_optimal();
+    Probe probe = probes_[report_.worst_example];
+    std::int64_t bound_bytes = plan.lower_bound_bytes;
+    if (KeepCertain(nodes_, CertainNodes(graph_), probe)) {
+      const sched::Graph graph = ExtractGraph(nodes_, probe, hazards_);
+      const sched::Plan bounding = sched::MakePlan(graph, options_.plan);
+      plan.seconds += bounding.seconds;
+      bound_bytes = std::min(bound_bytes, bounding.lower_bound_bytes);
+      plan.bottleneck = bounding.bottleneck;
+      if (plan.bottleneck) {
+        std::erase_if(plan.bottleneck->buffers,
+                      [&](sched::BufferId b) { return graph.buffer(b).size_bytes == 0; });
+      }
+    }
+    if (probe.released_bytes > 0) plan.bottleneck.reset();
+    bound_bytes = std::max<std::int64_t>(0, bound_bytes - probe.released_bytes);
+    if (bound_bytes == plan.lower_bound_bytes) return;
+    plan.lower_bound_bytes = bound_bytes;
+    plan.proof.clear();
+    for (sched::Region& region : plan.regions) region.proof.clear();
   }
 
   ExamplePeaks& worst() { return report_.examples[report_.worst_example]; }
@@ -210,6 +312,11 @@ class Subject {
       return held.empty() ? reason : reason + "; " + held;
     }
     if (!held.empty()) return held;
+    if (is_best_as_planned_) {
+      return "no order is lower by the sizes that were planned, but what loops, lists and tasks "
+             "hold, and how much older memory is released when, is not certain; proven is " +
+             Mebibytes(plan.lower_bound_bytes);
+    }
     return "no better order was found within the budget; the lower bound is " +
            Mebibytes(plan.lower_bound_bytes);
   }
@@ -224,6 +331,7 @@ class Subject {
   Hazards hazards_;
   std::vector<Probe> probes_;
   std::vector<sched::Graph> graphs_;
+  bool is_best_as_planned_ = false;
   Report report_;
 };
 
@@ -284,26 +392,26 @@ void MeasureOriginal(Subject& subject, const Module& module, const std::vector<S
 
 Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
                    const OptimizeOptions& options) {
-  Subject subject(module, examples, options);
+  const std::vector<Stack> arguments = Arguments(module, examples);
+  Subject subject(module, arguments, options);
   Report& report = subject.report();
   const bool planned = subject.Plan();
   bool changed = planned && subject.has_gain();
   if (changed) {
     subject.Apply();
     if (options.verify) {
-      report.reason = Verify(subject, module, examples);
+      report.reason = Verify(subject, module, arguments);
       changed = report.reason.empty();
     }
   } else if (planned && options.verify) {
-    MeasureOriginal(subject, module, examples);
-    for (ExamplePeaks& peaks : report.examples) {
-      peaks.measured_peak_bytes = peaks.measured_original_peak_bytes;
-    }
+    MeasureOriginal(subject, module, arguments);
     report.identical = true;
     report.verification = Verification::kPassed;
   }
-  if (planned && !changed) {
-    subject.KeepOriginal();
+  if (!planned) subject.MeasureUnplanned();
+  if (subject.IsBoundRefuted()) changed = false;
+  if (planned && !changed) subject.KeepOriginal();
+  if (!changed) {
     for (ExamplePeaks& peaks : report.examples) {
       peaks.measured_peak_bytes = peaks.measured_original_peak_bytes;
     }
@@ -322,15 +430,20 @@ Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
 
 Report Analyze(const Module& module, const std::vector<Stack>& examples,
                const OptimizeOptions& options) {
-  Subject subject(module, examples, options);
+  const std::vector<Stack> arguments = Arguments(module, examples);
+  Subject subject(module, arguments, options);
   if (subject.Plan()) {
-    MeasureOriginal(subject, module, examples);
+    MeasureOriginal(subject, module, arguments);
+    if (subject.IsBoundRefuted()) subject.KeepOriginal();
     subject.DescribePeak();
+  } else {
+    subject.MeasureUnplanned();
   }
   return std::move(subject.report());
 }
 
 std::optional<std::int64_t> PeakWithGradients(const Module& module, const Stack& example) {
+  const Stack arguments = Arguments(module, {example}).front();
   bool any = false;
   for (const at::Tensor& parameter : module.parameters()) any |= parameter.requires_grad();
   if (!any) return std::nullopt;
@@ -338,7 +451,7 @@ std::optional<std::int64_t> PeakWithGradients(const Module& module, const Stack&
   const at::AutoGradMode with_gradients(true);
   ScratchModule clone(module);
   try {
-    return Execute(clone.module(), example, /*copy_state=*/true, quiet).peak_bytes;
+    return Execute(clone.module(), arguments, /*copy_state=*/true, quiet).peak_bytes;
   } catch (const std::exception&) {
     return std::nullopt;
   }
@@ -347,10 +460,11 @@ std::optional<std::int64_t> PeakWithGradients(const Module& module, const Stack&
 Comparison Compare(const Module& a, const Module& b, const std::vector<Stack>& examples) {
   const QuietRun quiet;
   ScratchModule clone_a(a), clone_b(b);
+  const std::vector<Stack> inputs_a = Arguments(a, examples), inputs_b = Arguments(b, examples);
   Comparison comparison;
   for (std::size_t i = 0; i < examples.size(); ++i) {
-    const Execution run_a = Execute(clone_a.module(), examples[i], /*copy_state=*/true, quiet);
-    const Execution run_b = Execute(clone_b.module(), examples[i], /*copy_state=*/true, quiet);
+    const Execution run_a = Execute(clone_a.module(), inputs_a[i], /*copy_state=*/true, quiet);
+    const Execution run_b = Execute(clone_b.module(), inputs_b[i], /*copy_state=*/true, quiet);
     comparison.peak_bytes_a.push_back(run_a.peak_bytes);
     comparison.peak_bytes_b.push_back(run_b.peak_bytes);
     const std::string difference = FindDifference(run_a, run_b);

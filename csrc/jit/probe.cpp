@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "jit/memory_meter.h"
 #include "jit/nodes.h"
@@ -81,6 +83,7 @@ class Prober {
   Probe Run(const Stack& inputs) {
     for (Sighting& sighting : sightings_) sighting = {};
     other_devices_ = false;
+    random_state_.reset();  // else the run would release it
     const torch::jit::Code code(graph_, "probe");
     meter_ = std::make_unique<MemoryMeter>(/*record_events=*/true);
     Stack stack = inputs;  // the caller holds the inputs until the end
@@ -152,23 +155,34 @@ Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t
   probe.other_devices = other_devices_;
   std::unordered_map<const void*, std::int32_t> live;    // address -> allocation
   std::unordered_map<const void*, std::size_t> passing;  // address -> event, taken by this node
+  std::unordered_set<const void*> observers;             // addresses of what they took themselves
   std::unordered_map<const Value*, std::vector<std::int32_t>> in_opaque;
 
   // A release outside any node (a captured value after an If) belongs to the node before it.
-  const auto release = [&](const void* address, std::size_t node) {
-    const auto found = live.find(address);
-    if (found == live.end()) return;
+  // Tells the allocation, if it was made in this run.
+  const auto release = [&](const MemoryMeter::Event& event,
+                           std::size_t node) -> std::optional<std::int32_t> {
+    const auto found = live.find(event.address);
+    if (found == live.end()) {
+      if (observers.erase(event.address) == 0) probe.released_bytes -= event.bytes;
+      return std::nullopt;
+    }
     const std::int32_t id = found->second;
     NodeProbe& releaser = probe.nodes[node];
     const auto& own = releaser.writes;
     if (std::find(own.begin(), own.end(), id) == own.end()) AddOnce(releaser.reads, id);
     live.erase(found);
+    return id;
   };
 
   std::size_t next = 0;
   const auto replay_gap = [&](std::size_t until, std::size_t node_before) {
     for (; next < until; ++next) {
-      if (events[next].bytes < 0) release(events[next].address, node_before);
+      if (events[next].bytes < 0) {
+        release(events[next], node_before);
+      } else {
+        observers.insert(events[next].address);
+      }
     }
   };
   for (std::size_t i = 0; i < nodes_.size(); ++i) {
@@ -189,16 +203,19 @@ Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t
 
     passing.clear();
     std::int64_t taken = 0;
+    std::vector<std::int32_t> released;
     for (; next < seen.last_event; ++next) {
       const auto& [address, bytes] = events[next];
       if (bytes > 0) {
         passing[address] = next;
         taken += bytes;
-        node.hill_bytes = std::max(node.hill_bytes, taken);
+        if (taken <= node.hill_bytes) continue;
+        node.hill_bytes = taken;
+        node.released_before_hill = released;
       } else if (passing.erase(address) > 0) {
         taken += bytes;
       } else {
-        release(address, i);
+        if (const auto id = release(events[next], i)) released.push_back(*id);
       }
     }
     std::vector<std::size_t> made;

@@ -31,13 +31,15 @@ struct NodeProbe {
   std::int64_t hill_bytes = 0;       // the most the node had taken at once while it ran
   std::vector<std::int32_t> writes;  // allocations it made
   std::vector<std::int32_t> reads;   // earlier allocations its inputs hold, or that it released
+  std::vector<std::int32_t> released_before_hill;  // of these, before it had taken the most
   bool uses_random_state = false;
 };
 
 struct Probe {
   std::vector<NodeProbe> nodes;  // one for each of OpNodes(graph->block()), in that order
   std::vector<Allocation> allocations;
-  bool other_devices = false;  // some tensor does not live in the CPU's memory
+  std::int64_t released_bytes = 0;  // of memory older than the run: attributes that were replaced
+  bool other_devices = false;       // some tensor does not live in the CPU's memory
 };
 
 // `inputs` holds one value for each graph input, `self` included; they may be written to.

@@ -54,7 +54,7 @@ struct Plan {
   std::string method;  // what lowered the region that set the peak; "original" if nothing did
   std::string proof;   // the argument for the lower bound (csrc/README.md, "What the result says");
                        // empty if it is below the peak
-  std::optional<Bottleneck> bottleneck;  // nothing for an empty graph
+  std::optional<Bottleneck> bottleneck;  // nothing for an empty graph, or if none is known
   std::int32_t moved_ops = 0;
   std::vector<Region> regions;
   std::optional<bool> budget_met;  // with a memory budget

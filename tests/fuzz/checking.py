@@ -13,6 +13,7 @@ import torch
 
 from tests.fuzz.helpers import ON_PURPOSE
 from tests.fuzz.source import Program
+from torch_ext.reports import ProgramReport, held_to
 
 RULES = ("mutation", "statistics", "random", "side_effect", "outlives", "unknown", "stateful")
 SHUFFLES = 3
@@ -138,6 +139,18 @@ def _shuffle_failure(
 def _quiet() -> Iterator[None]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         yield
+
+
+def bound_fault(report: ProgramReport) -> str:
+    """The proven bound against what was measured; empty if no run needed less.
+
+    A door that found it out itself has a program that is not what it planned: a fault as well.
+    """
+    measured = (report.measured_original_peak_bytes, report.measured_peak_bytes)
+    _, refuted = held_to(report, measured)
+    if refuted or report.reason.endswith("nothing is proven"):
+        return f"{refuted or report.reason}: bound"
+    return ""
 
 
 def message(error: Exception) -> str:

@@ -21,7 +21,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_ext.fx
-from tests.fuzz.checking import RANDOM_SEED, RULES, NotForThisDoorError, Original, Verdict, message
+from tests.fuzz.checking import (
+    RANDOM_SEED,
+    RULES,
+    NotForThisDoorError,
+    Original,
+    Verdict,
+    bound_fault,
+    message,
+)
 from tests.fuzz.comparing import Call, Comparer, difference
 from tests.fuzz.source import Program
 from torch_ext.fx.estimating import estimate_probe
@@ -130,12 +138,14 @@ class Captured(Original):
         return len(storages) == len(self.inputs)
 
     def _difference_in_memory(self, found: Plan) -> str:
-        """The allocator sees no more than the probe told, in the best order too."""
+        """The allocator sees what the probe told of the best order, or less, down to the bound."""
         run, inputs = self.ordered(found.order, self.probe), copy.deepcopy(self.inputs)
         self._start()
         with contextlib.redirect_stdout(io.StringIO()), measure_peak() as memory:
             run(*inputs)
         measured = memory.peak_bytes
+        if measured < found.lower_bound_bytes:
+            return f"{measured} is less than {found.lower_bound_bytes}: bound"
         return "" if measured <= found.peak_bytes else f"{found.peak_bytes} became {measured}: peak"
 
     def _check_reorder(self, verdict: Verdict) -> str:
@@ -157,6 +167,8 @@ class Captured(Original):
             return f"{original_peak} bytes became {peak}: peak"
         if report.identical is False:
             return f"{report.reason}: verification"
+        if found := bound_fault(report):
+            return found
         verdict.moved_by_optimize |= result is not self.module
         return self.difference_to(functools.partial(type(result).forward, result))
 

@@ -951,6 +951,8 @@ def _counting(g: Writer) -> None:
 
 @_statement("not_inlined")
 def _step(g: Writer) -> None:
+    if g.autocasts:
+        raise Impossible  # torch refuses such calls there
     v = g.pick(writable=True)
     g.alias(v, f"self.step({v.name})")
     if g.chance(0.3):
@@ -1039,4 +1041,14 @@ def _task_that_writes(g: Writer) -> None:
 def _no_grad(g: Writer) -> None:
     _shallow(g)
     with g.block("with torch.no_grad():"):
+        g.body(3)
+
+
+@_statement("contexts")
+def _autocast(g: Writer) -> None:
+    """Regions may be inside each other; each has something to round."""
+    _shallow(g)
+    v = g.pick((g.rows, g.columns))
+    with g.autocast(enabled=g.chance(0.7)):
+        g.fresh(f"{v.name} @ self.weight", (g.rows, g.columns))
         g.body(3)

@@ -12,7 +12,14 @@ import torch
 from torch.jit._recursive import wrap_cpp_module
 
 import torch_ext
-from tests.fuzz.checking import RANDOM_SEED, InvalidProgramError, Original, Verdict, message
+from tests.fuzz.checking import (
+    RANDOM_SEED,
+    InvalidProgramError,
+    Original,
+    Verdict,
+    bound_fault,
+    message,
+)
 from tests.fuzz.comparing import Call, Comparer, difference
 from tests.fuzz.source import Program
 from torch_ext._native import _jit
@@ -121,6 +128,8 @@ class Scripted(Original):
             return f"{original_peak} bytes became {peak}: peak"
         if report.identical is False:
             return f"{report.reason}: verification"
+        if found := bound_fault(report):
+            return found
         if result is module:
             return ""
         verdict.moved_by_optimize = report.moved_ops > 0

@@ -71,6 +71,7 @@ class Writer:
         self.roots = 0
         self.blocks = [0]
         self.loops = 0
+        self.autocasts = 0
         self.budget = self.random.choice((6, 10, 16, 25))
         self.rows, self.columns = self.random.choice(
             ((2, 3), (4, 4), (4, 6), (8, 8), (16, 8), (16, 64), (64, 64))
@@ -229,12 +230,16 @@ class Writer:
     def define(self, text: str, value: Value) -> Value:
         value.name = self.new_name("v")
         value.assignable = True
-        self.emit(f"{value.name} = {text}", simplest_line(value))
+        self.emit(f"{value.name} = {self._in_float32(value, text)}", simplest_line(value))
         self.tensors.append(value)
         return value
 
+    def _in_float32(self, value: Value, text: str) -> str:
+        """What has a name has the dtype that all ops accept together."""
+        return f"({text}).float()" if self.autocasts and value.kind == "float" else text
+
     def assign(self, value: Value, text: str, roots: set[int]) -> None:
-        self.emit(f"{value.name} = {text}")
+        self.emit(f"{value.name} = {self._in_float32(value, text)}")
         value.roots = value.roots | roots if len(self.blocks) > 1 else roots
         value.uses = 0
 
@@ -286,6 +291,15 @@ class Writer:
         self.statements.append(Statement(header, body))
         for pool, length in zip(pools, lengths, strict=True):
             del pool[length:]
+
+    @contextlib.contextmanager
+    def autocast(self, enabled: bool) -> Iterator[None]:
+        """A region that computes products in another dtype."""
+        options = "dtype=torch.bfloat16" + ("" if enabled else ", enabled=False")
+        self.autocasts += 1
+        with self.block(f'with torch.autocast("cpu", {options}):'):
+            yield
+        self.autocasts -= 1
 
     def carry_out(self, outer: int) -> None:
         """What a block computed is used outside of it, or nobody would notice."""

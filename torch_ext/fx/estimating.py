@@ -6,6 +6,7 @@ our own with the same shapes and strides. Nothing is as large as the program. A 
 not run at all: the graph says what it gives, and the graphs that it runs are estimated like this.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch_ext._native import _jit
 from torch_ext.fx.ordering import to_graph
 from torch_ext.fx.probing import Executed, Probe, Runner, storages_of
-from torch_ext.measuring import measure_peak
+from torch_ext.measuring import measure_peak, no_collections
 from torch_ext.planning import plan
 
 # Higher-order ops that run a graph again and again.
@@ -37,7 +38,11 @@ def estimate_probe(module: fx.GraphModule) -> Probe:
     Symbolic sizes count as what they were when the graph was traced. Raises UnknownSizeError, and
     whatever an op raises for fake tensors.
     """
-    with _disable_current_modes(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(no_collections())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         return _estimate(module)
 
 
@@ -162,14 +167,28 @@ def _scratch_bytes(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         else leaf
         for leaf in leaves
     )
-    return _measured_scratch_bytes(target, described, spec, torch.get_num_threads())
+    return _measured_scratch_bytes(target, described, spec, _settings())
+
+
+def _settings() -> tuple[Any, ...]:
+    """What scratch memory depends on beside arguments."""
+    return (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled(),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+    )
 
 
 @functools.lru_cache(maxsize=100_000)
 def _measured_scratch_bytes(
-    target: torch._ops.OpOverload, leaves: tuple[Any, ...], spec: pytree.TreeSpec, threads: int
+    target: torch._ops.OpOverload,
+    leaves: tuple[Any, ...],
+    spec: pytree.TreeSpec,
+    settings: tuple[Any, ...],
 ) -> int:
-    """`threads`: scratch memory depends on it, so it belongs to the key."""
+    """`settings` belong to the key."""
     with _disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             given = [leaf.stand_in() if isinstance(leaf, _Layout) else leaf for leaf in leaves]

@@ -51,12 +51,11 @@ def _kind(node: fx.Node) -> str:
 def _source(node: fx.Node) -> str:
     """The line of the user's program that the node comes from, "file:line"; empty if unknown.
 
-    That is the innermost one which is not in torch itself, if there is one.
+    That is the innermost one which is neither in torch nor here.
     """
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    frames = [frame for frame in frames if not frame[0].startswith(OUR_FOLDER)]
-    own = [frame for frame in frames if not frame[0].startswith(TORCH_FOLDER)]
-    return ":".join((own or frames)[-1]) if frames else ""
+    own = [frame for frame in frames if not frame[0].startswith((OUR_FOLDER, TORCH_FOLDER))]
+    return ":".join(own[-1]) if own else ""
 
 
 def _module_path(node: fx.Node) -> str:

@@ -19,9 +19,10 @@ from torch_ext.fx.labelling import labelled
 from torch_ext.fx.ordering import apply_order
 from torch_ext.fx.probing import Probe, run_probe, storages_of, tensors_of
 from torch_ext.labels import LabelledGraph
-from torch_ext.measuring import measure_peak
+from torch_ext.logs import is_disabled
+from torch_ext.measuring import measure_peak, no_collections
 from torch_ext.planning import Plan, plan
-from torch_ext.reports import ProgramReport, described
+from torch_ext.reports import ProgramReport, described, held_to, in_original_order
 
 Graphs = fx.GraphModule | ExportedProgram
 Program = TypeVar("Program", fx.GraphModule, ExportedProgram)
@@ -51,9 +52,9 @@ def reorder(
     ExportedProgram, whose `.module()` then runs in the new order, also after saving and loading.
     The result shares parameters and buffers with it; neither it nor the inputs nor the random
     state are changed. `example_inputs`: the arguments, by position. With `verify` both versions run
-    and must be equal bit for bit, with a measured peak that is lower; otherwise the original comes
-    back and `report.reason` says why. Other arguments as of torch_ext.optimize. All runs without
-    gradients.
+    and must be equal bit for bit, with a measured peak that is lower and not below the bound;
+    otherwise the original comes back and `report.reason` says why. Other arguments as of
+    torch_ext.optimize. All runs without gradients.
 
     Raises ValueError for inputs that do not fit or other bad arguments, and whatever the program
     raises when it runs.
@@ -61,20 +62,29 @@ def reorder(
     wanted, verify = planning(scope, time_budget, memory_budget), flag(verify, "verify")
     given = _arguments(program, example_inputs)
     with torch.no_grad():
+        if why := _why_left_alone():
+            return program, _unplanned(program, given, why, wanted.memory_budget)
         probe, graph, found = _plan(program, given, wanted)
-        if found.peak_bytes >= found.original_peak_bytes:
-            return program, _report(program, given, graph, found, reason=_why_no_gain(found))
-        reordered = cast(Program, _reordered(program, probe, found.order))
+        reason, reordered = _why_no_gain(found), program
+        if not reason:
+            reordered = cast(Program, _reordered(program, probe, found.order))
         if not verify:
-            return reordered, _report(program, given, graph, found)
+            return reordered, _report(program, given, graph, found, reason=reason)
         expected, before_bytes = _measured(program, given)
-        actual, after_bytes = _measured(reordered, given)
-    difference = first_difference(expected, actual)
-    reason = ""
-    if difference:
-        reason = f"verification failed: {difference} differs"
-    elif after_bytes >= before_bytes:
-        reason = f"the allocator's peak does not fall: {before_bytes} bytes, then {after_bytes}"
+        after_bytes, difference = before_bytes, ""
+        if not reason:
+            actual, after_bytes = _measured(reordered, given)
+            difference = first_difference(expected, actual)
+            if difference:
+                reason = f"verification failed: {difference} differs"
+            elif after_bytes >= before_bytes:
+                falls = f"{before_bytes} bytes, then {after_bytes}"
+                reason = f"the allocator's peak does not fall: {falls}"
+    found, refuted = held_to(found, (before_bytes, after_bytes))
+    if refuted:
+        reason = f"{reason}; {refuted}" if difference else refuted
+    if reason:
+        found = in_original_order(found, graph, wanted.memory_budget)
     report = _report(
         program,
         given,
@@ -99,10 +109,14 @@ def analyze(
     wanted = planning(scope, time_budget)
     given = _arguments(program, example_inputs)
     with torch.no_grad():
+        if why := _why_left_alone():
+            return _unplanned(program, given, why, None)
         _, graph, found = _plan(program, given, wanted)
         _, peak_bytes = _measured(program, given)
-    gains = found.peak_bytes < found.original_peak_bytes
-    reason = "" if gains else _why_no_gain(found)
+    reason = _why_no_gain(found)
+    found, refuted = held_to(found, (peak_bytes,))
+    if refuted:
+        reason, found = refuted, in_original_order(found, graph, None)
     return _report(
         program, given, graph, found, reason=reason, measured_original_peak_bytes=peak_bytes
     )
@@ -288,7 +302,7 @@ def _measured(program: Graphs, given: tuple[Any, ...]) -> tuple[dict[str, Any], 
     """All that a run leaves behind, and its peak; on copies, after a first run."""
     with torch.random.fork_rng(devices=[]):
         _runnable(_copied(program))(*_deepcopy(given, given))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), no_collections():
         scratch = _copied(program)
         run, inputs = _runnable(scratch), _deepcopy(given, given)
         with measure_peak() as memory:
@@ -328,7 +342,40 @@ def _report(
     )
 
 
+def _unplanned(
+    program: Graphs, given: tuple[Any, ...], why: str, memory_budget: int | None
+) -> GraphReport:
+    """What is known of a program that nobody planned is what it takes."""
+    nothing = LabelledGraph((), ())
+    _, peak_bytes = _measured(program, given)
+    found = dataclasses.replace(plan(nothing.to_graph()), original_peak_bytes=peak_bytes)
+    return _report(
+        program,
+        given,
+        nothing,
+        in_original_order(found, nothing, memory_budget),
+        reason=why,
+        measured_original_peak_bytes=peak_bytes,
+        measured_peak_bytes=peak_bytes,
+    )
+
+
+def _why_left_alone() -> str:
+    """Empty if a program may be planned."""
+    if is_disabled():
+        return "TORCH_EXT_DISABLE is set in the environment"
+    if torch.is_autocast_enabled("cpu"):
+        return (
+            "autocast is enabled, and its casts are no part of the graph: leave torch.autocast for "
+            "this call"
+        )
+    return ""
+
+
 def _why_no_gain(found: Plan) -> str:
+    """Empty if the order lowers the peak."""
+    if found.peak_bytes < found.original_peak_bytes:
+        return ""
     if found.status == "optimal" and found.bottleneck is not None:
         return f"order gains nothing: no order runs {found.bottleneck.op} with less"
     return "no better order was found within the budget"

@@ -1,8 +1,6 @@
 """Runs an FX graph node by node: storages, their bytes, scratch memory."""
 
-import contextlib
 import dataclasses
-import gc
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,7 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from torch_ext.fx.hazards import draws_random_numbers, has_side_effect, is_barrier, schema_of
-from torch_ext.measuring import measure_peak
+from torch_ext.measuring import measure_peak, no_collections
 from torch_ext.parts import parts_of
 
 _WAIT = "_c10d_functional::wait_tensor"
@@ -56,21 +54,8 @@ def run_probe(module: fx.GraphModule, inputs: Sequence[Any]) -> Probe:
 
     Whoever calls it decides on gradients: kernels may ask whether they are on.
     """
-    with _no_collections():
+    with no_collections():
         return Runner(module, inputs).run()
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """No garbage is collected while an op runs: what it frees would be taken off the op's peak."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @dataclasses.dataclass(frozen=True)

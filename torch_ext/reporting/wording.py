@@ -111,7 +111,7 @@ def bottleneck(findings: Findings) -> str:
     """Return which op sets the limit, and what it needs."""
     found = findings.plan.bottleneck
     if found is None:
-        return "There is none, for no operation takes memory."
+        return "None is known."
     buffers = sorted((findings.buffers[name] for name in found.buffers), key=lambda b: -b.bytes)
     sets_bound = found.bytes >= findings.plan.lower_bound_bytes
     sentence = (
@@ -148,6 +148,8 @@ def proof(findings: Findings) -> str:
         op = code(plan.bottleneck.op) if plan.bottleneck else ""
         text = _PROOFS.get(plan.proof, "No order takes less than {bound}.")
         return text.format(op=op, bound=amount(plan.lower_bound_bytes))
+    if plan.lower_bound_bytes == 0:
+        return "Nothing is proven."
     gap_bytes = plan.peak_bytes - plan.lower_bound_bytes
     return (
         f"Not proven. No order can go below {amount(plan.lower_bound_bytes)}; whether one exists "
@@ -161,6 +163,8 @@ def limit(findings: Findings, advice: Sequence[Advice]) -> str:
     reason = html.escape(findings.reason)
     if plan.budget_met and plan.status != "optimal":
         return "Planning stopped as soon as the memory budget was met."
+    if plan.status != "optimal" and plan.lower_bound_bytes == 0 and reason:
+        return f"{reason[:1].upper()}{reason[1:]}."
     if plan.status != "optimal":
         stopped = " The clock stopped planning on this machine." if plan.clock_stopped else ""
         told = f" {reason[:1].upper()}{reason[1:]}." if reason else ""
