@@ -308,6 +308,16 @@ def test_a_step_that_needs_more_runs_as_the_loop(monkeypatch):
     assert all(graph.captured is None for graph in graphs_of(step))
 
 
+def test_a_step_that_ran_with_less_than_its_bound_proves_nothing(monkeypatch):
+    monkeypatch.setattr(making, "_verify", lambda *_: making._Verified("", 10**9, 1, 0))
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model)
+    step = torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, batch())
+    report = step.report
+    assert (report.status, report.lower_bound_bytes, report.proof) == ("feasible", 0, "")
+    assert "nothing is proven" in report.reason
+
+
 def test_nothing_to_gain_is_said():
     model = nn.Linear(WIDTH, CLASSES, bias=False)
     step = torch_ext.training_step(

@@ -176,7 +176,7 @@ def _settings() -> tuple[Any, ...]:
         torch.get_num_threads(),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
-        torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled(),
+        torch.backends.mkldnn.enabled,
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
     )
 

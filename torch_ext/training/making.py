@@ -21,7 +21,7 @@ from torch_ext.fx.ordering import apply_order, written_storages
 from torch_ext.fx.probing import Probe, run_probe
 from torch_ext.measuring import measure_peak
 from torch_ext.planning import Plan, plan
-from torch_ext.reports import ProgramReport, described
+from torch_ext.reports import ProgramReport, described, held_to
 from torch_ext.training.capturing import Batch, Captured, loss_of
 from torch_ext.training.modes import apart, of_a_graph
 from torch_ext.training.questions import Answers, users_line
@@ -141,6 +141,8 @@ def _made(
     refusal = next(filter(None, _common(world, verified.refusal)), "")
     if refusal:
         raise UnsupportedError(refusal)
+    found, refuted = held_to(found, (verified.peak_bytes,))
+    why_no_gain = _why_no_gain(found, verified.eager_peak_bytes, verified.peak_bytes)
     one_batch = updates and now.group_of.keys().isdisjoint(now.accumulated)
     hooks_peak_bytes = _hooks_peak(world, now) if one_batch else None
     report = TrainingReport(
@@ -157,7 +159,7 @@ def _made(
         input_bytes=sum(tensor.nbytes for tensor in now.tensors),
         state_bytes=verified.state_bytes,
         capture_seconds=time.perf_counter() - start,
-        reason=_why_no_gain(found, verified.eager_peak_bytes, verified.peak_bytes),
+        reason="; ".join(filter(None, (refuted, why_no_gain))),
     )
     for node in captured.module.graph.nodes:
         if node.op != "placeholder":  # a saved step checks its inputs against the example's
