@@ -59,26 +59,17 @@ sched::Graph ExtractGraph(const std::vector<Node*>& nodes, const Probe& probe,
   return graph;
 }
 
-bool KeepCertain(const std::vector<Node*>& nodes, const std::vector<char>& certain, Probe& probe) {
+bool KeepCertain(const std::vector<char>& certain, Probe& probe) {
   bool is_less = false;
-  std::vector<char> needed;
-  for (const Allocation& a : probe.allocations) needed.push_back(a.kept);
-  for (std::size_t i = 0; i < nodes.size(); ++i) {
+  for (std::size_t i = 0; i < certain.size(); ++i) {
     NodeProbe& node = probe.nodes[i];
     const auto is_uncertain = [&](std::int32_t a) {
       return !certain[i] || std::ranges::count(node.released_before_hill, a) > 0;
     };
     is_less |= std::erase_if(node.reads, is_uncertain) > 0;
-    for (const std::int32_t a : node.reads) needed[a] = 1;
-  }
-  for (std::size_t i = 0; i < nodes.size(); ++i) {
     if (certain[i]) continue;
-    std::int64_t hill_bytes = 0;
-    for (const std::int32_t a : probe.nodes[i].writes) {
-      if (nodes[i]->blocks().empty() || !needed[a]) probe.allocations[a].bytes = 0;
-      hill_bytes += probe.allocations[a].bytes;
-    }
-    is_less |= hill_bytes < std::exchange(probe.nodes[i].hill_bytes, hill_bytes);
+    is_less |= std::exchange(node.hill_bytes, 0) > 0;
+    for (const std::int32_t a : node.writes) probe.allocations[a].bytes = 0;
   }
   return is_less;
 }

@@ -17,12 +17,10 @@ namespace torch_ext::jit {
 sched::Graph ExtractGraph(const std::vector<torch::jit::Node*>& nodes, const Probe& probe,
                           const Hazards& hazards);
 
-// Leaves of the probe what a lower bound may count on; returns whether that is less. Of nodes that
-// are not `certain` (CertainNodes) nothing is left: neither what they hold, nor what they take; of
-// those with blocks what others that are certain read, or the program returns. What a node releases
-// before it takes the most is not held at that moment.
-bool KeepCertain(const std::vector<torch::jit::Node*>& nodes, const std::vector<char>& certain,
-                 Probe& probe);
+// Leaves of the probe what a lower bound may count on; returns whether that is less. Nodes that are
+// not `certain` (CertainNodes) hold, take and make nothing; what a node releases before it takes
+// the most it does not hold at that moment.
+bool KeepCertain(const std::vector<char>& certain, Probe& probe);
 
 // Moves nodes[order[0]], nodes[order[1]], ... to the end of `block`, their own, in this sequence,
 // behind the constants. Checks afterwards that every value is made before it is used (throws

@@ -240,7 +240,7 @@ class Subject {
     is_best_as_planned_ = plan.is_optimal();
     Probe probe = probes_[report_.worst_example];
     std::int64_t bound_bytes = plan.lower_bound_bytes;
-    if (KeepCertain(nodes_, CertainNodes(graph_), probe)) {
+    if (KeepCertain(CertainNodes(graph_), probe)) {
       const sched::Graph graph = ExtractGraph(nodes_, probe, hazards_);
       const sched::Plan bounding = sched::MakePlan(graph, options_.plan);
       plan.seconds += bounding.seconds;

@@ -323,3 +323,26 @@ def test_a_graph_with_nested_tensors_is_ordered(caplog):
     assert all(map(torch.equal, ours, theirs))
     [peaks] = [record.peaks for record in caplog.records if hasattr(record, "peaks")]
     assert peaks.peak_bytes < peaks.original_peak_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inside_autocast_it_has_the_bits_of_aot_eager(dtype):
+    """What is compiled inside runs outside as well, compiled again, and the other way round."""
+    model, x = Branches(), torch.randn(256, 64)
+
+    def results(backend):
+        torch._dynamo.reset()
+        compiled = torch.compile(copy.deepcopy(model), backend=backend)
+        found = []
+        for inside in (False, True, False):
+            with torch.autocast("cpu", dtype=dtype, enabled=inside), torch.no_grad():
+                compiled(x)
+                with measure_peak() as memory:
+                    y = compiled(x)
+            found.append((y, memory.peak_bytes))
+        return found
+
+    for expected, actual in zip(results("aot_eager"), results("torch_ext"), strict=True):
+        assert expected[0].dtype == actual[0].dtype
+        assert torch.equal(expected[0], actual[0])
+        assert actual[1] < expected[1]

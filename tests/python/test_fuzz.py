@@ -1,15 +1,20 @@
 """Random programs compute the same when they are reordered; `python -m tests.fuzz`."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from models import traced_wide, wide_input
+
+import torch_ext
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.fuzz.checking import bound_fault  # noqa: E402
 from tests.fuzz.programs import generate  # noqa: E402
 from tests.fuzz.searching import DOORS, examine, search  # noqa: E402
 
@@ -89,6 +94,42 @@ def test_a_failing_program_is_made_small(door):
     outcome = examine(seed, ["random"], shrink_seconds=20, door=door)
     assert outcome.verdict.failure is not None
     assert len(outcome.small_source) < len(generate(seed, door).source)
+
+
+def test_some_programs_have_regions_of_autocast():
+    sources = [generate(seed).source for seed in range(1000)]
+    regions = [source for source in sources if "with torch.autocast(" in source]
+    assert len(regions) >= 30
+    assert any("enabled=False" in source for source in regions)
+    assert any(source.count("with torch.autocast(") > 1 for source in regions)
+
+
+def test_a_run_below_the_bound_is_a_fault():
+    _, report = torch_ext.optimize(traced_wide(), (wide_input(),))
+    bound = report.lower_bound_bytes
+    assert bound > 0
+    assert bound_fault(report) == ""
+    assert bound_fault(dataclasses.replace(report, measured_peak_bytes=bound)) == ""
+    below = dataclasses.replace(report, measured_peak_bytes=bound - 1)
+    assert bound_fault(below).endswith(": bound")
+    told = dataclasses.replace(report, reason="..., so nothing is proven", lower_bound_bytes=0)
+    assert bound_fault(told).endswith(": bound")
+
+
+@pytest.mark.parametrize(
+    ("door", "module", "name"),
+    [("torchscript", torch_ext, "optimize"), ("fx", torch_ext.fx, "reorder")],
+)
+def test_every_door_is_searched_for_runs_below_the_bound(door, module, name, monkeypatch):
+    found = getattr(module, name)
+
+    def boasts(*arguments, **options):
+        result, report = found(*arguments, **options)
+        return result, dataclasses.replace(report, lower_bound_bytes=report.peak_bytes + 2**40)
+
+    monkeypatch.setattr(module, name, boasts)
+    failures = [examine(seed, door=door).verdict.failure for seed in range(4)]
+    assert "bound" in {failure.kind[1] for failure in failures if failure}
 
 
 def test_a_search_goes_on_where_it_stopped(tmp_path):

@@ -104,3 +104,15 @@ def test_tensors_of_every_kind_keep_their_bits():
     """And none of them makes the graph that they are all in keep its order."""
     known_to_fakes = [dtype for dtype in DTYPES if not str(dtype).startswith("torch.q")]
     assert named(known_to_fakes, sent_through("backend"))
+
+
+def test_what_is_known_of_an_op_is_known_for_the_settings_it_ran_with():
+    """Without oneDNN a convolution takes memory for its columns."""
+    image, kernel = torch.ones(2, 8, 32, 32), torch.ones(8, 8, 3, 3)
+    module = make_fx(lambda x, w: torch.conv2d(x, w), tracing_mode="fake")(image, kernel)
+    needs = []
+    for enabled in (True, False, True):
+        with torch.backends.mkldnn.flags(enabled=enabled):
+            assert bytes_of(estimate_probe(module)) == bytes_of(run_probe(module, [image, kernel]))
+            needs.append(bytes_of(estimate_probe(module)))
+    assert needs[0] == needs[2] != needs[1]

@@ -1,5 +1,6 @@
 """Graph modules and exported programs in a new order: the same bits, the allocator's peak lower."""
 
+import contextlib
 import copy
 import io
 
@@ -272,3 +273,155 @@ def test_inputs_that_are_no_arguments():
 
 def test_tensors_of_every_kind_keep_their_bits():
     assert named(DTYPES + LAYOUTS, sent_through("reorder"))
+
+
+# --- what is planned is what runs, or nothing is proven -------------------------------------------
+
+LIBRARY = torch.library.Library("torch_ext_moody", "DEF")
+LIBRARY.define("moody(Tensor(a) x) -> Tensor(a)")
+calls_with_scratch = 0
+
+
+def _moody(x: Tensor) -> Tensor:
+    global calls_with_scratch
+    calls_with_scratch -= 1
+    if calls_with_scratch >= 0:
+        torch.ones(2**20)
+    return x.view_as(x)
+
+
+LIBRARY.impl("moody", _moody, "CPU")
+LIBRARY.impl("moody", lambda x: x.view_as(x), "Meta")
+
+
+def moody_program() -> torch.export.ExportedProgram:
+    class Moody(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            wide = [torch.sin(x.repeat(1, 8) * i) for i in range(4)]
+            total = torch.stack([w.sum(1) for w in wide]).sum(0)
+            return total + torch.ops.torch_ext_moody.moody(x).sum(1)
+
+    return torch.export.export(Moody(), inputs())
+
+
+def test_a_run_of_the_bound_or_more_is_no_fault():
+    global calls_with_scratch
+    calls_with_scratch = 1000
+    program = moody_program()
+    reordered, report = torch_ext.fx.reorder(program, inputs())
+    assert reordered is not program
+    assert report.status == "optimal"
+    assert report.measured_peak_bytes == report.lower_bound_bytes
+
+
+@pytest.mark.parametrize("door", [torch_ext.fx.analyze, torch_ext.fx.reorder])
+def test_a_run_with_less_than_the_bound_proves_nothing(door):
+    global calls_with_scratch
+    program = moody_program()
+    calls_with_scratch = 1  # in the probe
+    found = door(program, inputs())
+    report = found[1] if isinstance(found, tuple) else found
+    if isinstance(found, tuple):
+        assert found[0] is program
+        assert report.measured_peak_bytes == report.measured_original_peak_bytes
+    assert report.reason.startswith("the program ran with less (")
+    assert report.reason.endswith("nothing is proven")
+    assert (report.lower_bound_bytes, report.status, report.proof) == (0, "feasible", "")
+    assert report.bottleneck is None
+    assert report.order == tuple(op.name for op in report.graph.ops)
+    assert report.peak_bytes == report.original_peak_bytes
+    assert report.timeline_after == report.timeline_before
+
+
+def test_what_gains_nothing_is_measured_too():
+    global calls_with_scratch
+
+    class Chain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.torch_ext_moody.moody(x.sin()).cos()
+
+    program = torch.export.export(Chain(), inputs())
+    for scratch, status in ((1000, "optimal"), (1, "feasible")):
+        calls_with_scratch = scratch
+        same, report = torch_ext.fx.reorder(program, inputs(), memory_budget=2**30)
+        assert same is program
+        assert report.status == status
+        assert report.measured_peak_bytes == report.measured_original_peak_bytes > 0
+        assert report.budget_met
+    unmeasured = torch_ext.fx.reorder(program, inputs(), verify=False)[1]
+    assert unmeasured.measured_peak_bytes is None
+
+
+def test_a_failed_verification_tells_of_the_original_order(monkeypatch):
+    monkeypatch.setattr("torch_ext.fx.optimizing.first_difference", lambda a, b: "a result")
+    _, report = torch_ext.fx.reorder(exported(), inputs(), memory_budget=1)
+    assert report.peak_bytes == report.original_peak_bytes
+    assert report.order == tuple(op.name for op in report.graph.ops)
+    assert report.moved_ops == 0
+    assert report.budget_met is False
+
+
+def check_left_alone(program, why):
+    same, report = torch_ext.fx.reorder(program, inputs(), memory_budget=2**30)
+    assert same is program
+    assert why in report.reason
+    assert report.peak_bytes == report.original_peak_bytes == report.measured_peak_bytes > 0
+    assert (report.lower_bound_bytes, report.status, report.order) == (0, "feasible", ())
+    assert report.budget_met
+    assert torch_ext.fx.analyze(program, inputs()).reason == report.reason
+
+
+def test_nothing_is_planned_inside_autocast():
+    program = exported()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check_left_alone(program, "leave torch.autocast")
+    assert torch_ext.fx.reorder(program, inputs())[0] is not program
+
+
+def test_disabled_by_the_environment(monkeypatch):
+    monkeypatch.setenv("TORCH_EXT_DISABLE", "1")
+    check_left_alone(exported(), "TORCH_EXT_DISABLE")
+
+
+class Rounding(Branches):
+    """A region of autocast, which capturing writes into the graph."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
+def captured(model: nn.Module, given: tuple[Tensor]) -> fx.GraphModule:
+    return make_fx(model)(*given)
+
+
+@pytest.mark.parametrize(
+    ("model", "capture"),
+    [(Branches, torch.export.export), (Branches, captured), (Rounding, captured)],
+)
+def test_what_is_reordered_outside_of_autocast_has_the_same_bits_inside(model, capture):
+    given = inputs()
+    program = capture(model(), given)
+    reordered, report = torch_ext.fx.reorder(program, given)
+    assert reordered is not program, report.reason
+    assert report.measured_peak_bytes == report.lower_bound_bytes
+    for context in (
+        contextlib.nullcontext(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autocast("cpu", dtype=torch.float16, cache_enabled=False),
+    ):
+        results = []
+        for each in (copy.deepcopy(program), copy.deepcopy(reordered)):
+            run = each if isinstance(each, fx.GraphModule) else each.module()
+            with context:
+                results += [run(*given), run(*given)]
+        for expected, actual in zip(results[:2], results[2:], strict=True):
+            assert all(map(torch.equal, expected, actual))
+            assert [t.dtype for t in expected] == [t.dtype for t in actual]
+
+
+def test_lines_of_torch_are_no_sources():
+    program = torch.export.export(nn.Sequential(nn.Linear(64, 64), nn.ReLU()), inputs())
+    report = torch_ext.fx.analyze(program, inputs())
+    assert {op.source for op in report.graph.ops} == {""}
+    assert report.bottleneck.source == ""

@@ -1,13 +1,16 @@
 """Reports of all doors: what they share."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from models import Wide, wide_input
+from reports import wide
 from torch import nn
 
 import torch_ext
+from torch_ext.reports import held_to, in_original_order
 
 DOORS = {
     "torchscript": lambda model, x: torch_ext.optimize(model, (x,))[1],
@@ -95,3 +98,54 @@ def test_ops_of_the_backward_pass_and_of_updates_are_called_after_the_forward_pa
     assert by_kind["aten::addmm"] == ["0", "2"]
     assert sorted(by_kind["aten::mm"]) == ["0", "2", "2"]
     assert sorted(by_kind["aten::add_"]) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+
+
+def test_a_bound_holds_for_runs_that_need_as_much():
+    found = torch_ext.plan(wide().to_graph())
+    bound = found.lower_bound_bytes
+    for measured in ((), (None, None), (bound,), (bound + 1, None), (None, bound, 2 * bound)):
+        assert held_to(found, measured) == (found, "")
+
+
+def test_a_bound_is_refuted_by_a_run_that_needs_a_byte_less():
+    found = torch_ext.plan(wide().to_graph())
+    bound = found.lower_bound_bytes
+    assert (found.status, found.proof) == ("optimal", "closure")
+    unproven, why = held_to(found, (2 * bound, None, bound - 1))
+    assert f"({bound - 1} bytes)" in why
+    assert f"({bound} bytes)" in why
+    assert (unproven.lower_bound_bytes, unproven.status, unproven.proof) == (0, "feasible", "")
+    assert unproven.bottleneck is None
+    assert not any(region.proof for region in unproven.regions)
+    assert (unproven.order, unproven.peak_bytes) == (found.order, found.peak_bytes)
+
+
+def test_the_plan_of_what_is_kept():
+    graph = wide()
+    found = torch_ext.plan(graph.to_graph())
+    kept = in_original_order(found, graph, memory_budget=found.peak_bytes)
+    assert kept.order == tuple(op.name for op in graph.ops) != found.order
+    assert kept.peak_bytes == found.original_peak_bytes > found.peak_bytes
+    assert (kept.status, kept.proof, kept.method, kept.moved_ops) == ("feasible", "", "original", 0)
+    assert kept.lower_bound_bytes == found.lower_bound_bytes
+    assert kept.budget_met is False
+    assert in_original_order(found, graph, memory_budget=None).budget_met is None
+    chain = torch_ext.plan(wide(1).to_graph())
+    assert in_original_order(chain, wide(1), memory_budget=2**40) == dataclasses.replace(
+        chain, budget_met=True
+    )
+
+
+def test_the_page_of_a_program_that_was_left_alone_claims_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXT_DISABLE", "1")
+    model, x = torch.jit.trace(Wide(), wide_input()), wide_input()
+    for report in (
+        torch_ext.optimize(model, (x,))[1],
+        torch_ext.fx.reorder(torch.export.export(Wide(), (x,)), (x,))[1],
+    ):
+        report.save_html(tmp_path / "report.html")
+        page = (tmp_path / "report.html").read_text()
+        assert "TORCH_EXT_DISABLE is set in the environment" in page
+        assert "Nothing is proven." in page
+        assert "optimal" not in page[page.index("<body") : page.index("<script")]
+        assert "optimal" not in str(report)

@@ -100,6 +100,8 @@ def _status(findings: Findings) -> str:
     plan = findings.plan
     if plan.status == "optimal":
         return "reached: proven optimal"
+    if plan.lower_bound_bytes == 0:
+        return "nothing is proven"
     return f"{amount(plan.peak_bytes - plan.lower_bound_bytes)} below: not proven optimal"
 
 

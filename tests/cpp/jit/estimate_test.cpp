@@ -40,8 +40,7 @@ std::int64_t PeakOf(Block* block, const Probe& probe) {
   return sched::PeakBytes(graph, graph.OriginalOrder());
 }
 
-Estimated Estimate(Graph& graph) {
-  OpCosts costs;
+Estimated Estimate(Graph& graph, OpCosts& costs) {
   Estimator estimator(costs, std::chrono::steady_clock::time_point::max(),
                       [](Block* block, const BlockEstimate& inner) {
                         const std::int64_t peak = PeakOf(block, inner.probe);
@@ -51,7 +50,8 @@ Estimated Estimate(Graph& graph) {
   return {PeakOf(graph.block(), estimate.probe), estimator.num_guessed()};
 }
 
-void ExpectTheSamePeak(const char* source, const std::vector<at::Tensor>& inputs) {
+void ExpectTheSamePeak(const char* source, const std::vector<at::Tensor>& inputs,
+                       OpCosts&& costs = OpCosts()) {
   Module module = Define(source);
   const Stack stack(inputs.begin(), inputs.end());
   const std::shared_ptr<Graph> graph = ProfiledGraph(module, stack);
@@ -61,7 +61,7 @@ void ExpectTheSamePeak(const char* source, const std::vector<at::Tensor>& inputs
     all.insert(all.end(), stack.begin(), stack.end());
     return all;
   });
-  const Estimated estimated = Estimate(*graph);
+  const Estimated estimated = Estimate(*graph, costs);
   EXPECT_EQ(estimated.guessed, 0) << *graph;
   EXPECT_EQ(estimated.peak_bytes, PeakOf(graph->block(), probe)) << *graph;
 }
@@ -77,6 +77,21 @@ TEST(Estimate, ArithmeticAndReductions) {
         return y.sum(1), (y - x).mean()
   )",
                     {Numbers()});
+}
+
+TEST(Estimate, WhatIsKnownOfAnOpIsKnownForTheSettingsItRanWith) {
+  constexpr const char* kSource = R"(
+    def forward(self, x):
+        y = torch.ones([x.size(0), 1000])
+        return y.sum() + x.sum()
+  )";
+  OpCosts costs;
+  const caffe2::TypeMeta before = c10::get_default_dtype();
+  for (const at::ScalarType dtype : {at::kFloat, at::kDouble, at::kFloat}) {
+    c10::set_default_dtype(c10::scalarTypeToTypeMeta(dtype));
+    ExpectTheSamePeak(kSource, {Numbers()}, std::move(costs));
+  }
+  c10::set_default_dtype(before);
 }
 
 TEST(Estimate, ViewsHoldWhatTheyAreViewsOf) {
