@@ -168,7 +168,8 @@ TEST(Estimate, ASizeThatNobodyTellsIsGuessedAndCounted) {
         return x.repeat([2, 2]).sum()
   )");
   const std::shared_ptr<Graph> graph = ProfiledGraph(module, {Numbers()});
-  EXPECT_GT(Estimate(*graph).guessed, 0) << *graph;
+  OpCosts costs;
+  EXPECT_GT(Estimate(*graph, costs).guessed, 0) << *graph;
 }
 
 TEST(OpCosts, AnOpIsRunOnceForEachKindOfArguments) {
@@ -228,7 +229,8 @@ TEST(Estimate, WhatHasNoStandInIsCountedByItsType) {
   )");
   const std::shared_ptr<Graph> graph = ProfiledGraph(module, {Numbers()});
   const std::int64_t bytes = Numbers().numel();
-  EXPECT_GE(Estimate(*graph).peak_bytes, 2 * 4 * bytes) << *graph;
+  OpCosts costs;
+  EXPECT_GE(Estimate(*graph, costs).peak_bytes, 2 * 4 * bytes) << *graph;
 }
 
 // The node of this kind in a program that is called with a matrix.
