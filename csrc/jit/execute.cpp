@@ -141,7 +141,8 @@ void ScratchModule::CopyConstants() {
     if (node->kindOf(c10::attr::value) == torch::jit::AttributeKind::t) {
       node->t_(c10::attr::value, copier.Copy(node->t(c10::attr::value)).toTensor());
     } else if (node->kindOf(c10::attr::value) == torch::jit::AttributeKind::ival) {
-      node->ival_(c10::attr::value, copier.Copy(node->ival(c10::attr::value)));
+      const c10::IValue& value = node->ival(c10::attr::value);
+      if (!value.isObject()) node->ival_(c10::attr::value, copier.Copy(value));
     }
   });
 }
