@@ -1,6 +1,10 @@
 // Optimize(module, examples): the whole way from a TorchScript module to the same module with its
 // operations in a better order, verified by running. When anything cannot be vouched for, the
 // original module comes back and the report says why.
+//
+// The bound is of the graph as it was planned, for every order of its ops. A run that needs less,
+// by a byte, was of other sizes: then nothing is proven (the bound is 0), and the original comes
+// back. Of a module that is left alone the peaks are measured, and the graph is empty.
 #pragma once
 
 #include <torch/csrc/jit/api/module.h>
@@ -72,7 +76,8 @@ struct Optimized {
 
 // `examples`: one stack of forward's arguments (without self) for each example. Neither the module,
 // its state, the examples nor the global random state are changed. Runs without grad.
-// Throws c10::Error for a module without forward, and whatever the module throws when it runs.
+// Throws c10::Error for a module without forward and for an example that does not fit it (arguments
+// with defaults may be left out), and whatever the module throws when it runs. So do all below.
 Optimized Optimize(const torch::jit::Module& module, const std::vector<Stack>& examples,
                    const OptimizeOptions& options = {});
 

@@ -59,7 +59,8 @@ class ScopedPass {
 using PassLogger = std::function<void(bool is_detail, const std::string& message)>;
 void SetPassLogger(PassLogger logger);
 
-// What EnablePass and Optimize obey: TORCH_EXT_DISABLE=1 in the environment turns both into no-ops.
+// What EnablePass and Optimize obey: TORCH_EXT_DISABLE=1 in the environment turns both into no-ops;
+// Optimize still measures.
 bool IsDisabledByEnvironment();
 
 }  // namespace torch_ext::jit
