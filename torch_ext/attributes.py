@@ -73,7 +73,8 @@ class Watch:
         self._last_keys = list(map(next, map(reversed, self._dicts)))
         self._modules = [leaf.value for leaf in leaves if isinstance(leaf.value, nn.Module)]
         self._kinds: list[Any] = list(map(type, self._modules))
-        self._forwards = [(kind, kind.forward) for kind in dict.fromkeys(self._kinds)]
+        kinds = dict.fromkeys(self._kinds)
+        self._forwards = [(kind, kind.forward) for kind in kinds if not _is_scripted(kind)]
         names, computed = _registered(root), _computed(root)
         leaves = [leaf for leaf in leaves if leaf.path not in computed]
         tensors = (leaf.value for leaf in leaves if isinstance(leaf.value, torch.Tensor))
@@ -342,8 +343,13 @@ def _items_of_module(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, part in vars(module).items():
         if name in _TABLES:
             yield from ((_joined(path, key), one) for key, one in part.items())
-        elif name not in _LEFT_OUT and not isinstance(module, torch.jit.ScriptModule):
-            yield _joined(path, name), part  # a script's own state is out of Python's sight
+        elif name not in _LEFT_OUT and not _is_scripted(type(module)):
+            yield _joined(path, name), part
+
+
+def _is_scripted(kind: type) -> bool:
+    """A script's forward and state are out of Python's sight."""
+    return issubclass(kind, torch.jit.ScriptModule)
 
 
 def _joined(path: str, name: str) -> str:
@@ -413,7 +419,9 @@ def _token(value: Any, names: Mapping[int, str]) -> Any:
     if isinstance(value, str | bytes | torch.dtype | torch.device | torch.layout | None):
         return value
     if isinstance(value, nn.Module):
-        return _Identity(value), type(value), _Identity(type(value).forward)
+        kind = type(value)
+        forward = None if _is_scripted(kind) else _Identity(kind.forward)
+        return _Identity(value), kind, forward
     return _Identity(value)
 
 

@@ -345,20 +345,37 @@ def test_state_in_an_attribute_is_refused_by_name(name):
     assert "register" in message
 
 
-def test_state_outside_of_the_model_shows_in_the_second_step():
+class Outside(nn.Module):
+    """Adds what the last call has given."""
+
+    def __init__(self, last, remember):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+        self.last, self.remember = last, remember
+
+    def forward(self, x):
+        y = self.layer(x) + self.last()
+        self.remember(y.detach())
+        return y
+
+
+def test_state_in_a_closure_is_named():
     state = {"h": torch.zeros(8, WIDTH)}
+    model = Outside(lambda: state["h"], lambda y: state.update(h=y))
+    refused = refusal(model, OPTIMIZERS["sgd"](model), batches()[0], nn.functional.mse_loss)
+    assert "last.state['h']" in refused
 
-    def update(module, y):
-        state["h"] = state["h"] + 1
-        module.h = state["h"]
 
-    class Outside(Stateful):
-        def forward(self, x):
-            y = self.layer(x) + state["h"]
-            state["h"] = y.detach()
-            return y
+_outside = [torch.zeros(8, WIDTH)]
 
-    model = Outside(update)
+
+def recall():
+    return _outside[-1]
+
+
+def test_state_that_nobody_looks_into_shows_in_the_second_step():
+    model = Outside(lambda: recall(), _outside.append)
+    del _outside[1:]
     refused = refusal(model, OPTIMIZERS["sgd"](model), batches()[0], nn.functional.mse_loss)
     assert "differs" in refused
 

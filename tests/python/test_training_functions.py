@@ -254,12 +254,14 @@ def test_gradients_of_several_dtypes_are_not_clipped_by_norm():
     assert "several dtypes" in message
 
 
-def test_lazy_modules_and_distributions_have_a_remedy():
+def test_a_lazy_module_has_a_remedy():
     model = nn.Sequential(nn.LazyLinear(CLASSES))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(torch_ext.training.UnsupportedError, match="call the model once"):
         torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, batches()[0])
 
+
+def test_a_distribution_that_checks_its_values_has_a_remedy(monkeypatch):
     class Sampling(nn.Module):
         def __init__(self):
             super().__init__()
@@ -268,8 +270,15 @@ def test_lazy_modules_and_distributions_have_a_remedy():
         def forward(self, x):
             return torch.distributions.Normal(self.layer(x), 1.0).rsample()
 
+    # torch.compile has switched the checks off for the whole process, if a test used it before.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
     model = Sampling()
     assert "validate_args=False" in refusal(model, OPTIMIZERS["sgd"](model), batches()[0])
+    torch.distributions.Distribution.set_default_validate_args(False)
+    step = compare(model, OPTIMIZERS["sgd"], batches())
+    torch.distributions.Distribution.set_default_validate_args(True)
+    with pytest.raises(torch_ext.training.UnsupportedError, match="validate_args=False"):
+        step(*batches()[0])
 
 
 def test_a_number_of_the_batch_is_named(caplog):

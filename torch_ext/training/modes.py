@@ -58,6 +58,8 @@ class Modes:
                 choices.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
                 choices.math_sdp_enabled(),  # type: ignore[no-untyped-call]
                 torch.backends.mha.get_fastpath_enabled(),
+                # Checks of values; torch.compile switches them off for the whole process.
+                torch.distributions.Distribution._validate_args,
                 *_get_current_function_mode_stack(),  # type: ignore[no-untyped-call]
                 *(hook for hooks in _HOOKS_OF_ALL_MODULES for hook in hooks.values()),
                 torch._C._autograd._top_saved_tensors_default_hooks(True),
