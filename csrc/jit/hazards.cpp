@@ -130,14 +130,14 @@ class Finder {
         for (Value* v : inner->inputs()) {
           if (IsMutable(v) && v->node()->kind() != c10::prim::Constant) values.push_back(v);
         }
-        AddUndeclaredGroup(std::move(values));
+        AddUndeclaredGroup(values);
       });
     }
   }
 
   // Groups that share memory with the new one become one with it. AliasDb knows the rest: each of
   // the values alone is enough for it to find the views of it.
-  void AddUndeclaredGroup(std::vector<Value*> values) {
+  void AddUndeclaredGroup(const std::vector<Value*>& values) {
     std::vector<Value*> group = values;
     std::erase_if(undeclared_groups_, [&](const std::vector<Value*>& other) {
       if (!alias_db_.mayContainAlias(values, other)) return false;

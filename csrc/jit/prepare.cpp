@@ -219,8 +219,9 @@ std::vector<char> FoldedNodes(const std::shared_ptr<Graph>& graph) {
   std::vector<char> folded = NodesLeft(graph, [](std::shared_ptr<Graph>& copy) {
     if (ExecutorFolds()) torch::jit::ConstantPropagation(copy);
   });
-  for (std::size_t i = 0; i < nodes.size(); ++i)
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
     folded[i] = !folded[i] && nodes[i]->blocks().empty();
+  }
   return folded;
 }
 
@@ -230,12 +231,17 @@ std::vector<char> CertainNodes(const std::shared_ptr<Graph>& graph) {
   if (std::ranges::any_of(nodes, [&](Node* node) { return AnyInnerNode(node, is_fork); })) {
     return std::vector<char>(nodes.size(), 0);
   }
-  std::vector<char> certain = NodesLeft(graph, [](std::shared_ptr<Graph>& copy) {
-    torch::jit::ConstantPropagation(copy);
-    torch::jit::UnrollLoops(copy);
-    torch::jit::RemoveListMutation(copy);
-    CleanUp(copy);
-  });
+  std::vector<char> certain;
+  try {
+    certain = NodesLeft(graph, [](std::shared_ptr<Graph>& copy) {
+      torch::jit::ConstantPropagation(copy);
+      torch::jit::UnrollLoops(copy);
+      torch::jit::RemoveListMutation(copy);
+      CleanUp(copy);
+    });
+  } catch (const std::exception&) {
+    return std::vector<char>(nodes.size(), 0);  // torch's own passes fail
+  }
   const auto is_unrolled = [](Node* node) {
     return node->kind() == c10::prim::Loop && AnyInnerNode(node, TouchesMemory);
   };
