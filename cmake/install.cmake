@@ -22,6 +22,7 @@ function(torch_ext_install name)
   install(EXPORT TorchExt-${name} NAMESPACE TorchExt:: DESTINATION ${PACKAGE_DIR} ${DEVELOPMENT})
 endfunction()
 torch_ext_install(sched)
+torch_ext_install(program)
 if(TORCH_EXT_JIT)
   torch_ext_install(jit)
   # LibTorch promises no binary compatibility between minor versions.

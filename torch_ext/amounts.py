@@ -2,6 +2,8 @@
 
 import re
 
+from torch_ext import _sched
+
 MIB = 2**20
 UNITS = {"B": 1, "KiB": 2**10, "MiB": MIB, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -21,12 +23,12 @@ def parse_memory(text: str) -> int:
 
 def unit_for(size_bytes: int) -> str:
     """Return the unit in which two decimals tell something of an amount."""
-    return next((unit for unit in ("MiB", "KiB") if size_bytes >= 0.1 * UNITS[unit]), "B")
+    return _sched.unit_for(size_bytes)
 
 
 def in_unit(size_bytes: int, unit: str) -> str:
     """Return the amount without its unit."""
-    return f"{size_bytes:,}" if unit == "B" else f"{size_bytes / UNITS[unit]:,.2f}"
+    return _sched.in_unit(size_bytes, unit)
 
 
 def amount(size_bytes: int | None) -> str:

@@ -5,8 +5,9 @@
 Forward and backward are planned as one program: what the forward pass saves is alive until the op
 of the backward pass that needs it last. The compiler has the types of values and not the values,
 so sizes come from types and scratch memory from running each kind of op once (fx/estimating.py).
-Nothing is verified by running: as in the pass for TorchScript, only what the rules of fx/hazards.py
-allow is moved, only for a gain, and after any error the graph keeps its order.
+Nothing is verified by running: as in the pass for TorchScript, only what the rules of
+csrc/program/hazards.h allow is moved, only for a gain, and after any error the graph keeps its
+order.
 
 Both graphs free their inputs as they use them up, which the planner counts on.
 
@@ -27,11 +28,12 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import default_partition
 from torch.fx.graph import _BoxedCodeGen
 
-from torch_ext.arguments import seconds
+from torch_ext.arguments import planning, seconds
 from torch_ext.fx.estimating import estimate_probe
-from torch_ext.fx.ordering import apply_order, arrange, to_graph
+from torch_ext.fx.order import apply_order, arrange
+from torch_ext.fx.program import program_of
 from torch_ext.logs import Peaks, is_disabled, set_up_logging
-from torch_ext.planning import plan
+from torch_ext.planning import plan_program
 
 MIB = 2**20
 _log = logging.getLogger("torch_ext")
@@ -106,7 +108,7 @@ def _reorder(module: fx.GraphModule, time_budget: float) -> None:
         draft = fx.GraphModule(module, copy.deepcopy(module.graph))
         _mark_boundary(draft.graph)
         probe = estimate_probe(draft)
-        found = plan(to_graph(probe), time_budget=time_budget)
+        found = plan_program(program_of(probe), planning("all", time_budget))
         if found.peak_bytes < found.original_peak_bytes:
             apply_order(draft, probe, found.order)
             nodes = {node.name: node for node in module.graph.nodes}

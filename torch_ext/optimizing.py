@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ import torch
 from torch_ext._native import _jit
 from torch_ext.arguments import MemoryAmount, flag, planning
 from torch_ext.labels import LabelledGraph
-from torch_ext.planning import TimelineEntry, plan_fields
-from torch_ext.reports import PeakBuffer, ProgramReport
+from torch_ext.planning import Plan, Reason, plan_fields, reasons_of
+from torch_ext.reports import ProgramReport, described, joined
 from torch_ext.tracing import Traced, trace
 
 ExampleInputs = tuple[Any, ...] | Sequence[tuple[Any, ...]] | torch.Tensor
@@ -104,18 +104,20 @@ def optimize_verified(
     examples = _examples(example_inputs)
     traced = _as_script(module, examples, verify)
     script = traced.module
-    cpp_module, changed, failed, fields, graph = _jit.optimize(
+    cpp_module, changed, failed, fields = _jit.optimize(
         script._c, examples, wanted.time_budget, wanted.memory_budget, wanted.scope, verify
     )
     if changed:
         from torch.jit._recursive import wrap_cpp_module
 
         script = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
-    report = _report(fields, graph)
+    report = _report(fields)
     if traced.loss:
         warnings.warn(traced.loss, UserWarning, stacklevel=3)
-        reason = "; ".join(filter(None, (traced.loss, report.reason)))
-        report = dataclasses.replace(report, identical=False, reason=reason)
+        reasons = (Reason.of("lossy_trace", detail=traced.loss), *report.reasons)
+        report = dataclasses.replace(
+            report, identical=False, reasons=reasons, reason=joined(reasons)
+        )
     return Optimized(script, report, failed)
 
 
@@ -141,8 +143,8 @@ def analyze_in_full(
     wanted = planning(scope, time_budget)
     examples = _examples(example_inputs)
     script = _as_script(module, examples, compare=False).module
-    fields, graph, region = _jit.analyze(script._c, examples, wanted.time_budget, wanted.scope)
-    return Analysis(_report(fields, graph), region)
+    fields, region = _jit.analyze(script._c, examples, wanted.time_budget, wanted.scope)
+    return Analysis(_report(fields), region)
 
 
 def peak_with_gradients(
@@ -187,14 +189,11 @@ def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]], compare
     return trace(module, examples[0], compare)
 
 
-def _report(fields: Mapping[str, Any], graph: Mapping[str, Any]) -> Report:
-    timeline = {
-        key: tuple(TimelineEntry(**entry) for entry in fields[key])
-        for key in ("timeline_before", "timeline_after")
-    }
-    at_peak = tuple(PeakBuffer(**{**b, "shape": tuple(b["shape"])}) for b in fields["at_peak"])
-    examples = tuple(ExamplePeaks(**example) for example in fields["examples"])
+def _report(fields: tuple[Any, ...]) -> Report:
+    program, plan, reasons, measured = fields
     return Report(
-        **{**plan_fields(fields), **timeline, "at_peak": at_peak, "examples": examples},
-        graph=LabelledGraph.from_fields(graph),
+        **described(
+            LabelledGraph.from_fields(program), Plan(**plan_fields(plan)), reasons_of(reasons)
+        ),
+        **{**measured, "examples": tuple(ExamplePeaks(**one) for one in measured["examples"])},
     )

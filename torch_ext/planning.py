@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from torch_ext import _sched, arguments
-from torch_ext.arguments import FilePath, MemoryAmount
+from torch_ext.arguments import FilePath, MemoryAmount, Planning
 from torch_ext.summaries import plan_rows, two_columns
 
 FORMAT = 1
@@ -99,6 +99,20 @@ def plan_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         "order": tuple(fields["order"]),
         "regions": tuple(Region(**region) for region in fields["regions"]),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """Why nothing, or nothing more, was gained."""
+
+    kind: str  # a name of csrc/program/reason.h
+    text: str  # in English, without capital letter and full stop
+
+    @classmethod
+    def of(cls, kind: str, *, detail: str = "", size_bytes: int = 0, other_bytes: int = 0) -> Self:
+        """Make one from what it is about."""
+        fields = _sched.reason(kind, detail=detail, size_bytes=size_bytes, other_bytes=other_bytes)
+        return cls(**fields)
 
 
 class Graph:
@@ -198,6 +212,25 @@ def plan(
     builder = (graph if isinstance(graph, Graph) else read_graph(graph))._builder
     fields = _sched.plan(builder, wanted.time_budget, wanted.memory_budget, wanted.scope, rules)
     return Plan(**plan_fields(fields))
+
+
+def plan_program(program: _sched.Program, wanted: Planning) -> Plan:
+    """Plan what an adaptor knows of a program."""
+    options = wanted.time_budget, wanted.memory_budget, wanted.scope
+    fields, _ = program.plan(*options, explain=False)
+    return Plan(**plan_fields(fields))
+
+
+def plan_and_explain(program: _sched.Program, wanted: Planning) -> tuple[Plan, tuple[Reason, ...]]:
+    """The same, with why nothing was gained, if so: that may take planning it once more."""
+    options = wanted.time_budget, wanted.memory_budget, wanted.scope
+    fields, reasons = program.plan(*options, explain=True)
+    return Plan(**plan_fields(fields)), reasons_of(reasons)
+
+
+def reasons_of(fields: Sequence[Mapping[str, str]]) -> tuple[Reason, ...]:
+    """Build them from what the extension modules return."""
+    return tuple(Reason(**reason) for reason in fields)
 
 
 def simulate(graph: Graph, order: Sequence[str]) -> tuple[TimelineEntry, ...]:

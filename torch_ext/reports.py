@@ -1,12 +1,12 @@
 """What is known of a program after a door has looked at it. Needs no torch."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch_ext.arguments import FilePath
 from torch_ext.labels import LabelledBuffer, LabelledGraph
-from torch_ext.planning import Plan, TimelineEntry
+from torch_ext.planning import Plan, Reason, TimelineEntry
 from torch_ext.summaries import report_rows, two_columns
 
 
@@ -36,7 +36,8 @@ class ProgramReport(Plan):
     threads: int
     parameter_bytes: int
     input_bytes: int
-    reason: str  # why nothing was gained, else empty
+    reasons: tuple[Reason, ...] = dataclasses.field(repr=False)  # why nothing was gained
+    reason: str  # the same as text; empty if something was gained
     timeline_before: tuple[TimelineEntry, ...] = dataclasses.field(repr=False)
     timeline_after: tuple[TimelineEntry, ...] = dataclasses.field(repr=False)
     at_peak: tuple[PeakBuffer, ...] = dataclasses.field(repr=False)  # of the planned order
@@ -59,19 +60,18 @@ class ProgramReport(Plan):
         write_text(path, to_html(Findings(self.graph, self, title)))
 
 
-def held_to(plan: Plan, measured: Iterable[int | None]) -> tuple[Plan, str]:
-    """Return the plan and "", or without its bound and why: the rule for every door that measures.
+def held_to(plan: Plan, measured: Iterable[int | None]) -> tuple[Plan, tuple[Reason, ...]]:
+    """Return the plan, or without its bound and why: the rule for every door that measures.
 
     `measured`: peaks in bytes of runs of the planned graph, whatever their order; None was not
     measured. Every order needs the bound at least, so a run that needs less, by a byte, was of
     other sizes than were planned, and nothing is proven. There is no tolerance: what the probe sees
     and what runs is the same to the byte (of all runs in tests/fuzz and of all models measured,
-    none was below its bound). The caller keeps the original program and takes the sentence for
-    its reason.
+    none was below its bound). The caller keeps the original program, for this reason.
     """
     known = [peak_bytes for peak_bytes in measured if peak_bytes is not None]
     if not known or min(known) >= plan.lower_bound_bytes:
-        return plan, ""
+        return plan, ()
     unproven = dataclasses.replace(
         plan,
         lower_bound_bytes=0,
@@ -80,11 +80,8 @@ def held_to(plan: Plan, measured: Iterable[int | None]) -> tuple[Plan, str]:
         bottleneck=None,
         regions=tuple(dataclasses.replace(region, proof="") for region in plan.regions),
     )
-    return unproven, (
-        f"the program ran with less ({min(known)} bytes) than the bound of the captured graph "
-        f"({plan.lower_bound_bytes} bytes): it ran other sizes than were planned, so nothing is "
-        "proven"
-    )
+    why = Reason.of("below_bound", size_bytes=min(known), other_bytes=plan.lower_bound_bytes)
+    return unproven, (why,)
 
 
 def in_original_order(plan: Plan, graph: LabelledGraph, memory_budget: int | None) -> Plan:
@@ -104,8 +101,8 @@ def in_original_order(plan: Plan, graph: LabelledGraph, memory_budget: int | Non
     )
 
 
-def described(graph: LabelledGraph, plan: Plan) -> dict[str, Any]:
-    """Those fields of a ProgramReport that follow from the graph and its plan."""
+def described(graph: LabelledGraph, plan: Plan, reasons: Sequence[Reason]) -> dict[str, Any]:
+    """Those fields of a ProgramReport that follow from the graph, its plan, and why it is so."""
     from torch_ext.reporting import Findings
 
     findings = Findings(graph, plan)
@@ -126,5 +123,12 @@ def described(graph: LabelledGraph, plan: Plan) -> dict[str, Any]:
         "timeline_before": findings.before.timeline,
         "timeline_after": after.timeline,
         "at_peak": tuple(map(at_peak, findings.alive(after, after.peak_step))),
+        "reasons": tuple(reasons),
+        "reason": joined(reasons),
         "graph": graph,
     }
+
+
+def joined(reasons: Iterable[Reason]) -> str:
+    """Several reasons as one text."""
+    return "; ".join(reason.text for reason in reasons)

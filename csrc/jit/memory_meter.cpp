@@ -130,12 +130,6 @@ void InstallOnce() {
 
 }  // namespace
 
-std::string Mebibytes(std::int64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.2f MiB", static_cast<double>(bytes) / (1 << 20));
-  return text;
-}
-
 MemoryMeter::MemoryMeter(bool record_events) : counter_(std::make_shared<Counter>()) {
   InstallOnce();
   counter_->record_events = record_events;

@@ -14,8 +14,6 @@
 
 namespace torch_ext::jit {
 
-std::string Mebibytes(std::int64_t bytes);  // for people, e.g. "10.30 MiB"
-
 class MemoryMeter {
  public:
   // One report of the allocator: `bytes` above zero were taken, below zero given back.

@@ -9,18 +9,20 @@
 #include <unordered_set>
 
 #include "jit/execute.h"
-#include "jit/extract.h"
-#include "jit/hazards.h"
-#include "jit/memory_meter.h"
+#include "jit/interference.h"
 #include "jit/nodes.h"
 #include "jit/pass.h"
 #include "jit/prepare.h"
 #include "jit/probe.h"
+#include "jit/to_program.h"
+#include "program/lower.h"
 #include "sched/simulate.h"
 
 namespace torch_ext::jit {
 namespace {
 
+using program::Reason;
+using program::ReasonKind;
 using torch::jit::Graph;
 using torch::jit::Module;
 using torch::jit::Node;
@@ -78,9 +80,8 @@ class Subject {
     graph_ = ForwardGraph(reordered_.module());
     report_.threads = at::get_num_threads();
     report_.examples.resize(examples.size());
-    report_.reason = WhyRefused();
+    LeaveAlone(WhyRefused());
     nodes_ = OpNodes(graph_->block());
-    if (report_.reason.empty()) report_.op_labels = LabelsOf(nodes_, reordered_.module());
     std::vector<c10::IValue> owned{module._ivalue()};
     for (const Node* node : graph_->block()->nodes()) {
       if (node->kind() == c10::prim::Constant && node->hasAttribute(c10::attr::value) &&
@@ -97,20 +98,22 @@ class Subject {
   Report& report() { return report_; }
   ScratchModule& reordered() { return reordered_; }
   const QuietRun& quiet() const { return quiet_; }
-  bool copy_state() const { return hazards_.writes_outside; }
+  bool copy_state() const { return interference_.writes_outside; }
   bool has_gain() const { return report_.plan.peak_bytes < report_.plan.original_peak_bytes; }
 
   // Probes the examples and plans. Returns false with a reason if nothing can be said: then what is
   // known is what MeasureUnplanned finds out.
   bool Plan() {
-    if (!report_.reason.empty()) return false;
+    if (!report_.reasons.empty()) return false;
     // A first look without probes: what must not even be run on shared state.
-    hazards_ = FindHazards(graph_, nodes_, {});
-    report_.reason = hazards_.refusal;
-    if (!report_.reason.empty()) return false;
+    interference_ = FindInterference(graph_, nodes_, {});
+    LeaveAlone(interference_.refusal);
+    if (!report_.reasons.empty()) return false;
     for (const Stack& example : examples_) probes_.push_back(ProbeExample(example));
-    hazards_ = FindHazards(graph_, nodes_, probes_);
-    for (const Probe& probe : probes_) graphs_.push_back(ExtractGraph(nodes_, probe, hazards_));
+    interference_ = FindInterference(graph_, nodes_, probes_);
+    for (const Probe& probe : probes_) {
+      graphs_.push_back(program::Lower(ToProgram(nodes_, probe, interference_)));
+    }
     for (std::size_t i = 0; i < graphs_.size(); ++i) {
       ExamplePeaks& peaks = report_.examples[i];
       peaks.original_peak_bytes = peaks.peak_bytes =
@@ -118,11 +121,10 @@ class Subject {
       if (peaks.original_peak_bytes > worst().original_peak_bytes) report_.worst_example = i;
     }
     report_.graph = graphs_[report_.worst_example];
-    for (const Allocation& allocation : probes_[report_.worst_example].allocations) {
-      report_.buffer_labels.push_back({allocation.shape, allocation.dtype});
-    }
+    report_.program = ToProgram(nodes_, probes_[report_.worst_example], interference_);
+    Label(report_.program, nodes_, reordered_.module());
     if (std::ranges::any_of(probes_, &Probe::other_devices)) {
-      report_.reason = "some tensors are not in the CPU's memory, which is all that is measured";
+      LeaveAlone("some tensors are not in the CPU's memory, which is all that is measured");
       KeepOriginal();
       return true;
     }
@@ -131,14 +133,15 @@ class Subject {
     for (std::size_t i = 0; i < graphs_.size(); ++i) {
       report_.examples[i].peak_bytes = sched::PeakBytes(graphs_[i], report_.plan.order);
       if (report_.examples[i].peak_bytes > report_.examples[i].original_peak_bytes) {
-        report_.reason = "the order that is best for example " +
-                         std::to_string(report_.worst_example) + " raises the peak of example " +
-                         std::to_string(i);
+        report_.reasons = {{.kind = ReasonKind::kRaisesOther,
+                            .detail = "the order that is best for example " +
+                                      std::to_string(report_.worst_example) +
+                                      " raises the peak of example " + std::to_string(i)}};
         KeepOriginal();
         return true;
       }
     }
-    if (!has_gain()) report_.reason = WhyNothingWasGained();
+    if (!has_gain()) ExplainNoGain();
     return true;
   }
 
@@ -155,7 +158,7 @@ class Subject {
       if (peaks.peak_bytes > worst().peak_bytes) report_.worst_example = i;
     }
     report_.plan.original_peak_bytes = report_.plan.peak_bytes = worst().peak_bytes;
-    report_.plan.method = "original";
+    report_.plan.method = sched::Method::kOriginal;
   }
 
   // Every order of the graph needs the bound at least; a run that needs less, by a byte, is of
@@ -169,15 +172,14 @@ class Subject {
     const std::int64_t measured = std::min(peaks.measured_original_peak_bytes.value_or(kUnknown),
                                            peaks.measured_peak_bytes.value_or(kUnknown));
     if (measured >= plan.lower_bound_bytes) return false;
-    const bool has_failed = report_.verification == Verification::kFailed;
-    report_.reason = (has_failed ? report_.reason + "; " : "") + "the program ran with less (" +
-                     std::to_string(measured) + " bytes) than the bound of the captured graph (" +
-                     std::to_string(plan.lower_bound_bytes) +
-                     " bytes): it ran other sizes than were planned, so nothing is proven";
+    if (report_.verification != Verification::kFailed) report_.reasons.clear();
+    report_.reasons.push_back({.kind = ReasonKind::kBelowBound,
+                               .bytes = measured,
+                               .other_bytes = plan.lower_bound_bytes});
     plan.lower_bound_bytes = 0;
-    plan.proof.clear();
+    plan.proof = sched::Proof::kNone;
     plan.bottleneck.reset();
-    for (sched::Region& region : plan.regions) region.proof.clear();
+    for (sched::Region& region : plan.regions) region.proof = sched::Proof::kNone;
     return true;
   }
 
@@ -186,32 +188,21 @@ class Subject {
     sched::Plan& plan = report_.plan;
     plan.order = report_.graph.OriginalOrder();
     plan.original_peak_bytes = plan.peak_bytes = sched::PeakBytes(report_.graph, plan.order);
-    plan.method = "original";
+    plan.method = sched::Method::kOriginal;
     plan.moved_ops = 0;
-    if (!plan.is_optimal()) plan.proof.clear();
-    for (sched::Region& region : plan.regions) region.method = "original";
+    if (!plan.is_optimal()) plan.proof = sched::Proof::kNone;
+    for (sched::Region& region : plan.regions) region.method = sched::Method::kOriginal;
     for (ExamplePeaks& peaks : report_.examples) peaks.peak_bytes = peaks.original_peak_bytes;
     if (options_.plan.memory_budget_bytes) {
       plan.budget_met = plan.peak_bytes <= *options_.plan.memory_budget_bytes;
     }
   }
 
-  void DescribePeak() {
-    const sched::Graph& graph = report_.graph;
-    const sched::Order& order = report_.plan.order;
-    const std::int32_t at = sched::Simulate(graph, order).PeakPosition();
-    if (at < 0) return;
-    for (sched::BufferId b : sched::LiveBuffersAt(graph, order, at)) {
-      const sched::Buffer& buffer = graph.buffer(b);
-      const BufferLabel& label = report_.buffer_labels[b];
-      const OpLabel& op = report_.op_labels[buffer.producer];
-      report_.at_peak.push_back({buffer.name, buffer.size_bytes, label.shape, label.dtype,
-                                 graph.op(buffer.producer).name, op.module_path, op.source});
-    }
-    std::ranges::stable_sort(report_.at_peak, std::greater<>(), &PeakBuffer::bytes);
+ private:
+  void LeaveAlone(const std::string& why) {
+    if (!why.empty()) report_.reasons = {{.kind = ReasonKind::kLeftAlone, .detail = why}};
   }
 
- private:
   // Prepares the graph; what cannot be prepared is left alone.
   std::string WhyRefused() {
     if (IsDisabledByEnvironment()) return "TORCH_EXT_DISABLE is set in the environment";
@@ -241,7 +232,7 @@ class Subject {
     Probe probe = probes_[report_.worst_example];
     std::int64_t bound_bytes = plan.lower_bound_bytes;
     if (KeepCertain(CertainNodes(graph_), probe)) {
-      const sched::Graph graph = ExtractGraph(nodes_, probe, hazards_);
+      const sched::Graph graph = program::Lower(ToProgram(nodes_, probe, interference_));
       const sched::Plan bounding = sched::MakePlan(graph, options_.plan);
       plan.seconds += bounding.seconds;
       bound_bytes = std::min(bound_bytes, bounding.lower_bound_bytes);
@@ -255,8 +246,8 @@ class Subject {
     bound_bytes = std::max<std::int64_t>(0, bound_bytes - probe.released_bytes);
     if (bound_bytes == plan.lower_bound_bytes) return;
     plan.lower_bound_bytes = bound_bytes;
-    plan.proof.clear();
-    for (sched::Region& region : plan.regions) region.proof.clear();
+    plan.proof = sched::Proof::kNone;
+    for (sched::Region& region : plan.regions) region.proof = sched::Proof::kNone;
   }
 
   ExamplePeaks& worst() { return report_.examples[report_.worst_example]; }
@@ -272,53 +263,12 @@ class Subject {
     });
   }
 
-  std::string WhyNothingWasGained() const {
-    const sched::Plan& plan = report_.plan;
-    if (report_.graph.num_ops() == 0 || plan.original_peak_bytes == 0) {
-      return "no op takes memory, so there is nothing to order";
+  void ExplainNoGain() {
+    report_.reasons = program::WhyNoGain(report_.program, report_.plan, options_.plan);
+    if (!is_best_as_planned_ || report_.plan.is_optimal()) return;
+    for (program::Reason& reason : report_.reasons) {
+      if (reason.kind == ReasonKind::kUnproven) reason.kind = ReasonKind::kUncertain;
     }
-    std::string held;
-    if (!hazards_.edges.empty()) {
-      const sched::Graph free = ExtractGraph(nodes_, probes_[report_.worst_example], Hazards{});
-      const std::int64_t free_peak = sched::MakePlan(free, options_.plan).peak_bytes;
-      if (free_peak < plan.peak_bytes) {
-        held =
-            "ops that write in place, draw random numbers or have side effects hold others in "
-            "place; without that " +
-            Mebibytes(free_peak) + " would do";
-        if (!hazards_.barriers.empty())
-          held += " (not passed by anything: " + hazards_.barriers[0] + ")";
-      }
-    }
-    if (plan.is_optimal() && plan.bottleneck) {
-      const sched::Bottleneck& b = *plan.bottleneck;
-      std::string reason =
-          "the original order is optimal: no order runs " + report_.graph.op(b.op).name;
-      const std::string& source = report_.op_labels[b.op].source;
-      if (!source.empty()) reason += " (" + source + ")";
-      reason += " with less than " + Mebibytes(b.bytes) + ", for these must be alive together:";
-      std::vector<sched::BufferId> buffers = b.buffers;
-      std::ranges::stable_sort(buffers, std::greater<>(), [&](sched::BufferId id) {
-        return report_.graph.buffer(id).size_bytes;
-      });
-      constexpr std::size_t kMost = 4;
-      for (std::size_t i = 0; i < buffers.size() && i < kMost; ++i) {
-        const sched::Buffer& buffer = report_.graph.buffer(buffers[i]);
-        reason += (i == 0 ? " " : ", ") + buffer.name + " " + Mebibytes(buffer.size_bytes);
-      }
-      if (buffers.size() > kMost) reason += ", ...";
-      const std::int64_t workspace = report_.graph.op(b.op).workspace_bytes;
-      if (workspace > 0) reason += " and its scratch memory " + Mebibytes(workspace);
-      return held.empty() ? reason : reason + "; " + held;
-    }
-    if (!held.empty()) return held;
-    if (is_best_as_planned_) {
-      return "no order is lower by the sizes that were planned, but what loops, lists and tasks "
-             "hold, and how much older memory is released when, is not certain; proven is " +
-             Mebibytes(plan.lower_bound_bytes);
-    }
-    return "no better order was found within the budget; the lower bound is " +
-           Mebibytes(plan.lower_bound_bytes);
   }
 
   const Module& module_;
@@ -328,7 +278,7 @@ class Subject {
   ScratchModule reordered_;
   std::shared_ptr<Graph> graph_;
   std::vector<Node*> nodes_;
-  Hazards hazards_;
+  Interference interference_;
   std::vector<Probe> probes_;
   std::vector<sched::Graph> graphs_;
   bool is_best_as_planned_ = false;
@@ -336,7 +286,8 @@ class Subject {
 };
 
 // Runs original and reordered side by side. Returns why the reordered one must not be used, if so.
-std::string Verify(Subject& subject, const Module& original, const std::vector<Stack>& examples) {
+std::vector<Reason> Verify(Subject& subject, const Module& original,
+                           const std::vector<Stack>& examples) {
   Report& report = subject.report();
   ScratchModule before_module(original), after_module(subject.reordered().module());
   bool lower_anywhere = false;
@@ -359,25 +310,24 @@ std::string Verify(Subject& subject, const Module& original, const std::vector<S
       report.identical = false;
       const Execution again =
           Execute(before_module.module(), examples[i], subject.copy_state(), subject.quiet());
-      return FindDifference(before, again).empty()
-                 ? "verification failed: " + difference
-                 : "verification failed: the original does not give the same result twice (" +
-                       difference + ")";
+      if (!FindDifference(before, again).empty()) {
+        difference = "the original does not give the same result twice (" + difference + ")";
+      }
+      return {{.kind = ReasonKind::kDiffers, .detail = difference}};
     }
     if (*peaks.measured_peak_bytes > *peaks.measured_original_peak_bytes) {
       report.verification = Verification::kFailed;
-      return "verification failed: the measured peak rose from " +
-             Mebibytes(*peaks.measured_original_peak_bytes) + " to " +
-             Mebibytes(*peaks.measured_peak_bytes);
+      return {{.kind = ReasonKind::kRises,
+               .bytes = *peaks.measured_original_peak_bytes,
+               .other_bytes = *peaks.measured_peak_bytes}};
     }
     lower_anywhere |= *peaks.measured_peak_bytes < *peaks.measured_original_peak_bytes;
   }
   report.identical = true;
   report.verification = Verification::kPassed;
-  if (!lower_anywhere) {
-    return "a gain was predicted but the executor shows none, so the original order is kept";
-  }
-  return {};
+  if (lower_anywhere) return {};
+  const ExamplePeaks& worst = report.examples[report.worst_example];
+  return {{.kind = ReasonKind::kDoesNotFall, .bytes = *worst.measured_original_peak_bytes}};
 }
 
 void MeasureOriginal(Subject& subject, const Module& module, const std::vector<Stack>& examples) {
@@ -400,8 +350,8 @@ Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
   if (changed) {
     subject.Apply();
     if (options.verify) {
-      report.reason = Verify(subject, module, arguments);
-      changed = report.reason.empty();
+      report.reasons = Verify(subject, module, arguments);
+      changed = report.reasons.empty();
     }
   } else if (planned && options.verify) {
     MeasureOriginal(subject, module, arguments);
@@ -416,7 +366,7 @@ Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
       peaks.measured_peak_bytes = peaks.measured_original_peak_bytes;
     }
   }
-  if (planned) subject.DescribePeak();
+  report.reason = program::English(report.reasons);
   if (options.plan.memory_budget_bytes) {
     bool met = true;
     for (const ExamplePeaks& peaks : report.examples) {
@@ -435,10 +385,10 @@ Report Analyze(const Module& module, const std::vector<Stack>& examples,
   if (subject.Plan()) {
     MeasureOriginal(subject, module, arguments);
     if (subject.IsBoundRefuted()) subject.KeepOriginal();
-    subject.DescribePeak();
   } else {
     subject.MeasureUnplanned();
   }
+  subject.report().reason = program::English(subject.report().reasons);
   return std::move(subject.report());
 }
 

@@ -14,8 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "jit/labels.h"
 #include "jit/values.h"
+#include "program/program.h"
+#include "program/reason.h"
 #include "sched/graph.h"
 #include "sched/plan.h"
 
@@ -24,22 +25,6 @@ namespace torch_ext::jit {
 struct OptimizeOptions {
   sched::PlanOptions plan;
   bool verify = true;
-};
-
-// One buffer alive when the peak is reached.
-struct PeakBuffer {
-  std::string name;
-  std::int64_t bytes = 0;
-  std::vector<std::int64_t> shape;
-  std::string dtype;
-  std::string op;
-  std::string module_path;
-  std::string source;
-};
-
-struct BufferLabel {
-  std::vector<std::int64_t> shape;
-  std::string dtype;
 };
 
 // Bytes of activations; parameters and inputs are not in them.
@@ -54,18 +39,17 @@ struct ExamplePeaks {
 enum class Verification { kNotRun, kPassed, kFailed };
 
 struct Report {
-  sched::Graph graph;  // of the example with the highest peak
-  sched::Plan plan;    // of that graph; its order is that of the returned module
-  std::vector<OpLabel> op_labels;
-  std::vector<BufferLabel> buffer_labels;
-  std::vector<PeakBuffer> at_peak;
+  program::Program program;  // of the example with the highest peak
+  sched::Graph graph;        // that program as the core sees it, with the same ids
+  sched::Plan plan;          // of that graph; its order is that of the returned module
   std::vector<ExamplePeaks> examples;
-  std::size_t worst_example = 0;  // the one `graph` is of
+  std::size_t worst_example = 0;  // the one `program` is of
   std::int64_t parameter_bytes = 0;
   int threads = 0;
   Verification verification = Verification::kNotRun;
   std::optional<bool> identical;
-  std::string reason;  // why nothing was gained; empty if something was
+  std::vector<program::Reason> reasons;  // why nothing was gained; none if something was
+  std::string reason;                    // the same in English
 };
 
 struct Optimized {

@@ -14,11 +14,13 @@
 #include <vector>
 
 #include "jit/estimate.h"
-#include "jit/extract.h"
-#include "jit/hazards.h"
-#include "jit/memory_meter.h"
+#include "jit/interference.h"
 #include "jit/nodes.h"
 #include "jit/op_costs.h"
+#include "jit/to_program.h"
+#include "program/amount.h"
+#include "program/hazards.h"
+#include "program/lower.h"
 #include "sched/displacement.h"
 #include "sched/plan.h"
 #include "sched/simulate.h"
@@ -145,22 +147,25 @@ class Run {
   BlockPeaks PlanBlock(Block* block, const BlockEstimate& estimate,
                        const sched::PlanOptions& planning) {
     const std::vector<Node*> nodes = OpNodes(block);
-    const Hazards hazards = FindHazards(alias_db_, nodes, {});
-    refusal_ = hazards.refusal;
-    barriers_.insert(barriers_.end(), hazards.barriers.begin(), hazards.barriers.end());
-    const sched::Graph graph = ExtractGraph(nodes, estimate.probe, hazards);
+    const Interference interference = FindInterference(alias_db_, nodes, {});
+    refusal_ = interference.refusal;
+    program::Program program = ToProgram(nodes, estimate.probe, interference);
+    for (const program::Op& op : program.ops) {
+      if (const std::string why = program::WhyBarrier(op); !why.empty()) barriers_.push_back(why);
+    }
+    const sched::Graph graph = program::Lower(program);
     const auto is_inside = [&](const Move& move) { return IsInside(move.block, block); };
     std::optional<sched::Graph> unmoved;  // with the blocks inside in their original order
     if (std::ranges::any_of(moves_, is_inside)) {
-      Probe probe = estimate.probe;
       for (std::size_t i = 0; i < nodes.size(); ++i) {
-        probe.nodes[i].hill_bytes = estimate.original_hill_bytes[i];
+        program.ops[i].workspace_bytes +=
+            estimate.original_hill_bytes[i] - estimate.probe.nodes[i].hill_bytes;
       }
-      unmoved = ExtractGraph(nodes, probe, hazards);
+      unmoved = program::Lower(program);
     }
     const std::int64_t original_bytes =
         sched::PeakBytes(unmoved ? *unmoved : graph, graph.OriginalOrder());
-    if (!hazards.refusal.empty()) {
+    if (!refusal_.empty()) {
       std::erase_if(moves_, is_inside);
       is_optimal_ = false;
       return {original_bytes, original_bytes};
@@ -215,12 +220,12 @@ void OrderGraph(std::shared_ptr<Graph>& graph) {
     seen.guessed_sizes = run.guessed_sizes();
     seen.ops_not_run = run.ops_not_run();
     const BlockPeaks& peaks = run.peaks();
-    message = Mebibytes(peaks.original_bytes);
+    message = program::Amount(peaks.original_bytes);
     if (peaks.planned_bytes < peaks.original_bytes) {
       if (!options->observe) run.Apply();
       seen.reordered = 1;
       seen.saved_bytes = peaks.original_bytes - peaks.planned_bytes;
-      message += (options->observe ? " could be " : " -> ") + Mebibytes(peaks.planned_bytes);
+      message += (options->observe ? " could be " : " -> ") + program::Amount(peaks.planned_bytes);
       if (run.is_optimal() && seen.guessed_sizes == 0) message += " (optimal)";
     } else {
       const std::string why = WhyLeftAlone(run);

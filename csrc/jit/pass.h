@@ -1,6 +1,6 @@
 // The registered pass: while enabled, every graph that torch's profiling executor optimises is
 // ordered before it is compiled. No inputs, no verification by running; what may move is decided by
-// the rules in hazards.h, and any doubt leaves a block as it is.
+// the rules in program/hazards.h, and any doubt leaves a block as it is.
 //
 // USAGE   torch_ext::jit::ScopedPass pass;   // or EnablePass(), DisablePass()
 //         module.forward(inputs);            // profiles

@@ -126,8 +126,8 @@ class Prober {
       const bool known = ForEachTensor(values[i], false, [&](const at::Tensor& tensor) {
         if (!tensor.device().is_cpu()) other_devices_ = true;
         if (!HasMemory(tensor) || tensor.storage().nbytes() == 0) return;
-        held.push_back({i, tensor.storage().data(), c10::toString(tensor.scalar_type()),
-                        tensor.sizes().vec()});
+        const std::string dtype(c10::getDtypeNames(tensor.scalar_type()).first);
+        held.push_back({i, tensor.storage().data(), dtype, tensor.sizes().vec()});
       });
       if (!known && opaque != nullptr) opaque->push_back(i);
     }

@@ -3,9 +3,11 @@
 #include <random>
 #include <utility>
 
-#include "jit/extract.h"
+#include "jit/interference.h"
 #include "jit/nodes.h"
 #include "jit/prepare.h"
+#include "jit/to_program.h"
+#include "program/lower.h"
 
 namespace torch_ext::jit {
 namespace {
@@ -34,16 +36,17 @@ sched::Order RandomOrder(const sched::Graph& graph, std::uint64_t seed) {
 }  // namespace
 
 torch::jit::Module Shuffle(const torch::jit::Module& module, std::uint64_t seed,
-                           const HazardRules& rules) {
+                           const program::HazardRules& rules) {
   torch::jit::Module shuffled = module.clone(/*inplace=*/true);
   std::shared_ptr<torch::jit::Graph> graph = ForwardGraph(shuffled);
   PrepareGraph(graph);
   const std::vector<torch::jit::Node*> nodes = OpNodes(graph->block());
-  const Hazards hazards = FindHazards(graph, nodes, {}, rules);
-  TORCH_CHECK(hazards.refusal.empty(), hazards.refusal);
+  const Interference interference = FindInterference(graph, nodes, {});
+  TORCH_CHECK(interference.refusal.empty(), interference.refusal);
   Probe no_memory;
   no_memory.nodes.resize(nodes.size());
-  ApplyOrder(graph->block(), nodes, RandomOrder(ExtractGraph(nodes, no_memory, hazards), seed));
+  const program::Program program = ToProgram(nodes, no_memory, interference);
+  ApplyOrder(graph->block(), nodes, RandomOrder(program::Lower(program, rules), seed));
   return shuffled;
 }
 

@@ -6,13 +6,13 @@
 
 #include <cstdint>
 
-#include "jit/hazards.h"
+#include "program/hazards.h"
 
 namespace torch_ext::jit {
 
 // The same seed and module give the same order. Throws c10::Error if torch's alias analysis refuses
 // the graph, as Optimize would.
 torch::jit::Module Shuffle(const torch::jit::Module& module, std::uint64_t seed,
-                           const HazardRules& rules = {});
+                           const program::HazardRules& rules = {});
 
 }  // namespace torch_ext::jit

@@ -12,6 +12,7 @@
 #include "jit/pass.h"
 #include "jit/shuffle.h"
 #include "jit/values.h"
+#include "python/program_types.h"
 #include "python/sched_types.h"
 #include "sched/instance.h"
 
@@ -62,80 +63,16 @@ std::vector<jit::Stack> ToStacks(const torch::jit::Module& module,
   return stacks;
 }
 
-// What torch_ext/labels.py calls a LabelledGraph.
-py::dict LabelledGraphFields(const jit::Report& report) {
-  const sched::Graph& graph = report.graph;
-  const auto names = [](const auto& ids, const auto& name_of) {
-    std::vector<std::string> names;
-    for (const auto id : ids) names.push_back(name_of(id));
-    return names;
-  };
-  const auto op_name = [&](sched::OpId v) { return graph.op(v).name; };
-  const auto buffer_name = [&](sched::BufferId b) { return graph.buffer(b).name; };
-  py::list ops, buffers;
-  for (sched::OpId v = 0; v < graph.num_ops(); ++v) {
-    const sched::Op& op = graph.op(v);
-    const jit::OpLabel& label = report.op_labels[v];
-    py::dict o;
-    o["name"] = op.name;
-    o["kind"] = label.kind;
-    o["source"] = label.source;
-    o["module_path"] = label.module_path;
-    o["workspace_bytes"] = op.workspace_bytes;
-    o["reads"] = names(op.reads, buffer_name);
-    o["writes"] = names(op.writes, buffer_name);
-    o["after"] = names(op.after, op_name);
-    o["inputs"] = label.inputs;
-    o["outputs"] = label.outputs;
-    o["constants"] = label.constants;
-    ops.append(o);
-  }
-  for (sched::BufferId b = 0; b < graph.num_buffers(); ++b) {
-    const sched::Buffer& buffer = graph.buffer(b);
-    py::dict o;
-    o["name"] = buffer.name;
-    o["bytes"] = buffer.size_bytes;
-    o["shape"] = report.buffer_labels[b].shape;
-    o["dtype"] = report.buffer_labels[b].dtype;
-    o["is_input"] = buffer.is_input();
-    o["kept"] = buffer.kept;
-    buffers.append(o);
-  }
-  py::dict fields;
-  fields["ops"] = ops;
-  fields["buffers"] = buffers;
-  return fields;
-}
-
-py::dict ReportFields(const jit::Report& report) {
-  py::dict fields = torch_ext::python::PlanFields(report.graph, report.plan);
-  if (report.plan.bottleneck) {
-    fields["bottleneck"]["source"] = report.op_labels[report.plan.bottleneck->op].source;
-  }
+// All but what follows from program and plan: torch_ext/reports.py makes that for every door.
+py::dict MeasuredFields(const jit::Report& report) {
   const jit::ExamplePeaks& worst = report.examples[report.worst_example];
+  py::dict fields;
   fields["measured_original_peak_bytes"] = worst.measured_original_peak_bytes;
   fields["measured_peak_bytes"] = worst.measured_peak_bytes;
   fields["identical"] = report.identical;
   fields["threads"] = report.threads;
   fields["parameter_bytes"] = report.parameter_bytes;
   fields["input_bytes"] = worst.input_bytes;
-  fields["reason"] = report.reason;
-  fields["timeline_before"] =
-      torch_ext::python::TimelineFields(report.graph, report.graph.OriginalOrder());
-  fields["timeline_after"] = torch_ext::python::TimelineFields(report.graph, report.plan.order);
-  py::list at_peak;
-  for (const jit::PeakBuffer& buffer : report.at_peak) {
-    py::dict b;
-    b["name"] = buffer.name;
-    b["bytes"] = buffer.bytes;
-    b["shape"] = buffer.shape;
-    b["dtype"] = buffer.dtype;
-    b["op"] = buffer.op;
-    b["module_path"] = buffer.module_path;
-    b["source"] = buffer.source;
-    at_peak.append(b);
-  }
-  fields["at_peak"] = at_peak;
   py::list examples;
   for (const jit::ExamplePeaks& example : report.examples) {
     py::dict e;
@@ -148,6 +85,12 @@ py::dict ReportFields(const jit::Report& report) {
   }
   fields["examples"] = examples;
   return fields;
+}
+
+py::tuple ReportFields(const jit::Report& report) {
+  return py::make_tuple(torch_ext::python::ProgramFields(report.program),
+                        torch_ext::python::PlanFields(report.graph, report.plan),
+                        torch_ext::python::ReasonFields(report.reasons), MeasuredFields(report));
 }
 
 jit::OptimizeOptions ToOptions(double time_budget, std::optional<std::int64_t> memory_budget,
@@ -180,8 +123,7 @@ PYBIND11_MODULE(_jit, m) {
         }
         const jit::Report& report = optimized->report;
         const bool failed = report.verification == jit::Verification::kFailed;
-        return py::make_tuple(optimized->module, optimized->changed, failed, ReportFields(report),
-                              LabelledGraphFields(report));
+        return py::make_tuple(optimized->module, optimized->changed, failed, ReportFields(report));
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("memory_budget"),
       py::arg("scope"), py::arg("verify"));
@@ -197,7 +139,7 @@ PYBIND11_MODULE(_jit, m) {
           const py::gil_scoped_release release;
           report = jit::Analyze(module, stacks, options);
         }
-        return py::make_tuple(ReportFields(*report), LabelledGraphFields(*report),
+        return py::make_tuple(ReportFields(*report),
                               sched::PrintInstance(sched::ExtractBottleneck(report->graph)));
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("scope"));
@@ -262,7 +204,6 @@ PYBIND11_MODULE(_jit, m) {
       },
       py::arg("tensors"));
   m.def("has_stand_in", &jit::HasStandIn, py::arg("dtype"));
-  m.def("is_disabled_by_environment", &jit::IsDisabledByEnvironment);
 
   m.def(
       "operator_effects",
@@ -285,9 +226,7 @@ PYBIND11_MODULE(_jit, m) {
       "shuffle",
       [](const torch::jit::Module& module, std::uint64_t seed,
          const std::vector<std::string>& without) {
-        return jit::Shuffle(
-            module, seed,
-            torch_ext::python::RulesWithout<jit::HazardRules>(without, jit::kHazardRuleNames));
+        return jit::Shuffle(module, seed, torch_ext::python::HazardsWithout(without));
       },
       py::arg("module"), py::arg("seed"), py::arg("without"));
 

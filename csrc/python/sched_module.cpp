@@ -3,13 +3,17 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "program/amount.h"
+#include "python/program_types.h"
 #include "python/sched_types.h"
 #include "sched/decompose.h"
 #include "sched/instance.h"
 
 namespace py = pybind11;
+namespace program = torch_ext::program;
 namespace sched = torch_ext::sched;
 
 PYBIND11_MODULE(_sched, m) {
@@ -55,6 +59,108 @@ PYBIND11_MODULE(_sched, m) {
         return torch_ext::python::TimelineFields(builder.Build(), builder.FindOps(order));
       },
       py::arg("builder"), py::arg("order"));
+  py::class_<program::Effects>(m, "Effects")
+      .def(py::init([](std::string undeclared, bool is_stateful, bool changes_metadata,
+                       bool draws_random_numbers, bool has_side_effect, bool is_collective,
+                       bool writes_outside) {
+             return program::Effects{std::move(undeclared), is_stateful,     changes_metadata,
+                                     draws_random_numbers,  has_side_effect, is_collective,
+                                     writes_outside};
+           }),
+           py::kw_only(), py::arg("undeclared") = "", py::arg("is_stateful") = false,
+           py::arg("changes_metadata") = false, py::arg("draws_random_numbers") = false,
+           py::arg("has_side_effect") = false, py::arg("is_collective") = false,
+           py::arg("writes_outside") = false);
+  // Filled by an adaptor; ids count from 0, in the sequence of the calls.
+  py::class_<program::Program>(m, "Program")
+      .def(py::init<>())
+      .def(
+          "add_buffer",
+          [](program::Program& p, std::string name, std::int64_t size_bytes, bool kept,
+             std::vector<std::int64_t> shape, std::string dtype) {
+            p.buffers.push_back({.name = std::move(name),
+                                 .bytes = size_bytes,
+                                 .kept = kept,
+                                 .shape = std::move(shape),
+                                 .dtype = std::move(dtype)});
+          },
+          py::arg("name"), py::arg("size_bytes"), py::kw_only(), py::arg("kept"), py::arg("shape"),
+          py::arg("dtype"))
+      .def(
+          "add_op",
+          [](program::Program& p, std::string name, std::string kind,
+             std::vector<std::string> inputs, std::vector<std::string> outputs,
+             std::vector<program::OpId> makers, std::vector<program::BufferId> reads,
+             std::vector<program::BufferId> writes, std::int64_t workspace_bytes,
+             program::Effects effects) {
+            p.ops.push_back({.name = std::move(name),
+                             .oper = std::move(kind),
+                             .inputs = std::move(inputs),
+                             .outputs = std::move(outputs),
+                             .makers = std::move(makers),
+                             .reads = std::move(reads),
+                             .writes = std::move(writes),
+                             .workspace_bytes = workspace_bytes,
+                             .effects = std::move(effects)});
+          },
+          py::arg("name"), py::arg("kind"), py::kw_only(), py::arg("inputs"), py::arg("outputs"),
+          py::arg("makers"), py::arg("reads"), py::arg("writes"), py::arg("workspace_bytes"),
+          py::arg("effects"))
+      .def(
+          "add_conflict",
+          [](program::Program& p, program::OpId earlier, program::OpId later, bool by_statistics) {
+            p.conflicts.push_back({earlier, later, by_statistics});
+          },
+          py::arg("earlier"), py::arg("later"), py::kw_only(), py::arg("by_statistics"))
+      .def(
+          "label",
+          [](program::Program& p, program::OpId op, std::string source, std::string module_path) {
+            p.ops.at(op).label = {std::move(source), std::move(module_path)};
+          },
+          py::arg("op"), py::arg("source"), py::arg("module_path"))
+      .def("fields", &torch_ext::python::ProgramFields)
+      .def(
+          "after",
+          [](const program::Program& p, const std::vector<std::string>& without) {
+            const sched::Graph graph =
+                program::Lower(p, torch_ext::python::HazardsWithout(without));
+            std::vector<std::vector<program::OpId>> after;
+            for (const sched::Op& op : graph.ops()) after.push_back(op.after);
+            return after;
+          },
+          py::arg("without"))
+      .def(
+          "plan",
+          [](const program::Program& p, double time_budget,
+             std::optional<std::int64_t> memory_budget, const std::string& scope, bool explain) {
+            const sched::Graph graph = program::Lower(p);
+            const sched::PlanOptions options =
+                torch_ext::python::MakeOptions(time_budget, memory_budget, scope);
+            sched::Plan plan;
+            std::vector<program::Reason> reasons;
+            {
+              const py::gil_scoped_release release;
+              plan = sched::MakePlan(graph, options);
+              if (explain) reasons = program::WhyNoGain(p, plan, options);
+            }
+            return py::make_tuple(torch_ext::python::PlanFields(graph, plan),
+                                  torch_ext::python::ReasonFields(reasons));
+          },
+          py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"), py::arg("explain"));
+  m.def(
+      "reason",
+      [](const std::string& kind, std::string detail, std::int64_t size_bytes,
+         std::int64_t other_bytes) {
+        return torch_ext::python::ReasonFields(program::Reason{.kind = program::ReasonNamed(kind),
+                                                               .detail = std::move(detail),
+                                                               .bytes = size_bytes,
+                                                               .other_bytes = other_bytes});
+      },
+      py::arg("kind"), py::kw_only(), py::arg("detail") = "", py::arg("size_bytes") = 0,
+      py::arg("other_bytes") = 0);
+  m.def("unit_for", &program::UnitFor, py::arg("size_bytes"));
+  m.def("in_unit", &program::InUnit, py::arg("size_bytes"), py::arg("unit"));
+
   // The ops in the order of the tree, and its nodes, a parent before its children.
   m.def(
       "region_tree",
@@ -66,7 +172,7 @@ PYBIND11_MODULE(_sched, m) {
         py::list nodes;
         for (const sched::RegionTree::Node& node : tree.nodes) {
           py::dict n;
-          n["kind"] = sched::KindName(node.kind);
+          n["kind"] = sched::NameOf(node.kind);
           n["begin"] = node.begin;
           n["end"] = node.end;
           n["parent"] = node.parent;

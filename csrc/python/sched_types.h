@@ -73,8 +73,8 @@ inline pybind11::dict PlanFields(const sched::Graph& graph, const sched::Plan& p
   fields["peak_bytes"] = plan.peak_bytes;
   fields["lower_bound_bytes"] = plan.lower_bound_bytes;
   fields["status"] = plan.is_optimal() ? "optimal" : "feasible";
-  fields["proof"] = plan.proof;
-  fields["method"] = plan.method;
+  fields["proof"] = sched::NameOf(plan.proof);
+  fields["method"] = sched::NameOf(plan.method);
   fields["bottleneck"] = py::none();
   if (plan.bottleneck) {
     py::dict bottleneck;
@@ -96,10 +96,10 @@ inline pybind11::dict PlanFields(const sched::Graph& graph, const sched::Plan& p
   py::list regions;
   for (const sched::Region& region : plan.regions) {
     py::dict r;
-    r["kind"] = region.kind;
+    r["kind"] = sched::NameOf(region.kind);
     r["ops"] = region.num_ops;
-    r["method"] = region.method;
-    r["proof"] = region.proof;
+    r["method"] = sched::NameOf(region.method);
+    r["proof"] = sched::NameOf(region.proof);
     r["peak_bytes"] = region.peak_bytes;
     regions.append(r);
   }

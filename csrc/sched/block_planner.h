@@ -1,9 +1,10 @@
 // One block of a graph, planned by ever dearer means until its order is proven or work is spent.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "sched/bound.h"
@@ -13,6 +14,7 @@
 #include "sched/down_set.h"
 #include "sched/graph.h"
 #include "sched/improve.h"
+#include "sched/names.h"
 #include "sched/rules.h"
 #include "sched/search.h"
 #include "sched/tighten.h"
@@ -28,8 +30,8 @@ class BlockPlanner {
   const Order& order() const { return order_; }
   std::int64_t peak_bytes() const { return peak_bytes_; }
   std::int64_t bound_bytes() const { return bound_bytes_; }
-  const std::string& method() const { return method_; }
-  const std::string& proof() const { return proof_; }
+  Method method() const { return method_; }
+  Proof proof() const { return proof_; }
   bool is_optimal() const { return bound_bytes_ == peak_bytes_; }
   bool is_finished() const {
     return is_optimal() || exhausted_ || at_its_end_ || !budget_.HasWork();
@@ -37,8 +39,8 @@ class BlockPlanner {
 
   // The first bound, if it has not been computed yet.
   void Bound();
-  // The next stage: something cheap at first, twice the work in each round later. Peaks up to
-  // `floor_bytes` are as good as any: something else is as high.
+  // The next stage: something cheap at first, rounds of ever more work later. A peak of
+  // `floor_bytes` is low enough: another block reaches it anyway.
   void Improve(std::int64_t floor_bytes);
   // Drops what the searches remember; they start again if the block is improved further.
   void ReleaseMemory();
@@ -61,17 +63,34 @@ class BlockPlanner {
   // What the searches see: the reduced graph, with the precedences found.
   const Graph& searched_graph() const { return tightener_ ? tightener_->graph() : reduced_.graph; }
   std::int32_t num_precedences() const { return tightener_ ? tightener_->num_precedences() : 0; }
-  void ReduceRegions();
-  void RunSimpleRules();
-  void Beam(std::int32_t width, std::int64_t floor_bytes, std::int64_t work);
+
+  // The first stages, each once.
+  void ReduceRegions(std::int64_t floor_bytes);
+  void RunSimpleRules(std::int64_t floor_bytes);
+  void RunFirstBeam(std::int64_t floor_bytes);
+
+  // Then rounds: each technique in turn, with its share of the round's work.
+  struct Technique {
+    double share;
+    void (BlockPlanner::*run)(std::int64_t floor_bytes, double work);
+  };
+  static const std::array<void (BlockPlanner::*)(std::int64_t), 3> kStages;
+  static const std::array<Technique, 6> kTechniques;
   void Round(std::int64_t floor_bytes);
-  void Tighten(std::int64_t floor_bytes, std::int64_t work);
+  void RaiseClosureBound(std::int64_t floor_bytes, double work);
+  void RaiseNeighbourBound(std::int64_t floor_bytes, double work);
+  void ImproveAroundPeak(std::int64_t floor_bytes, double work);
+  void FindPrecedences(std::int64_t floor_bytes, double work);
+  void RunWiderBeam(std::int64_t floor_bytes, double work);
+  void SearchExactly(std::int64_t floor_bytes, double work);
+
+  void Beam(std::int32_t width, std::int64_t floor_bytes, std::int64_t work);
   void Exhaust(ExactSearch& exact, std::int64_t floor_bytes, std::int64_t work);
   bool IsStale(const ExactSearch& exact) const;
   // An order of the reduced graph; `method` names what found it.
-  void Offer(const std::optional<Order>& order, const char* method);
-  void OfferExpanded(Order order, std::int64_t peak_bytes, const char* method);
-  void RaiseBound(std::int64_t bytes, const char* proof);
+  void Offer(const std::optional<Order>& order, Method method);
+  void OfferExpanded(Order order, std::int64_t peak_bytes, Method method);
+  void RaiseBound(std::int64_t bytes, Proof proof);
 
   Slice slice_;
   Rules rules_;
@@ -79,11 +98,13 @@ class BlockPlanner {
   Order order_;
   std::int64_t peak_bytes_;
   std::int64_t bound_bytes_ = 0;
-  std::string method_ = "original";
-  std::string proof_ = "closure";  // of the bound 0, should the peak be 0
-  int stage_ = 0;
-  bool exhausted_ = false;   // no order is lower
-  bool at_its_end_ = false;  // nothing is left to try
+  Method method_ = Method::kOriginal;
+  Proof proof_ = Proof::kClosure;  // of the bound 0, should the peak be 0
+  std::size_t stage_ = 0;
+  int round_ = 0;
+  std::int64_t unneeded_work_ = 0;  // of this round, that precedences left to the search
+  bool exhausted_ = false;          // no order is lower
+  bool at_its_end_ = false;         // nothing is left to try
 
   Contraction reduced_;        // what is left to search, from stage 1 on
   std::vector<Order> starts_;  // orders of it, for the improvement

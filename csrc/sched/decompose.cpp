@@ -237,19 +237,6 @@ std::vector<std::int32_t> SeriesCuts(const Graph& graph, std::span<const OpId> o
   return SeriesCutsWithin(graph, order, PositionsOf(order));
 }
 
-const char* KindName(RegionTree::Kind kind) {
-  switch (kind) {
-    case RegionTree::Kind::kOp:
-      return "op";
-    case RegionTree::Kind::kSeries:
-      return "series";
-    case RegionTree::Kind::kParallel:
-      return "parallel";
-    default:
-      return "prime";
-  }
-}
-
 RegionTree FindRegions(const Graph& graph, std::int32_t most_depth) {
   return RegionFinder(graph, most_depth).Find();
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "sched/graph.h"
+#include "sched/names.h"
 
 namespace torch_ext::sched {
 
@@ -30,7 +31,7 @@ std::vector<std::int32_t> SeriesCuts(const Graph& graph, std::span<const OpId> o
 // The regions of a graph, recursively: modules of its precedence order, that is sets of ops to
 // which every op outside stands in one and the same relation (before, after or incomparable).
 struct RegionTree {
-  enum class Kind { kOp, kSeries, kParallel, kPrime };
+  using Kind = RegionKind;
   struct Node {
     Kind kind;
     std::int32_t begin, end;  // its ops are ops[begin, end), a valid order
@@ -50,8 +51,6 @@ struct RegionTree {
   std::vector<OpId> ops;
   std::vector<Node> nodes;  // nodes[0] is the root; none for an empty graph
 };
-
-const char* KindName(RegionTree::Kind kind);  // "op", "series", "parallel" or "prime"
 
 // Series nodes are cut at all their series cuts, parallel nodes into all their components; what is
 // neither is prime and stays whole, as do nodes deeper than `most_depth`. Time: O((ops + edges) *

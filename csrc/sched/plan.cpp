@@ -29,12 +29,12 @@ struct Draft {
   Order order;
   std::int64_t peak_bytes = 0;
   std::int64_t bound_bytes = 0;
-  std::string method = "original";
-  std::string proof = "closure";  // of the bound 0, should the peak be 0
+  Method method = Method::kOriginal;
+  Proof proof = Proof::kClosure;  // of the bound 0, should the peak be 0
   std::vector<Region> regions;
   bool clock_stopped = false;
 
-  void RaiseBound(std::int64_t bytes, const std::string& why) {
+  void RaiseBound(std::int64_t bytes, Proof why) {
     if (bytes <= bound_bytes) return;
     bound_bytes = bytes;
     proof = why;
@@ -58,8 +58,8 @@ bool MeetsBudget(const PlanOptions& options, std::int64_t peak_bytes) {
 // Appends a region; ops that stand alone between series cuts are counted together.
 void AddRegion(std::vector<Region>& regions, Region region) {
   if (region.num_ops == 1) {
-    region.kind = "series";
-    if (!regions.empty() && regions.back().kind == "series") {
+    region.kind = RegionKind::kSeries;
+    if (!regions.empty() && regions.back().kind == RegionKind::kSeries) {
       Region& last = regions.back();
       ++last.num_ops;
       last.peak_bytes = std::max(last.peak_bytes, region.peak_bytes);
@@ -72,7 +72,7 @@ void AddRegion(std::vector<Region>& regions, Region region) {
 // The part of a graph between two neighbouring series cuts. Most are never worth planning.
 struct Block {
   std::int32_t begin, end;  // positions in the original order
-  const char* kind;
+  RegionKind kind;
   std::int64_t peak_bytes;
   std::unique_ptr<BlockPlanner> planner;
 };
@@ -85,7 +85,7 @@ std::vector<Block> CutIntoBlocks(const Graph& graph, bool series_cuts) {
   const auto add = [&](const RegionTree::Node& node) {
     const auto first = profile.hill_bytes.begin();
     const bool is_op = node.kind == RegionTree::Kind::kOp;
-    blocks.push_back({node.begin, node.end, is_op ? "series" : KindName(node.kind),
+    blocks.push_back({node.begin, node.end, is_op ? RegionKind::kSeries : node.kind,
                       *std::max_element(first + node.begin, first + node.end), nullptr});
   };
   if (!series_cuts || root.kind != RegionTree::Kind::kSeries) {
@@ -137,7 +137,8 @@ Draft PlanAll(const Graph& graph, const PlanOptions& options, Budget& budget) {
   const std::int64_t limit_bytes = blocks[by_peak.top()].peak_bytes;
   Budget way_back = WayBackBudget(options, graph);
   for (Block& block : blocks) {
-    Region region{block.kind, block.end - block.begin, "original", "", block.peak_bytes};
+    Region region{
+        .kind = block.kind, .num_ops = block.end - block.begin, .peak_bytes = block.peak_bytes};
     if (block.planner) {
       block.planner->Approach(limit_bytes, way_back);
       for (OpId v : block.planner->order()) draft.order.push_back(block.planner->slice().ops[v]);
@@ -164,12 +165,13 @@ std::pair<std::int32_t, std::int32_t> BlockAround(const Graph& graph, const Orde
 }
 
 // One window around the peak of `order` at a time, from small to large inside its series block.
-// Returns the method that lowered it, empty if no window could be lowered.
-std::string LowerPeakWindow(const Graph& graph, Order& order, const Rules& rules, Budget& budget) {
+// Returns the method that lowered it, nothing if no window could be lowered.
+std::optional<Method> LowerPeakWindow(const Graph& graph, Order& order, const Rules& rules,
+                                      Budget& budget) {
   const Profile profile = Simulate(graph, order);
   const std::int32_t at = profile.PeakPosition();
   const std::int64_t peak = profile.PeakBytes();
-  if (ClosureBound(graph, order[at], budget).bytes == peak) return {};
+  if (ClosureBound(graph, order[at], budget).bytes == peak) return std::nullopt;
   const auto [first, last] = BlockAround(graph, order, at);
   const Slicer slicer(graph, order);
 
@@ -192,31 +194,32 @@ std::string LowerPeakWindow(const Graph& graph, Order& order, const Rules& rules
     }
     if (begin == first && end == last) break;
   }
-  return {};
+  return std::nullopt;
 }
 
 Draft PlanBottleneck(const Graph& graph, const PlanOptions& options, Budget& budget) {
   Draft draft;
   draft.order = graph.OriginalOrder();
   while (!MeetsBudget(options, PeakBytes(graph, draft.order))) {
-    const std::string method = LowerPeakWindow(graph, draft.order, options.rules, budget);
-    if (method.empty()) break;
-    draft.method = method;
+    const auto method = LowerPeakWindow(graph, draft.order, options.rules, budget);
+    if (!method) break;
+    draft.method = *method;
   }
   const std::int64_t limit_bytes = PeakBytes(graph, draft.order);
   Budget way_back = WayBackBudget(options, graph);
   draft.order = ClosestOrder(graph, std::move(draft.order), limit_bytes, way_back);
   draft.clock_stopped = budget.clock_stopped() || way_back.clock_stopped();
   draft.peak_bytes = PeakBytes(graph, draft.order);  // may have fallen by chance
-  if (MovedOps(draft.order) == 0) draft.method = "original";
-  draft.RaiseBound(BestClosureBound(graph, draft.order, budget).bytes, "closure");
+  if (MovedOps(draft.order) == 0) draft.method = Method::kOriginal;
+  draft.RaiseBound(BestClosureBound(graph, draft.order, budget).bytes, Proof::kClosure);
   const std::vector<std::int64_t> hills = Simulate(graph, draft.order).hill_bytes;
   for (const Block& block : CutIntoBlocks(graph, /*series_cuts=*/true)) {
     bool moved = false;
     for (std::int32_t i = block.begin; i < block.end; ++i) moved |= draft.order[i] != i;
-    AddRegion(draft.regions,
-              {block.kind, block.end - block.begin, moved ? draft.method : "original", "",
-               *std::max_element(hills.begin() + block.begin, hills.begin() + block.end)});
+    AddRegion(
+        draft.regions,
+        {block.kind, block.end - block.begin, moved ? draft.method : Method::kOriginal,
+         Proof::kNone, *std::max_element(hills.begin() + block.begin, hills.begin() + block.end)});
   }
   return draft;
 }
@@ -238,8 +241,8 @@ Plan MakePlan(const Graph& graph, const PlanOptions& options) {
   Plan plan;
   plan.order = graph.OriginalOrder();
   plan.original_peak_bytes = plan.peak_bytes = PeakBytes(graph, plan.order);
-  plan.method = "original";
-  plan.proof = "closure";  // of the bound 0, should the peak be 0
+  plan.method = Method::kOriginal;
+  plan.proof = Proof::kClosure;  // of the bound 0, should the peak be 0
   if (graph.num_ops() == 0) {
     plan.lower_bound_bytes = plan.peak_bytes;
   } else {
@@ -248,16 +251,16 @@ Plan MakePlan(const Graph& graph, const PlanOptions& options) {
                                                : PlanBottleneck(graph, options, budget);
     plan.clock_stopped = draft.clock_stopped;
     plan.lower_bound_bytes = draft.bound_bytes;
-    plan.proof = std::move(draft.proof);
+    plan.proof = draft.proof;
     plan.regions = std::move(draft.regions);
     if (draft.peak_bytes < plan.peak_bytes) {
       plan.order = std::move(draft.order);
       plan.peak_bytes = draft.peak_bytes;
-      plan.method = std::move(draft.method);
+      plan.method = draft.method;
     }
     plan.bottleneck = FindBottleneck(graph, plan);
   }
-  if (!plan.is_optimal()) plan.proof.clear();
+  if (!plan.is_optimal()) plan.proof = Proof::kNone;
   plan.moved_ops = MovedOps(plan.order);
   if (options.memory_budget_bytes) plan.budget_met = MeetsBudget(options, plan.peak_bytes);
   if (PeakBytes(graph, plan.order) != plan.peak_bytes ||

@@ -8,10 +8,10 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "sched/graph.h"
+#include "sched/names.h"
 #include "sched/rules.h"
 
 namespace torch_ext::sched {
@@ -31,11 +31,10 @@ struct PlanOptions {
 
 // A part of the graph that was scheduled on its own.
 struct Region {
-  std::string kind;  // "series": ops that must run one after the other; "parallel": of parts that
-                     // do not depend on each other; "prime": neither
+  RegionKind kind = RegionKind::kSeries;  // never kOp
   std::int32_t num_ops = 0;
-  std::string method;  // what found its order, e.g. "original", "beam", "search"
-  std::string proof;   // what proves its peak the lowest, empty if unproven
+  Method method = Method::kOriginal;  // what found its order
+  Proof proof = Proof::kNone;         // what proves its peak the lowest
   std::int64_t peak_bytes = 0;
 };
 
@@ -51,9 +50,8 @@ struct Plan {
   std::int64_t original_peak_bytes = 0;
   std::int64_t peak_bytes = 0;
   std::int64_t lower_bound_bytes = 0;
-  std::string method;  // what lowered the region that set the peak; "original" if nothing did
-  std::string proof;   // the argument for the lower bound (csrc/README.md, "What the result says");
-                       // empty if it is below the peak
+  Method method = Method::kOriginal;     // what lowered the region that set the peak
+  Proof proof = Proof::kNone;            // the argument for the lower bound; none if below the peak
   std::optional<Bottleneck> bottleneck;  // nothing for an empty graph, or if none is known
   std::int32_t moved_ops = 0;
   std::vector<Region> regions;

@@ -148,9 +148,8 @@ def bound_fault(report: ProgramReport) -> str:
     """
     measured = (report.measured_original_peak_bytes, report.measured_peak_bytes)
     _, refuted = held_to(report, measured)
-    if refuted or report.reason.endswith("nothing is proven"):
-        return f"{refuted or report.reason}: bound"
-    return ""
+    told = [reason for reason in (*report.reasons, *refuted) if reason.kind == "below_bound"]
+    return f"{told[0].text}: bound" if told else ""
 
 
 def message(error: Exception) -> str:

@@ -32,11 +32,13 @@ from tests.fuzz.checking import (
 )
 from tests.fuzz.comparing import Call, Comparer, difference
 from tests.fuzz.source import Program
+from torch_ext.arguments import planning
 from torch_ext.fx.estimating import estimate_probe
-from torch_ext.fx.ordering import apply_order, order_edges, to_graph
+from torch_ext.fx.order import apply_order
 from torch_ext.fx.probing import Probe, run_probe
+from torch_ext.fx.program import order_edges, program_of
 from torch_ext.measuring import measure_peak
-from torch_ext.planning import Plan, plan
+from torch_ext.planning import Plan, plan_program
 
 _ATTRIBUTES = ("last", "parts", "named")  # tensors that are neither parameters nor buffers
 _SYMBOLIC_SIZES = 8  # one program of so many: they take long to capture
@@ -121,7 +123,7 @@ class Captured(Original):
                 order = random_order(order_edges(probe), seed)
                 verdict.moved_by_shuffle |= order != original
                 yield f"{kind}shuffle {seed}", self._differs(order, probe)
-            found = plan(to_graph(probe), time_budget=0.05)
+            found = plan_program(program_of(probe), planning("all", 0.05))
             verdict.moved_by_optimize |= found.moved_ops > 0
             yield f"{kind}plan", self._differs(found.order, probe)
             if kind == "" and not self.calls[0].error:

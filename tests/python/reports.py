@@ -12,9 +12,9 @@ HOSTILE = "</script><img src=x onerror=alert(1)><b>&amp;'\"`"
 def wide(branches: int = 4, module_path: str = "heads") -> LabelledGraph:
     """Branches that grow, one after the other, and then shrink: order can save all but one."""
     size = 2**20
-    ops, buffers = [], [LabelledBuffer("x", size, (256, 1024), "Float", is_input=True)]
+    ops, buffers = [], [LabelledBuffer("x", size, (256, 1024), "float32", is_input=True)]
     for i in range(branches):
-        buffers.append(LabelledBuffer(f"big{i}", (8 + i) * size, (8 + i, 512, 512), "Float"))
+        buffers.append(LabelledBuffer(f"big{i}", (8 + i) * size, (8 + i, 512, 512), "float32"))
         ops.append(
             LabelledOp(
                 f"grow.{i}",
@@ -29,7 +29,7 @@ def wide(branches: int = 4, module_path: str = "heads") -> LabelledGraph:
             )
         )
     for i in range(branches):
-        buffers.append(LabelledBuffer(f"small{i}", size // 4, (256, 256), "Float"))
+        buffers.append(LabelledBuffer(f"small{i}", size // 4, (256, 256), "float32"))
         ops.append(
             LabelledOp(
                 f"shrink.{i}",
@@ -44,7 +44,7 @@ def wide(branches: int = 4, module_path: str = "heads") -> LabelledGraph:
             )
         )
     small = tuple(f"small{i}" for i in range(branches))
-    buffers.append(LabelledBuffer("out", size, (256, 1024), "Float", kept=True))
+    buffers.append(LabelledBuffer("out", size, (256, 1024), "float32", kept=True))
     shrinks = tuple(f"shrink.{i}" for i in range(branches))
     source = "/opt/venv/lib/python3.11/site-packages/lib/join.py:7"
     ops.append(
@@ -68,7 +68,7 @@ def random_graph(seed: int, ops: int, *, reach: int = 12, branches: int = 1) -> 
         kept = i >= ops - 2
         size = 0 if rng.random() < 0.2 else rng.randrange(1, 2**22)
         buffers.append(
-            LabelledBuffer(f"input.{i}", size, (1, 64, i % 224, 224), "Float", kept=kept)
+            LabelledBuffer(f"input.{i}", size, (1, 64, i % 224, 224), "float32", kept=kept)
         )
         made.append(
             LabelledOp(

@@ -393,7 +393,7 @@ def test_an_optimal_order_says_which_op_and_which_buffers():
     assert "the original order is optimal" in report.reason
     assert report.bottleneck.op in report.reason
     assert report.at_peak[0].shape == (256, 512)
-    assert report.at_peak[0].dtype == "Float"
+    assert report.at_peak[0].dtype == "float32"
 
 
 def test_ops_held_in_place_are_the_reason():

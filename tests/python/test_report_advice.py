@@ -400,7 +400,7 @@ def odd_graph(rng: random.Random) -> LabelledGraph:
         if kind not in VIEWS or not reads:
             writes = (f"b{i}",)
             size = rng.choice((8, 8, 64, 1000))
-            buffers.append(LabelledBuffer(f"b{i}", size, (size,), "Byte", kept=rng.random() < 0.1))
+            buffers.append(LabelledBuffer(f"b{i}", size, (size,), "uint8", kept=rng.random() < 0.1))
         held |= dict.fromkeys(outputs, writes or reads)
         after = tuple(dict.fromkeys(maker[value] for value in inputs))
         maker |= dict.fromkeys(outputs, f"op{i}")

@@ -50,7 +50,7 @@ def test_labels_say_where_an_op_comes_from(report):
     assert grow.kind == "aten::linear"
     assert "models.py:" in grow.source
     (buffer,) = (b for b in report.graph.buffers if b.name in grow.writes)
-    assert (buffer.shape, buffer.dtype, buffer.bytes) == ((256, 512), "Float", 256 * 512 * 4)
+    assert (buffer.shape, buffer.dtype, buffer.bytes) == ((256, 512), "float32", 256 * 512 * 4)
     stack = next(op for op in report.graph.ops if op.kind == "aten::stack")
     assert stack.constants == {"dim": 0}
 

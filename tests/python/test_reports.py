@@ -104,16 +104,17 @@ def test_a_bound_holds_for_runs_that_need_as_much():
     found = torch_ext.plan(wide().to_graph())
     bound = found.lower_bound_bytes
     for measured in ((), (None, None), (bound,), (bound + 1, None), (None, bound, 2 * bound)):
-        assert held_to(found, measured) == (found, "")
+        assert held_to(found, measured) == (found, ())
 
 
 def test_a_bound_is_refuted_by_a_run_that_needs_a_byte_less():
     found = torch_ext.plan(wide().to_graph())
     bound = found.lower_bound_bytes
     assert (found.status, found.proof) == ("optimal", "closure")
-    unproven, why = held_to(found, (2 * bound, None, bound - 1))
-    assert f"({bound - 1} bytes)" in why
-    assert f"({bound} bytes)" in why
+    unproven, (why,) = held_to(found, (2 * bound, None, bound - 1))
+    assert why.kind == "below_bound"
+    assert f"({bound - 1} bytes)" in why.text
+    assert f"({bound} bytes)" in why.text
     assert (unproven.lower_bound_bytes, unproven.status, unproven.proof) == (0, "feasible", "")
     assert unproven.bottleneck is None
     assert not any(region.proof for region in unproven.regions)

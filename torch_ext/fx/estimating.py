@@ -19,10 +19,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_ext._native import _jit
-from torch_ext.fx.ordering import to_graph
+from torch_ext.arguments import planning
 from torch_ext.fx.probing import Executed, Probe, Runner, storages_of
+from torch_ext.fx.program import program_of
 from torch_ext.measuring import measure_peak, no_collections
-from torch_ext.planning import plan
+from torch_ext.planning import plan_program
 
 # Higher-order ops that run a graph again and again.
 _LOOPS = {"associative_scan", "map_impl", "scan", "while_loop", "while_loop_stack_output"}
@@ -82,7 +83,8 @@ def _estimate(module: fx.GraphModule) -> Probe:
 
 def _peak_bytes(module: fx.GraphModule) -> int:
     """Of an inner graph, above its inputs."""
-    return plan(to_graph(_estimate(module)), time_budget=0).original_peak_bytes
+    found = plan_program(program_of(_estimate(module)), planning("all", 0.0))
+    return found.original_peak_bytes
 
 
 def _concrete(value: Any) -> Any:

@@ -14,14 +14,14 @@ from torch.utils import _pytree as pytree
 from torch_ext._native import _jit
 from torch_ext.arguments import MemoryAmount, Planning, flag, misfit, planning
 from torch_ext.comparing import first_difference
-from torch_ext.fx.hazards import is_barrier, written_arguments
-from torch_ext.fx.labelling import labelled
-from torch_ext.fx.ordering import apply_order
+from torch_ext.fx.effects import is_barrier, written_arguments
+from torch_ext.fx.order import apply_order
 from torch_ext.fx.probing import Probe, run_probe, storages_of, tensors_of
+from torch_ext.fx.program import labelled_program_of
 from torch_ext.labels import LabelledGraph
 from torch_ext.logs import is_disabled
 from torch_ext.measuring import measure_peak, no_collections
-from torch_ext.planning import Plan, plan
+from torch_ext.planning import Plan, Reason, plan, plan_and_explain
 from torch_ext.reports import ProgramReport, described, held_to, in_original_order
 
 Graphs = fx.GraphModule | ExportedProgram
@@ -64,38 +64,34 @@ def reorder(
     with torch.no_grad():
         if why := _why_left_alone():
             return program, _unplanned(program, given, why, wanted.memory_budget)
-        probe, graph, found = _plan(program, given, wanted)
-        reason, reordered = _why_no_gain(found), program
-        if not reason:
+        probe, graph, found, reasons = _plan(program, given, wanted)
+        reordered = program
+        if not reasons:
             reordered = cast(Program, _reordered(program, probe, found.order))
         if not verify:
-            return reordered, _report(program, given, graph, found, reason=reason)
+            return reordered, _report(program, given, graph, found, reasons)
         expected, before_bytes = _measured(program, given)
         after_bytes, difference = before_bytes, ""
-        if not reason:
+        if not reasons:
             actual, after_bytes = _measured(reordered, given)
             difference = first_difference(expected, actual)
-            if difference:
-                reason = f"verification failed: {difference} differs"
-            elif after_bytes >= before_bytes:
-                falls = f"{before_bytes} bytes, then {after_bytes}"
-                reason = f"the allocator's peak does not fall: {falls}"
+            reasons = _why_unverified(difference, before_bytes, after_bytes)
     found, refuted = held_to(found, (before_bytes, after_bytes))
     if refuted:
-        reason = f"{reason}; {refuted}" if difference else refuted
-    if reason:
+        reasons = reasons + refuted if difference else refuted
+    if reasons:
         found = in_original_order(found, graph, wanted.memory_budget)
     report = _report(
         program,
         given,
         graph,
         found,
-        reason=reason,
+        reasons,
         measured_original_peak_bytes=before_bytes,
-        measured_peak_bytes=before_bytes if reason else after_bytes,
+        measured_peak_bytes=before_bytes if reasons else after_bytes,
         identical=not difference,
     )
-    return (program if reason else reordered), report
+    return (program if reasons else reordered), report
 
 
 def analyze(
@@ -111,15 +107,12 @@ def analyze(
     with torch.no_grad():
         if why := _why_left_alone():
             return _unplanned(program, given, why, None)
-        _, graph, found = _plan(program, given, wanted)
+        _, graph, found, reasons = _plan(program, given, wanted)
         _, peak_bytes = _measured(program, given)
-    reason = _why_no_gain(found)
     found, refuted = held_to(found, (peak_bytes,))
     if refuted:
-        reason, found = refuted, in_original_order(found, graph, None)
-    return _report(
-        program, given, graph, found, reason=reason, measured_original_peak_bytes=peak_bytes
-    )
+        reasons, found = refuted, in_original_order(found, graph, None)
+    return _report(program, given, graph, found, reasons, measured_original_peak_bytes=peak_bytes)
 
 
 # --- both kinds of programs -----------------------------------------------------------------------
@@ -286,16 +279,16 @@ def _paths(arguments: tuple[Any, ...]) -> set[str]:
 
 def _plan(
     program: Graphs, given: tuple[Any, ...], wanted: Planning
-) -> tuple[Probe, LabelledGraph, Plan]:
+) -> tuple[Probe, LabelledGraph, Plan, tuple[Reason, ...]]:
     """The probe's nodes are those of the program."""
     with torch.random.fork_rng(devices=[]):
         scratch = _copied(program)
         module = _graph_module(scratch)
         probe = run_probe(module, _flat_inputs(scratch, _deepcopy(given, given)))
-    graph = labelled(probe)
-    found = plan(graph.to_graph(), **dataclasses.asdict(wanted))
+    labelled = labelled_program_of(probe)
+    found, reasons = plan_and_explain(labelled, wanted)
     nodes = {node.name: node for node in _graph_module(program).graph.nodes}
-    return _on(probe, nodes), graph, found
+    return _on(probe, nodes), LabelledGraph.from_fields(labelled.fields()), found, reasons
 
 
 def _measured(program: Graphs, given: tuple[Any, ...]) -> tuple[dict[str, Any], int]:
@@ -324,21 +317,20 @@ def _report(
     given: tuple[Any, ...],
     graph: LabelledGraph,
     found: Plan,
+    reasons: Sequence[Reason],
     *,
-    reason: str = "",
     measured_original_peak_bytes: int | None = None,
     measured_peak_bytes: int | None = None,
     identical: bool | None = None,
 ) -> GraphReport:
     return GraphReport(
-        **described(graph, found),
+        **described(graph, found, reasons),
         measured_original_peak_bytes=measured_original_peak_bytes,
         measured_peak_bytes=measured_peak_bytes,
         identical=identical,
         threads=torch.get_num_threads(),
         parameter_bytes=sum(storages_of(_state(program)).values()),
         input_bytes=sum(storages_of(given).values()),
-        reason=reason,
     )
 
 
@@ -354,7 +346,7 @@ def _unplanned(
         given,
         nothing,
         in_original_order(found, nothing, memory_budget),
-        reason=why,
+        (Reason.of("left_alone", detail=why),),
         measured_original_peak_bytes=peak_bytes,
         measured_peak_bytes=peak_bytes,
     )
@@ -372,10 +364,12 @@ def _why_left_alone() -> str:
     return ""
 
 
-def _why_no_gain(found: Plan) -> str:
-    """Empty if the order lowers the peak."""
-    if found.peak_bytes < found.original_peak_bytes:
-        return ""
-    if found.status == "optimal" and found.bottleneck is not None:
-        return f"order gains nothing: no order runs {found.bottleneck.op} with less"
-    return "no better order was found within the budget"
+def _why_unverified(difference: str, before_bytes: int, after_bytes: int) -> tuple[Reason, ...]:
+    """Empty if the program that was made is as good as planned."""
+    if difference:
+        return (Reason.of("differs", detail=f"{difference} differs"),)
+    if after_bytes > before_bytes:
+        return (Reason.of("rises", size_bytes=before_bytes, other_bytes=after_bytes),)
+    if after_bytes == before_bytes:
+        return (Reason.of("does_not_fall", size_bytes=before_bytes),)
+    return ()

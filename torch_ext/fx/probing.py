@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from torch_ext.fx.hazards import draws_random_numbers, has_side_effect, is_barrier, schema_of
+from torch_ext.fx.effects import draws_random_numbers, has_side_effect, is_barrier, schema_of
 from torch_ext.measuring import measure_peak, no_collections
 from torch_ext.parts import parts_of
 

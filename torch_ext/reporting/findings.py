@@ -6,7 +6,16 @@ import itertools
 from collections.abc import Sequence
 
 from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
-from torch_ext.planning import Graph, Plan, Region, RegionTree, TimelineEntry, region_tree, simulate
+from torch_ext.planning import (
+    Graph,
+    Plan,
+    Reason,
+    Region,
+    RegionTree,
+    TimelineEntry,
+    region_tree,
+    simulate,
+)
 from torch_ext.reporting.diff import Block, diff
 
 
@@ -70,9 +79,10 @@ class Findings:
         return self.measured("measured_original_peak_bytes")
 
     @property
-    def reason(self) -> str:
-        """Why nothing was gained, else empty."""
-        return str(getattr(self.plan, "reason", ""))
+    def reasons(self) -> tuple[Reason, ...]:
+        """Why nothing was gained, so far as the door knows."""
+        known: tuple[Reason, ...] = getattr(self.plan, "reasons", ())
+        return known
 
     @property
     def identical(self) -> bool | None:

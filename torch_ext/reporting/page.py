@@ -17,20 +17,6 @@ from torch_ext.reporting.findings import Findings, Run
 from torch_ext.reporting.wording import amount, code
 
 MOST_PLACES = 3  # named for one advice
-_DTYPES = {
-    "Float": "float32",
-    "Double": "float64",
-    "Half": "float16",
-    "BFloat16": "bfloat16",
-    "Long": "int64",
-    "Int": "int32",
-    "Short": "int16",
-    "Char": "int8",
-    "Byte": "uint8",
-    "Bool": "bool",
-    "ComplexFloat": "complex64",
-    "ComplexDouble": "complex128",
-}
 
 
 def to_html(findings: Findings) -> str:
@@ -150,7 +136,7 @@ def _data(findings: Findings) -> dict[str, Any]:
             "name": [buffer.name for buffer in graph.buffers],
             "bytes": [buffer.bytes for buffer in graph.buffers],
             "shape": [shape(buffer.shape, buffer.dtype) for buffer in graph.buffers],
-            "dtype": [strings(_DTYPES.get(b.dtype, b.dtype)) for b in graph.buffers],
+            "dtype": [strings(b.dtype) for b in graph.buffers],
             "op": [maker.get(buffer.name, -1) for buffer in graph.buffers],
             "kept": [int(buffer.kept) for buffer in graph.buffers],
         },

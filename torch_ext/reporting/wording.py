@@ -1,10 +1,11 @@
 """The sentences of the page, as HTML: what was found, and why it is so."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch_ext import amounts
 from torch_ext.labels import LabelledBuffer
+from torch_ext.planning import Reason
 from torch_ext.reporting.advice import Advice
 from torch_ext.reporting.findings import Findings
 
@@ -74,7 +75,7 @@ def lead(findings: Findings) -> str:
     plan = findings.plan
     saved_bytes = plan.original_peak_bytes - plan.peak_bytes
     if plan.ops == 0:
-        return f"Nothing was planned: {html.escape(findings.reason)}."
+        return f"Nothing was planned: {html.escape('; '.join(r.text for r in findings.reasons))}."
     if saved_bytes == 0:
         sentence = "Another order of the operations gains nothing here."
     else:
@@ -160,25 +161,29 @@ def proof(findings: Findings) -> str:
 def limit(findings: Findings, advice: Sequence[Advice]) -> str:
     """Return why the peak is no lower, and what could lower it."""
     plan = findings.plan
-    reason = html.escape(findings.reason)
     if plan.budget_met and plan.status != "optimal":
         return "Planning stopped as soon as the memory budget was met."
-    if plan.status != "optimal" and plan.lower_bound_bytes == 0 and reason:
-        return f"{reason[:1].upper()}{reason[1:]}."
+    why = _sentences(findings.reasons)
+    if plan.status != "optimal" and plan.lower_bound_bytes == 0 and why:
+        return why.lstrip()
     if plan.status != "optimal":
         stopped = " The clock stopped planning on this machine." if plan.clock_stopped else ""
-        told = f" {reason[:1].upper()}{reason[1:]}." if reason else ""
-        return f"A larger time budget may find a lower order or close the gap.{stopped}{told}"
+        return f"A larger time budget may find a lower order or close the gap.{stopped}{why}"
     if any(not each.is_measured for each in advice):
         change = ". A change of the program could: see below."
     elif advice:
         change = ". A call with gradients takes more than all that is shown here: see below."
     else:
         change = ", nor would any change of the program that was looked for."
-    if reason.startswith("the original order is optimal"):  # the bottleneck is told already
-        _, _, reason = reason.partition("; ")
-    told = f" {reason[:1].upper()}{reason[1:]}." if reason else ""
-    return f"Order can give no more{change}{told}"
+    # The bottleneck is told already.
+    rest = _sentences(reason for reason in findings.reasons if reason.kind != "optimal")
+    return f"Order can give no more{change}{rest}"
+
+
+def _sentences(reasons: Iterable[Reason]) -> str:
+    """Each with a space before it."""
+    texts = [html.escape(reason.text) for reason in reasons]
+    return "".join(f" {text[:1].upper()}{text[1:]}." for text in texts)
 
 
 def moved(findings: Findings) -> str:

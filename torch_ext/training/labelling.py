@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx import traceback as fx_traceback
 
-from torch_ext.fx.labelling import OUR_FOLDER, TORCH_FOLDER
+from torch_ext.fx.program import OUR_FOLDER, TORCH_FOLDER
 
 _LABELS = ("nn_module_stack", "stack_trace")
 

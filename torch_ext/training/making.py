@@ -14,13 +14,15 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from torch_ext import attributes
+from torch_ext.arguments import planning
 from torch_ext.comparing import first_difference
 from torch_ext.files import first_line
-from torch_ext.fx.labelling import labelled
-from torch_ext.fx.ordering import apply_order, written_storages
+from torch_ext.fx.order import apply_order
 from torch_ext.fx.probing import Probe, run_probe
+from torch_ext.fx.program import labelled_program_of, written_storages
+from torch_ext.labels import LabelledGraph
 from torch_ext.measuring import measure_peak
-from torch_ext.planning import Plan, plan
+from torch_ext.planning import Reason, plan_and_explain
 from torch_ext.reports import ProgramReport, described, held_to
 from torch_ext.training.capturing import Batch, Captured, loss_of
 from torch_ext.training.modes import apart, of_a_graph
@@ -132,8 +134,8 @@ def _made(
             probe = run_probe(captured.module, inputs)
         _require_constants_kept(captured.module, probe, scratch)
         del scratch, looked, inputs
-    graph = labelled(probe)
-    found = plan(graph.to_graph(), time_budget=time_budget)
+    program = labelled_program_of(probe)
+    found, reasons = plan_and_explain(program, planning("all", time_budget))
     apply_order(captured.module, probe, _common(world, found.order)[0])
     if runtime == "torchscript":
         captured = as_torchscript(captured)
@@ -142,11 +144,17 @@ def _made(
     if refusal:
         raise UnsupportedError(refusal)
     found, refuted = held_to(found, (verified.peak_bytes,))
-    why_no_gain = _why_no_gain(found, verified.eager_peak_bytes, verified.peak_bytes)
+    if verified.peak_bytes > verified.eager_peak_bytes:
+        why = Reason.of(
+            "loop_is_lower",
+            size_bytes=verified.peak_bytes,
+            other_bytes=verified.eager_peak_bytes,
+        )
+        reasons = (why,)
     one_batch = updates and now.group_of.keys().isdisjoint(now.accumulated)
     hooks_peak_bytes = _hooks_peak(world, now) if one_batch else None
     report = TrainingReport(
-        **described(graph, found),
+        **described(LabelledGraph.from_fields(program.fields()), found, (*refuted, *reasons)),
         measured_original_peak_bytes=verified.eager_peak_bytes,
         measured_hooks_peak_bytes=hooks_peak_bytes,
         measured_peak_bytes=verified.peak_bytes,
@@ -159,7 +167,6 @@ def _made(
         input_bytes=sum(tensor.nbytes for tensor in now.tensors),
         state_bytes=verified.state_bytes,
         capture_seconds=time.perf_counter() - start,
-        reason="; ".join(filter(None, (refuted, why_no_gain))),
     )
     for node in captured.module.graph.nodes:
         if node.op != "placeholder":  # a saved step checks its inputs against the example's
@@ -229,25 +236,13 @@ def _require_constants_kept(module: fx.GraphModule, probe: Probe, scratch: World
         for storage in probe.values[node]
     }
     for op in probe.ops:
-        for storage in constants.keys() & written_storages(probe, op):
+        for storage in constants.keys() & written_storages(op):
             tensor = getattr(module, str(constants[storage].target))
             path = attributes.path_of(scratch.objective, tensor).removeprefix("model.")
             raise UnsupportedError(
                 f"the model changes {path or 'a tensor'} in place ({op.node.target}), which is "
                 "neither a parameter nor a buffer nor an input; register it as a buffer"
             )
-
-
-def _why_no_gain(found: Plan, eager_peak_bytes: int, peak_bytes: int) -> str:
-    """Empty if the order lowers the peak."""
-    if peak_bytes > eager_peak_bytes:
-        needs = f"{peak_bytes / MIB:.2f} MiB against {eager_peak_bytes / MIB:.2f}"
-        return f"the captured step needs more than the eager loop ({needs}), which is kept"
-    if found.peak_bytes < found.original_peak_bytes:
-        return ""
-    if found.status == "optimal" and found.bottleneck is not None:
-        return f"order gains nothing: no order runs {found.bottleneck.op} with less"
-    return "no better order was found within the budget"
 
 
 def copied(batch: Batch) -> Batch:

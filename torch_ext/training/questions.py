@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_ext.fx.labelling import OUR_FOLDER, TORCH_FOLDER
+from torch_ext.fx.program import OUR_FOLDER, TORCH_FOLDER
 from torch_ext.training.modes import of_a_graph
 from torch_ext.training.updates import UnsupportedError
 

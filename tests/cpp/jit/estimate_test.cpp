@@ -5,9 +5,9 @@
 #include <torch/csrc/jit/passes/pass_manager.h>
 #include <torch/torch.h>
 
-#include "jit/extract.h"
-#include "jit/hazards.h"
 #include "jit/nodes.h"
+#include "jit/to_program.h"
+#include "program/lower.h"
 #include "sched/simulate.h"
 #include "support/modules.h"
 
@@ -36,7 +36,7 @@ struct Estimated {
 };
 
 std::int64_t PeakOf(Block* block, const Probe& probe) {
-  const sched::Graph graph = ExtractGraph(OpNodes(block), probe, Hazards{});
+  const sched::Graph graph = program::Lower(ToProgram(OpNodes(block), probe, Interference{}));
   return sched::PeakBytes(graph, graph.OriginalOrder());
 }
 

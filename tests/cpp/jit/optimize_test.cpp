@@ -84,7 +84,7 @@ TEST(Optimize, ARunBelowTheBoundProvesNothingAndTheOriginalIsKept) {
   EXPECT_EQ(optimized.module._ivalue(), module._ivalue());
   EXPECT_EQ(report.plan.lower_bound_bytes, 0);
   EXPECT_FALSE(report.plan.is_optimal());
-  EXPECT_EQ(report.plan.proof, "");
+  EXPECT_EQ(report.plan.proof, sched::Proof::kNone);
   EXPECT_FALSE(report.plan.bottleneck.has_value());
   EXPECT_EQ(report.plan.order, report.graph.OriginalOrder());
   EXPECT_EQ(report.plan.peak_bytes, report.plan.original_peak_bytes);

@@ -5,10 +5,11 @@
 
 #include <algorithm>
 
-#include "jit/extract.h"
 #include "jit/memory_meter.h"
 #include "jit/nodes.h"
 #include "jit/prepare.h"
+#include "jit/to_program.h"
+#include "program/lower.h"
 #include "sched/simulate.h"
 #include "support/modules.h"
 
@@ -23,7 +24,7 @@ struct Probed {
   std::vector<torch::jit::Node*> nodes;
   std::shared_ptr<torch::jit::Graph> graph;
   Probe probe;
-  sched::Graph extracted;
+  sched::Graph lowered;
 };
 
 Probed ProbeModule(const Module& module, const Stack& inputs) {
@@ -36,16 +37,15 @@ Probed ProbeModule(const Module& module, const Stack& inputs) {
     all.insert(all.end(), inputs.begin(), inputs.end());
     return all;
   });
-  const Hazards hazards = FindHazards(probed.graph, probed.nodes, {probed.probe});
-  probed.extracted = ExtractGraph(probed.nodes, probed.probe, hazards);
+  const Interference interference = FindInterference(probed.graph, probed.nodes, {probed.probe});
+  probed.lowered = program::Lower(ToProgram(probed.nodes, probed.probe, interference));
   return probed;
 }
 
 // What the model says of the original order against the allocator in a real run.
 void ExpectAgreement(const Module& module, const Stack& inputs) {
   const Probed probed = ProbeModule(module.clone(true), inputs);
-  const std::int64_t predicted =
-      sched::PeakBytes(probed.extracted, probed.extracted.OriginalOrder());
+  const std::int64_t predicted = sched::PeakBytes(probed.lowered, probed.lowered.OriginalOrder());
   const torch::NoGradGuard no_grad;
   const Module run = module.clone(true);
   for (int i = 0; i < 2; ++i) run.get_method("forward")(inputs);
@@ -74,7 +74,7 @@ TEST(Probe, ProducersReadersAndResults) {
   EXPECT_TRUE(probed.probe.allocations[2].kept);
   EXPECT_EQ(probed.probe.nodes[1].reads, std::vector<std::int32_t>{0});
   EXPECT_EQ(probed.probe.nodes[1].writes, std::vector<std::int32_t>{1});
-  EXPECT_EQ(sched::PeakBytes(probed.extracted, {{0, 1, 2}}), 128 * kKiB);
+  EXPECT_EQ(sched::PeakBytes(probed.lowered, {{0, 1, 2}}), 128 * kKiB);
 }
 
 TEST(Probe, AViewsReaderIsAReaderOfTheStorage) {
@@ -102,7 +102,7 @@ TEST(Probe, ScratchMemoryIsMeasured) {
   )"),
                                     {Block(256)});
   std::int64_t workspace = 0;
-  for (const sched::Op& op : probed.extracted.ops()) {
+  for (const sched::Op& op : probed.lowered.ops()) {
     EXPECT_GE(op.workspace_bytes, 0) << op.name;
     workspace += op.workspace_bytes;
   }

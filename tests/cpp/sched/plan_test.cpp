@@ -45,9 +45,9 @@ void ExpectSound(const Graph& g, const Plan& plan, std::int64_t lowest) {
   ASSERT_LE(plan.lower_bound_bytes, lowest) << "a bound above the optimum";
   ASSERT_GE(plan.peak_bytes, lowest);
   ASSERT_EQ(plan.moved_ops, MovedOps(plan.order));
-  ASSERT_EQ(plan.proof.empty(), !plan.is_optimal());
+  ASSERT_EQ((plan.proof == Proof::kNone), !plan.is_optimal());
   if (plan.moved_ops == 0) {
-    ASSERT_EQ(plan.method, "original");
+    ASSERT_EQ(plan.method, Method::kOriginal);
   }
   ASSERT_EQ(plan.bottleneck.has_value(), g.num_ops() > 0);
   if (plan.bottleneck) {
@@ -61,8 +61,7 @@ void ExpectSound(const Graph& g, const Plan& plan, std::int64_t lowest) {
   for (const Region& region : plan.regions) {
     num_ops += region.num_ops;
     worst = std::max(worst, region.peak_bytes);
-    ASSERT_TRUE(region.kind == "series" || region.kind == "parallel" || region.kind == "prime")
-        << region.kind;
+    ASSERT_NE(region.kind, RegionKind::kOp);
   }
   ASSERT_EQ(num_ops, g.num_ops());
   if (!plan.regions.empty()) {
@@ -79,8 +78,8 @@ void ExpectProvenRegionsOptimal(const Graph& g, const Plan& plan) {
     const Slice slice = slicer.Cut(begin, begin + region.num_ops);
     ASSERT_EQ(NaiveSimulate(slice.graph, slice.graph.OriginalOrder()).peak_bytes,
               region.peak_bytes);
-    if (!region.proof.empty()) {
-      ASSERT_EQ(DownSets(slice.graph).LowestPeak(), region.peak_bytes) << region.proof;
+    if (region.proof != Proof::kNone) {
+      ASSERT_EQ(DownSets(slice.graph).LowestPeak(), region.peak_bytes) << NameOf(region.proof);
     }
     begin += region.num_ops;
   }
@@ -129,8 +128,8 @@ TEST(PlanTest, OneOpIsOptimalAsItIs) {
     const Plan plan = MakePlan(g, Ample(scope));
     EXPECT_EQ(plan.order, Order{0});
     EXPECT_EQ(plan.peak_bytes, 7);
-    EXPECT_EQ(plan.proof, "closure");
-    EXPECT_EQ(plan.method, "original");
+    EXPECT_EQ(plan.proof, Proof::kClosure);
+    EXPECT_EQ(plan.method, Method::kOriginal);
     ASSERT_TRUE(plan.bottleneck);
     EXPECT_EQ(plan.bottleneck->op, 0);
   }
@@ -165,9 +164,9 @@ TEST(PlanTest, FinishesOneBranchBeforeTheOtherStarts) {
   EXPECT_TRUE(plan.is_optimal());
   EXPECT_EQ(plan.moved_ops, 1);
   ASSERT_EQ(plan.regions.size(), 2u);
-  EXPECT_EQ(plan.regions[0].kind, "parallel");
+  EXPECT_EQ(plan.regions[0].kind, RegionKind::kParallel);
   EXPECT_EQ(plan.regions[0].num_ops, 4);
-  EXPECT_EQ(plan.regions[1].kind, "series");
+  EXPECT_EQ(plan.regions[1].kind, RegionKind::kSeries);
   EXPECT_EQ(plan.regions[1].num_ops, 1);
 }
 
@@ -252,7 +251,7 @@ TEST(PlanTest, APeakOfNoBytesIsProvenToo) {
   for (const Scope scope : kScopes) {
     const Plan plan = MakePlan(g, Ample(scope));
     EXPECT_TRUE(plan.is_optimal());
-    EXPECT_EQ(plan.proof, "closure");
+    EXPECT_EQ(plan.proof, Proof::kClosure);
   }
 }
 
@@ -271,7 +270,7 @@ op join reads small_a small_b workspace 98
 )");
   const Plan plan = MakePlan(g);
   EXPECT_EQ(plan.moved_ops, 0);
-  EXPECT_EQ(plan.proof, "closure");
+  EXPECT_EQ(plan.proof, Proof::kClosure);
 }
 
 TEST(PlanTest, WorkEndsAtTheBlockThatSetsThePeak) {
@@ -427,7 +426,7 @@ TEST(PlanRandomTest, PlanningTheResultAgainMovesNothing) {
       const Plan again = MakePlan(Relabelled(g, plan.order), Ample(scope));
       ASSERT_EQ(again.moved_ops, 0) << "order " << ::testing::PrintToString(plan.order);
       ASSERT_EQ(again.peak_bytes, plan.peak_bytes);
-      ASSERT_EQ(again.method, "original");
+      ASSERT_EQ(again.method, Method::kOriginal);
     }
   }
 }

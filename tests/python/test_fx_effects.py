@@ -17,7 +17,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_ext._native import _jit
-from torch_ext.fx.hazards import (
+from torch_ext.fx.effects import (
     draws_random_numbers,
     has_side_effect,
     is_barrier,
@@ -48,9 +48,13 @@ def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     return graph.call_function(target, args, kwargs)
 
 
+def written(node: fx.Node) -> list[Any]:
+    return [argument for argument, _ in written_arguments(node)]
+
+
 def is_pure(node: fx.Node) -> bool:
     claims = (is_barrier, draws_random_numbers, has_side_effect, is_collective)
-    return not any(claim(node) for claim in claims) and not list(written_arguments(node))
+    return not any(claim(node) for claim in claims) and not written(node)
 
 
 # --- operators ------------------------------------------------------------------------------------
@@ -64,22 +68,22 @@ def test_ordinary_ops_are_pure():
 
 def test_what_the_schema_marks_is_written():
     write = call(aten.add_.Tensor, ..., ...)
-    assert list(written_arguments(write)) == [write.args[0]]
+    assert written(write) == [write.args[0]]
     out = call(aten.sin.out, ..., out=...)
-    assert list(written_arguments(out)) == [out.kwargs["out"]]
+    assert written(out) == [out.kwargs["out"]]
     many = call(aten._foreach_add_.Scalar, [...], 1.0)
-    assert list(written_arguments(many)) == [many.args[0]]
+    assert written(many) == [many.args[0]]
 
 
 @pytest.mark.parametrize("training", [True, ...])
 def test_running_statistics_are_written_in_training(training):
     node = call(aten.native_batch_norm.default, *[...] * 5, training, 0.1, 1e-5)
-    assert list(written_arguments(node)) == list(node.args[3:5])
+    assert list(written_arguments(node)) == [(node.args[3], True), (node.args[4], True)]
 
 
 def test_running_statistics_are_read_out_of_training():
     node = call(aten.native_batch_norm.default, *[...] * 5, False, 0.1, 1e-5)
-    assert not list(written_arguments(node))
+    assert not written(node)
 
 
 def test_random_ops_draw():
@@ -181,7 +185,7 @@ def test_what_computes_sizes_is_pure(function):
 @pytest.mark.parametrize("function", [operator.iadd, operator.setitem], ids=str)
 def test_operators_in_place_write_to_their_first_argument(function):
     node = call(function, ..., ...)
-    assert list(written_arguments(node)) == [node.args[0]]
+    assert written(node) == [node.args[0]]
     assert not is_barrier(node)
 
 
@@ -331,8 +335,8 @@ def test_both_doors_see_the_same():
         node = called_with_unknowns(target)
         table = _jit.operator_effects(target._schema.name, target._schema.overload_name, {})
         values = [*node.args, *node.kwargs.values()]
-        written = [values[i] for i in (*table["writes"], *table["statistics"])]
-        assert list(written_arguments(node)) == written, target
+        expected = [values[i] for i in (*table["writes"], *table["statistics"])]
+        assert written(node) == expected, target
         assert draws_random_numbers(node) >= table["draws_random_numbers"], target
         assert is_collective(node) == table["is_collective"], target
         assert has_side_effect(node) >= table["has_side_effect"], target
@@ -347,7 +351,7 @@ def test_what_torch_says_of_an_operator_is_heard():
         node = called_with_unknowns(target)
         assert schema_of(node) == target._schema
         if target._schema.is_mutable:
-            assert list(written_arguments(node)), target
+            assert written(node), target
         if torch.Tag.nondeterministic_seeded in target.tags:
             assert draws_random_numbers(node), target
         if torch.Tag.inplace_view in target.tags:

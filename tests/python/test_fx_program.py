@@ -1,7 +1,8 @@
 """One trap, one test: graphs whose result depends on an order that the data flow does not tell.
 
-Each graph is reordered at random, as in tests/cpp/jit/hazards_test.cpp. These are graphs that no
-program of tests/fuzz gives when it is captured: tensors are used under an old name after a change.
+Each graph is reordered at random, as in tests/cpp/jit/interference_test.cpp. These are graphs that
+no program of tests/fuzz gives when it is captured: tensors are used under an old name after a
+change.
 """
 
 import gc
@@ -20,8 +21,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from tests.fuzz.checking import RULES
 from tests.fuzz.comparing import Comparer
 from tests.fuzz.graphs import random_order
-from torch_ext.fx.ordering import apply_order, order_edges
+from torch_ext.fx.order import apply_order
 from torch_ext.fx.probing import run_probe
+from torch_ext.fx.program import order_edges
 
 aten = torch.ops.aten
 ORDERS = 40

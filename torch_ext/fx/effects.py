@@ -1,18 +1,16 @@
-"""What must keep its order in an FX graph: the rules of csrc/jit/hazards.h, on nodes of torch.fx.
+"""What nodes of torch.fx do beyond their data flow: what csrc/program/hazards.h orders.
 
 What an operator does is looked up in the table that TorchScript uses too, operator_effects.h. Here
 is what only FX has: functions of Python, and higher-order ops, which run graphs they are given.
 
 Which memory an op touches is taken from a run (probing.py), not from alias analysis: an FX graph is
 captured for given shapes and strides, so the same storages are shared in every run.
-
-`without` names rules to do without, to show that a test finds what a rule prevents.
 """
 
 import functools
 import math
 import operator
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -68,34 +66,45 @@ def schema_of(node: fx.Node) -> torch.FunctionSchema | None:
     return target._schema if isinstance(target, torch._ops.OpOverload) else None
 
 
-def written_arguments(node: fx.Node, without: Collection[str] = ()) -> Iterator[Any]:
-    """Arguments whose memory the node writes to; running statistics, of which no schema tells."""
-    if node.target in _IN_PLACE_FUNCTIONS and "mutation" not in without:
-        yield node.args[0]
+def written_arguments(node: fx.Node) -> Iterator[tuple[Any, bool]]:
+    """Arguments whose memory the node writes to, and whether they are running statistics.
+
+    Of these no schema tells.
+    """
+    if node.target in _IN_PLACE_FUNCTIONS:
+        yield node.args[0], False
     if effects := _effects(node):
         values = list(_arguments(node).values())
-        for rule, written in (("mutation", "writes"), ("statistics", "statistics")):
-            if rule not in without:
-                yield from (values[position] for position in effects[written])
+        yield from ((values[position], False) for position in effects["writes"])
+        yield from ((values[position], True) for position in effects["statistics"])
 
 
-def is_barrier(node: fx.Node, without: Collection[str] = ()) -> bool:
+def undeclared(node: fx.Node) -> str:
+    """Why nobody knows what the node writes to; empty if that is known."""
+    if effects := _effects(node):
+        return str(effects["undeclared"])
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return "" if _runs_pure_graphs(node) else "a higher-order op of unknown effects"
+    is_known = node.target in _PURE_FUNCTIONS or node.target in _IN_PLACE_FUNCTIONS
+    return "" if is_known else "not an operator"
+
+
+def is_stateful(node: fx.Node) -> bool:
+    """Does it change the state that other ops run in?"""
+    return bool(_effects(node).get("is_stateful"))
+
+
+def changes_metadata(node: fx.Node) -> bool:
+    """Does it give a tensor other sizes, strides or memory, so that later views are others?"""
+    return bool(_effects(node).get("changes_metadata"))
+
+
+def is_barrier(node: fx.Node) -> bool:
     """Is it unknown what the node does, or is it more than an order of reads and writes can tell?
 
-    Nothing may pass it then. What changes metadata is a barrier: views would be other views.
+    Nothing may pass it then.
     """
-    if effects := _effects(node):
-        reasons = {
-            "unknown": effects["undeclared"],
-            "stateful": effects["is_stateful"],
-            "mutation": effects["changes_metadata"],
-        }
-        return any(reason and rule not in without for rule, reason in reasons.items())
-    if "unknown" in without:
-        return False
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
-        return not _runs_pure_graphs(node)
-    return node.target not in _PURE_FUNCTIONS and node.target not in _IN_PLACE_FUNCTIONS
+    return bool(undeclared(node)) or is_stateful(node) or changes_metadata(node)
 
 
 def draws_random_numbers(node: fx.Node) -> bool:

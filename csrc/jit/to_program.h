@@ -1,21 +1,27 @@
-// From a TorchScript block to the core's graph, and from an order back to the block.
+// From a TorchScript block to a program, and from an order back to the block.
 #pragma once
 
+#include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
 
-#include <cstdint>
 #include <vector>
 
-#include "jit/hazards.h"
+#include "jit/interference.h"
 #include "jit/probe.h"
+#include "program/program.h"
 #include "sched/graph.h"
 
 namespace torch_ext::jit {
 
-// Op i is nodes[i]; buffers are the probe's allocations, with buffer names made unique. Precedence
-// is the data flow (every value, whatever its type) plus the hazards.
-sched::Graph ExtractGraph(const std::vector<torch::jit::Node*>& nodes, const Probe& probe,
-                          const Hazards& hazards);
+// Op i is nodes[i], without a label; buffers are the probe's allocations, with names made unique.
+// Makers are those of all values, whatever their type. Without interference (a default one) nothing
+// but the data flow is known.
+program::Program ToProgram(const std::vector<torch::jit::Node*>& nodes, const Probe& probe,
+                           const Interference& interference);
+
+// Labels the ops; the nodes' graph is one of the module's.
+void Label(program::Program& program, const std::vector<torch::jit::Node*>& nodes,
+           const torch::jit::Module& module);
 
 // Leaves of the probe what a lower bound may count on; returns whether that is less. Nodes that are
 // not `certain` (CertainNodes) hold, take and make nothing; what a node releases before it takes

@@ -2,7 +2,7 @@
 //
 // Each program is reordered at random. With the hazards every order must give the same result, and
 // without them some order must give another one, so that a rule that does nothing cannot pass.
-#include "jit/hazards.h"
+#include "jit/interference.h"
 
 #include <gtest/gtest.h>
 #include <torch/csrc/jit/api/module.h>
@@ -10,17 +10,29 @@
 #include <torch/torch.h>
 
 #include "jit/execute.h"
-#include "jit/extract.h"
 #include "jit/nodes.h"
 #include "jit/prepare.h"
 #include "jit/shuffle.h"
+#include "jit/to_program.h"
+#include "program/hazards.h"
+#include "program/lower.h"
 #include "support/modules.h"
 
 namespace torch_ext::jit {
 namespace {
 
+using program::HazardRules;
+using program::kHazardRuleNames;
 using torch::jit::Module;
 using torch::jit::Node;
+
+// What the program is of which nothing has been run.
+program::Program ProgramOf(const std::shared_ptr<torch::jit::Graph>& graph) {
+  const std::vector<Node*> nodes = OpNodes(graph->block());
+  Probe nothing_seen;
+  nothing_seen.nodes.resize(nodes.size());
+  return ToProgram(nodes, nothing_seen, FindInterference(graph, nodes, {}));
+}
 
 // The first difference between the module and a randomly reordered one; empty if there is none.
 std::string DifferenceWhenReordered(const Module& module, const Stack& inputs,
@@ -51,7 +63,7 @@ at::Tensor Numbers() {
   return torch::arange(1, 13, torch::kFloat).reshape({3, 4});
 }
 
-TEST(Hazards, AnInPlaceWriteKeepsItsPlaceAgainstReads) {
+TEST(Interference, AnInPlaceWriteKeepsItsPlaceAgainstReads) {
   ExpectHeld(Define(R"(
     def forward(self, x):
         y = x * 2
@@ -62,7 +74,7 @@ TEST(Hazards, AnInPlaceWriteKeepsItsPlaceAgainstReads) {
              {Numbers()});
 }
 
-TEST(Hazards, AWriteThroughAViewKeepsItsPlace) {
+TEST(Interference, AWriteThroughAViewKeepsItsPlace) {
   ExpectHeld(Define(R"(
     def forward(self, x):
         y = x * 2
@@ -74,7 +86,7 @@ TEST(Hazards, AWriteThroughAViewKeepsItsPlace) {
              {Numbers()});
 }
 
-TEST(Hazards, AWriteThroughWhatAnOpReturnsUnchangedKeepsItsPlace) {
+TEST(Interference, AWriteThroughWhatAnOpReturnsUnchangedKeepsItsPlace) {
   // The schemas of these ops tell of a new tensor, and they return the one they were given.
   for (const char* same : {"torch.dropout(y, 0.5, False)", "y.type_as(x)", "torch.atleast_2d(y)",
                            "torch.einsum('ij->ij', [y])", "torch._unsafe_view(y, [3, 4])",
@@ -93,7 +105,7 @@ TEST(Hazards, AWriteThroughWhatAnOpReturnsUnchangedKeepsItsPlace) {
   }
 }
 
-TEST(Hazards, WhatFollowsAConvolutionInPlaceLeavesTheRestFree) {
+TEST(Interference, WhatFollowsAConvolutionInPlaceLeavesTheRestFree) {
   const Module module = Define(R"(
     def forward(self, x):
         weight = torch.ones([3, 3, 1, 1])
@@ -105,12 +117,12 @@ TEST(Hazards, WhatFollowsAConvolutionInPlaceLeavesTheRestFree) {
   PrepareGraph(graph);
   const std::vector<Node*> nodes = OpNodes(graph->block());
   const auto is_relu = [&](std::int32_t i) { return nodes[i]->kind() == c10::aten::relu_; };
-  for (const auto& [earlier, later] : FindHazards(graph, nodes, {}).edges) {
+  for (const auto& [earlier, later] : program::OrderEdges(ProgramOf(graph))) {
     EXPECT_FALSE(is_relu(earlier) && is_relu(later));
   }
 }
 
-TEST(Hazards, AWriteToAListElementKeepsItsPlace) {
+TEST(Interference, AWriteToAListElementKeepsItsPlace) {
   ExpectHeld(Define(R"(
     def forward(self, x):
         parts = [x * 2, x * 3]
@@ -121,7 +133,7 @@ TEST(Hazards, AWriteToAListElementKeepsItsPlace) {
              {Numbers()});
 }
 
-TEST(Hazards, AListAndALaterWriteToItsElementKeepTheirOrder) {
+TEST(Interference, AListAndALaterWriteToItsElementKeepTheirOrder) {
   ExpectHeld(Define(R"(
     def forward(self, x):
         y = x * 2
@@ -134,7 +146,7 @@ TEST(Hazards, AListAndALaterWriteToItsElementKeepTheirOrder) {
              {Numbers()});
 }
 
-TEST(Hazards, AnAppendKeepsItsPlaceAgainstUsesOfTheList) {
+TEST(Interference, AnAppendKeepsItsPlaceAgainstUsesOfTheList) {
   ExpectHeld(Define(R"(
     def forward(self, x):
         parts = [x]
@@ -146,7 +158,7 @@ TEST(Hazards, AnAppendKeepsItsPlaceAgainstUsesOfTheList) {
              {Numbers()});
 }
 
-TEST(Hazards, AWriteInsideAnInnerBlockKeepsItsPlace) {
+TEST(Interference, AWriteInsideAnInnerBlockKeepsItsPlace) {
   ExpectHeld(Define(R"(
     def forward(self, x):
         y = x * 2
@@ -160,7 +172,7 @@ TEST(Hazards, AWriteInsideAnInnerBlockKeepsItsPlace) {
              {Numbers()});
 }
 
-TEST(Hazards, AWriteInsideALoopKeepsItsPlace) {
+TEST(Interference, AWriteInsideALoopKeepsItsPlace) {
   ExpectHeld(Define(R"(
     def forward(self, x, n: int):
         y = x * 2
@@ -172,7 +184,7 @@ TEST(Hazards, AWriteInsideALoopKeepsItsPlace) {
              {Numbers(), 3});
 }
 
-TEST(Hazards, InputsMayAliasEachOther) {
+TEST(Interference, InputsMayAliasEachOther) {
   const at::Tensor x = Numbers();
   ExpectHeld(Define(R"(
     def forward(self, x, y):
@@ -183,7 +195,7 @@ TEST(Hazards, InputsMayAliasEachOther) {
              {x, x.view({4, 3})});
 }
 
-TEST(Hazards, RunningStatisticsKeepTheirPlace) {
+TEST(Interference, RunningStatisticsKeepTheirPlace) {
   ExpectHeld(Define(R"(
     def forward(self, x, mean, var):
         before = mean.sum()
@@ -193,7 +205,7 @@ TEST(Hazards, RunningStatisticsKeepTheirPlace) {
              {Numbers(), torch::zeros({4}), torch::ones({4})});
 }
 
-TEST(Hazards, AMetadataWriteKeepsItsPlace) {
+TEST(Interference, AMetadataWriteKeepsItsPlace) {
   ExpectHeld(Define(R"(
     def forward(self, x):
         y = x * 2
@@ -204,7 +216,7 @@ TEST(Hazards, AMetadataWriteKeepsItsPlace) {
              {Numbers()});
 }
 
-TEST(Hazards, RandomOpsKeepTheirOrder) {
+TEST(Interference, RandomOpsKeepTheirOrder) {
   ExpectHeld(Define(R"(
     def forward(self, x):
         a = torch.dropout(x, 0.5, True)
@@ -214,7 +226,7 @@ TEST(Hazards, RandomOpsKeepTheirOrder) {
              {Numbers()});
 }
 
-TEST(Hazards, RandomOpsInsideInnerBlocksKeepTheirOrder) {
+TEST(Interference, RandomOpsInsideInnerBlocksKeepTheirOrder) {
   ExpectHeld(Define(R"(
     def forward(self, x, train: bool):
         a = x
@@ -228,7 +240,7 @@ TEST(Hazards, RandomOpsInsideInnerBlocksKeepTheirOrder) {
              {Numbers(), true});
 }
 
-TEST(Hazards, InPlaceRandomOpsKeepTheirOrder) {
+TEST(Interference, InPlaceRandomOpsKeepTheirOrder) {
   ExpectHeld(Define(R"(
     def forward(self, x):
         a = torch.empty_like(x).normal_()
@@ -238,7 +250,7 @@ TEST(Hazards, InPlaceRandomOpsKeepTheirOrder) {
              {Numbers()});
 }
 
-TEST(Hazards, PrintsKeepTheirOrder) {
+TEST(Interference, PrintsKeepTheirOrder) {
   ExpectHeld(Define(R"(
     def forward(self, x):
         print("first")
@@ -248,7 +260,7 @@ TEST(Hazards, PrintsKeepTheirOrder) {
              {Numbers()});
 }
 
-TEST(Hazards, AnAttributeWriteKeepsItsPlace) {
+TEST(Interference, AnAttributeWriteKeepsItsPlace) {
   Module module = Define("");
   module.register_attribute("count", c10::IntType::get(), 7);
   module.define(R"(
@@ -261,7 +273,7 @@ TEST(Hazards, AnAttributeWriteKeepsItsPlace) {
   ExpectHeld(module, {Numbers()});
 }
 
-TEST(Hazards, ABufferWriteKeepsItsPlace) {
+TEST(Interference, ABufferWriteKeepsItsPlace) {
   Module module = Define("");
   module.register_buffer("total", torch::zeros({3, 4}));
   module.define(R"(
@@ -280,14 +292,11 @@ TEST(Hazards, ABufferWriteKeepsItsPlace) {
 bool AreOrdered(Module& module, c10::Symbol earlier, c10::Symbol later) {
   std::shared_ptr<torch::jit::Graph> graph = ForwardGraph(module);
   const std::vector<Node*> nodes = OpNodes(graph->block());
-  const Hazards hazards = FindHazards(graph, nodes, {});
-  Probe nothing_seen;
-  nothing_seen.nodes.resize(nodes.size());
-  const sched::Graph extracted = ExtractGraph(nodes, nothing_seen, hazards);
+  const sched::Graph lowered = program::Lower(ProgramOf(graph));
   std::vector<char> reached(nodes.size(), 0);
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     if (nodes[i]->kind() == earlier) reached[i] = 1;
-    for (sched::OpId p : extracted.op(static_cast<sched::OpId>(i)).predecessors) {
+    for (sched::OpId p : lowered.op(static_cast<sched::OpId>(i)).predecessors) {
       reached[i] |= reached[p];
     }
     if (nodes[i]->kind() == later && reached[i]) return true;
@@ -295,7 +304,7 @@ bool AreOrdered(Module& module, c10::Symbol earlier, c10::Symbol later) {
   return false;
 }
 
-TEST(Hazards, ARaiseKeepsItsPlaceAgainstWritesThatOutliveTheCall) {
+TEST(Interference, ARaiseKeepsItsPlaceAgainstWritesThatOutliveTheCall) {
   Module module = Define(R"(
     def forward(self, x):
         assert x.size(0) <= 2, "too long"
@@ -305,7 +314,7 @@ TEST(Hazards, ARaiseKeepsItsPlaceAgainstWritesThatOutliveTheCall) {
   EXPECT_TRUE(AreOrdered(module, c10::prim::If, c10::aten::add_));
 }
 
-TEST(Hazards, AnAssertionOnATensorIsARaise) {
+TEST(Interference, AnAssertionOnATensorIsARaise) {
   // From TorchScript's own compiler it does not come: that drops what returns nothing.
   Module module = DefineFromIr(R"IR(
 graph(%self, %x : Tensor):
@@ -319,7 +328,7 @@ graph(%self, %x : Tensor):
       AreOrdered(module, c10::Symbol::fromQualString("aten::_assert_async"), c10::aten::add_));
 }
 
-TEST(Hazards, CollectivesKeepTheirOrder) {
+TEST(Interference, CollectivesKeepTheirOrder) {
   Module module = DefineFromIr(R"IR(
 graph(%self, %x : Tensor, %y : Tensor):
   %sum : str = prim::Constant[value="sum"]()
@@ -334,7 +343,7 @@ graph(%self, %x : Tensor, %y : Tensor):
                          c10::Symbol::fromQualString("_c10d_functional::broadcast_")));
 }
 
-TEST(Hazards, ACallThatIsNotInlinedIsABarrier) {
+TEST(Interference, ACallThatIsNotInlinedIsABarrier) {
   Module module = Define(R"(
     def helper(self, x):
         return x * 2
@@ -357,7 +366,7 @@ TORCH_LIBRARY(torch_ext_test, m) {
   m.def("bump(Tensor x) -> Tensor", BumpSecretly);
 }
 
-TEST(Hazards, ACustomOpWithoutAliasAnnotationIsABarrier) {
+TEST(Interference, ACustomOpWithoutAliasAnnotationIsABarrier) {
   ExpectHeld(DefineFromIr(R"IR(
 graph(%self, %x : Tensor):
   %two : int = prim::Constant[value=2]()
@@ -372,7 +381,7 @@ graph(%self, %x : Tensor):
              {Numbers()});
 }
 
-TEST(Hazards, AWaitIsABarrier) {
+TEST(Interference, AWaitIsABarrier) {
   Module module = DefineFromIr(R"IR(
 graph(%self, %x : Tensor, %future : Future(Tensor)):
   %none : NoneType = prim::Constant()
@@ -386,7 +395,7 @@ graph(%self, %x : Tensor, %future : Future(Tensor)):
   EXPECT_TRUE(AreOrdered(module, c10::aten::wait, c10::aten::mean));
 }
 
-TEST(Hazards, DropoutOutOfTrainingIsFree) {
+TEST(Interference, DropoutOutOfTrainingIsFree) {
   Module module = Define(R"(
     def forward(self, x):
         a = torch.dropout(x, 0.5, False)
@@ -394,7 +403,7 @@ TEST(Hazards, DropoutOutOfTrainingIsFree) {
         return a, b
   )");
   std::shared_ptr<torch::jit::Graph> graph = ForwardGraph(module);
-  EXPECT_TRUE(FindHazards(graph, OpNodes(graph->block()), {}).edges.empty());
+  EXPECT_TRUE(program::OrderEdges(ProgramOf(graph)).empty());
 }
 
 }  // namespace

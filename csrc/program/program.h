@@ -1,0 +1,77 @@
+// What an adaptor knows of a program: plain data, without torch and without a framework's words.
+//
+// Adaptors (csrc/jit, torch_ext/fx) fill it. What must keep its order follows from it in one place
+// (hazards.h), and it lowers to the integers of the core (lower.h).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "sched/graph.h"
+
+namespace torch_ext::program {
+
+using sched::BufferId;
+using sched::OpId;
+
+// What an op does beyond its data flow.
+struct Effects {
+  std::string undeclared;         // why nobody knows what it writes to; empty if that is known
+  bool is_stateful = false;       // changes the state that other ops run in
+  bool changes_metadata = false;  // a view made before is another view than one made after
+  bool draws_random_numbers = false;
+  bool has_side_effect = false;  // raises, prints: keeps its place among what others show
+  bool is_collective = false;    // has to meet the same op of other processes
+  bool writes_outside = false;   // writes to memory that outlives the call
+};
+
+// How the program names an op and where it comes from. Unknown is empty.
+struct Label {
+  std::string source;       // the user's line, "file:line"
+  std::string module_path;  // e.g. "layer1.0.conv1"
+};
+
+using Constant = std::variant<bool, std::int64_t, double>;
+
+// One step.
+struct Op {
+  std::string name;  // a token of the text format, unlike all others
+  std::string oper;  // the operator, without its overload: "aten::relu"
+  Label label;
+  std::vector<std::string> inputs;   // values, constants left out; a view is a value of its own
+  std::vector<std::string> outputs;  // values
+  std::map<std::string, Constant> constants;  // arguments that are plain numbers, by name
+  std::vector<OpId> makers;                   // earlier ops that made a value it reads
+  std::vector<BufferId> reads, writes;        // touches what was made before, makes
+  std::int64_t workspace_bytes = 0;           // scratch that it takes and gives back
+  Effects effects;
+};
+
+// One storage.
+struct Buffer {
+  std::string name;  // a token of the text format, unlike all others
+  std::int64_t bytes = 0;
+  bool is_input = false;            // alive from the start
+  bool kept = false;                // a result
+  std::vector<std::int64_t> shape;  // of a tensor in it
+  std::string dtype;                // as torch writes it: "float32"; empty if unknown
+};
+
+// Two ops that may touch the same memory, of which one writes to it.
+struct Conflict {
+  OpId earlier = sched::kNoOp;
+  OpId later = sched::kNoOp;
+  bool by_statistics = false;  // what is written are running statistics; no schema says so
+};
+
+// Ops in their original order.
+struct Program {
+  std::vector<Op> ops;
+  std::vector<Buffer> buffers;
+  std::vector<Conflict> conflicts;
+};
+
+}  // namespace torch_ext::program

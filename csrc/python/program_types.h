@@ -1,0 +1,81 @@
+// How programs and reasons cross into Python. Shared by both modules.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "program/hazards.h"
+#include "program/lower.h"
+#include "program/program.h"
+#include "program/reason.h"
+#include "python/sched_types.h"
+
+namespace torch_ext::python {
+
+inline program::HazardRules HazardsWithout(const std::vector<std::string>& without) {
+  return RulesWithout<program::HazardRules>(without, program::kHazardRuleNames);
+}
+
+// What torch_ext/labels.py calls a LabelledGraph.
+inline pybind11::dict ProgramFields(const program::Program& program) {
+  namespace py = pybind11;
+  const auto buffer_names = [&](const std::vector<program::BufferId>& ids) {
+    std::vector<std::string> names;
+    for (const program::BufferId b : ids) names.push_back(program.buffers[b].name);
+    return names;
+  };
+  const sched::Graph graph = program::Lower(program);
+  py::list ops, buffers;
+  for (program::OpId v = 0; v < graph.num_ops(); ++v) {
+    const program::Op& op = program.ops[v];
+    std::vector<std::string> after;
+    for (const program::OpId u : graph.op(v).after) after.push_back(program.ops[u].name);
+    py::dict o;
+    o["name"] = op.name;
+    o["kind"] = op.oper;
+    o["source"] = op.label.source;
+    o["module_path"] = op.label.module_path;
+    o["workspace_bytes"] = op.workspace_bytes;
+    o["reads"] = buffer_names(op.reads);
+    o["writes"] = buffer_names(op.writes);
+    o["after"] = after;
+    o["inputs"] = op.inputs;
+    o["outputs"] = op.outputs;
+    o["constants"] = op.constants;
+    ops.append(o);
+  }
+  for (const program::Buffer& buffer : program.buffers) {
+    py::dict b;
+    b["name"] = buffer.name;
+    b["bytes"] = buffer.bytes;
+    b["shape"] = buffer.shape;
+    b["dtype"] = buffer.dtype;
+    b["is_input"] = buffer.is_input;
+    b["kept"] = buffer.kept;
+    buffers.append(b);
+  }
+  py::dict fields;
+  fields["ops"] = ops;
+  fields["buffers"] = buffers;
+  return fields;
+}
+
+// What torch_ext/reports.py calls a Reason.
+inline pybind11::dict ReasonFields(const program::Reason& reason) {
+  pybind11::dict fields;
+  fields["kind"] = program::NameOf(reason.kind);
+  fields["text"] = program::English(reason);
+  return fields;
+}
+
+inline pybind11::list ReasonFields(const std::vector<program::Reason>& reasons) {
+  pybind11::list all;
+  for (const program::Reason& reason : reasons) all.append(ReasonFields(reason));
+  return all;
+}
+
+}  // namespace torch_ext::python
