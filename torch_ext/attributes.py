@@ -292,7 +292,7 @@ class _Variables:
         )
         plain = (bool, int, float, complex, str, torch.Tensor, nn.Module, dict, *_SEQUENCES)
         known = function.__globals__
-        is_shared = function.__module__.partition(".")[0] in _SHARED
+        is_shared = (function.__module__ or "").partition(".")[0] in _SHARED
         self.globals = [
             name
             for name in (() if is_shared else function.__code__.co_names)

@@ -227,3 +227,15 @@ def test_paths_of_tensors():
     assert path_of(module, module.tensor[1:]) == "tensor"
     assert path_of(module, module.layer.weight) == "layer.weight"
     assert path_of(module, torch.zeros(2)) == ""
+
+
+def test_code_that_belongs_to_no_module():
+    """As in a program that was given to exec with a dict of its own."""
+    given = {}
+    exec("scale = 2.0\ndef forward(x): return scale * x", given)
+    module = nn.Linear(2, 2)
+    module.forward = given["forward"]
+    watch = Watch(module)
+    assert watch.is_unchanged()
+    given["scale"] = 3.0
+    assert not watch.is_unchanged()
