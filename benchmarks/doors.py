@@ -56,8 +56,8 @@ from training import TASKS, TRAINING, Task, compile_whole_step, make_task, whole
 import torch_ext.fx
 import torch_ext.inductor
 from torch_ext import optimize, training_step
-from torch_ext.comparing import same_bits
 from torch_ext.logs import Peaks
+from torch_ext.tensors.compare import same_bits
 
 RUNS = 3  # that are compared
 HEADER = (

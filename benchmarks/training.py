@@ -31,7 +31,7 @@ from results import Growing, Row, Table, add_output, add_resume, circumstances, 
 from torch import Tensor, fx, nn
 
 from torch_ext import training_step
-from torch_ext.training.capturing import Clipping, Objective
+from torch_ext.training.capture import Clipping, Objective
 from torch_ext.training.world import World
 
 STEPS = 10

@@ -167,12 +167,12 @@ def _of_doors(names: Namespace) -> None:
 def _of_report(names: Namespace) -> None:
     import pytest
 
-    from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
+    from torch_ext.program.program import Buffer, Op, Program
 
     _image_model()
-    graph = LabelledGraph(
-        (LabelledOp("relu", reads=("x",), writes=("y",)),),
-        (LabelledBuffer("x", 8, is_input=True), LabelledBuffer("y", 8, kept=True)),
+    graph = Program(
+        (Op("relu", reads=("x",), writes=("y",)),),
+        (Buffer("x", 8, is_input=True), Buffer("y", 8, kept=True)),
     )
     x, target = _batch(32)
     names |= _trained()

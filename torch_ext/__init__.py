@@ -4,76 +4,60 @@ Names are resolved on first use: importing this package is cheap, imports no tor
 effect.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torch_ext._lazy import importer
+from torch_ext._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from torch_ext import inductor
-    from torch_ext.asserting import assert_peak_below
-    from torch_ext.fitting import Capacity, capacity, training_capacity
-    from torch_ext.measuring import PeakMemory, measure_peak
-    from torch_ext.optimizing import Report, analyze, optimize
-    from torch_ext.passing import disable, enable, enabled, is_enabled, pass_stats
-    from torch_ext.planning import Graph, Plan, plan
-    from torch_ext.training import training_step
+    from torch_ext import fx as fx
+    from torch_ext import inductor as inductor
+    from torch_ext.capacities.search import Capacity as Capacity
+    from torch_ext.capacities.search import capacity as capacity
+    from torch_ext.capacities.search import training_capacity as training_capacity
+    from torch_ext.memory.limit import assert_peak_below as assert_peak_below
+    from torch_ext.memory.meter import PeakMemory as PeakMemory
+    from torch_ext.memory.meter import measure_peak as measure_peak
+    from torch_ext.planning import plan as plan
+    from torch_ext.program.graph import Graph as Graph
+    from torch_ext.program.plan import Plan as Plan
+    from torch_ext.torchscript.optimize import Report as Report
+    from torch_ext.torchscript.optimize import analyze as analyze
+    from torch_ext.torchscript.optimize import optimize as optimize
+    from torch_ext.torchscript.registered_pass import disable as disable
+    from torch_ext.torchscript.registered_pass import enable as enable
+    from torch_ext.torchscript.registered_pass import enabled as enabled
+    from torch_ext.torchscript.registered_pass import is_enabled as is_enabled
+    from torch_ext.torchscript.registered_pass import pass_stats as pass_stats
+    from torch_ext.training import training_step as training_step
 
-__version__ = "0.1.0"
-
-__all__ = [
-    "Capacity",
-    "Graph",
-    "PeakMemory",
-    "Plan",
-    "Report",
-    "analyze",
-    "assert_peak_below",
-    "capacity",
-    "disable",
-    "enable",
-    "enabled",
-    "inductor",
-    "is_enabled",
-    "measure_peak",
-    "optimize",
-    "pass_stats",
-    "plan",
-    "training_capacity",
-    "training_step",
-]
-
-_HOME = {
-    "Capacity": "fitting",
-    "Graph": "planning",
-    "PeakMemory": "measuring",
-    "Plan": "planning",
-    "Report": "optimizing",
-    "analyze": "optimizing",
-    "assert_peak_below": "asserting",
-    "capacity": "fitting",
-    "disable": "passing",
-    "enable": "passing",
-    "enabled": "passing",
-    "is_enabled": "passing",
-    "measure_peak": "measuring",
-    "optimize": "optimizing",
-    "pass_stats": "passing",
+_HOMES = {  # public name -> where it lives; "": a module
+    "Capacity": "capacities.search",
+    "Graph": "program.graph",
+    "PeakMemory": "memory.meter",
+    "Plan": "program.plan",
+    "Report": "torchscript.optimize",
+    "analyze": "torchscript.optimize",
+    "assert_peak_below": "memory.limit",
+    "capacity": "capacities.search",
+    "disable": "torchscript.registered_pass",
+    "enable": "torchscript.registered_pass",
+    "enabled": "torchscript.registered_pass",
+    "fx": "",
+    "inductor": "",
+    "is_enabled": "torchscript.registered_pass",
+    "measure_peak": "memory.meter",
+    "optimize": "torchscript.optimize",
+    "pass_stats": "torchscript.registered_pass",
     "plan": "planning",
-    "training_capacity": "fitting",
+    "training_capacity": "capacities.search",
     "training_step": "training",
 }
 
-_MODULES = {"fx", "inductor"}  # reached as attributes
+__all__ = [*_HOMES]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"torch_ext.{name}")  # which sets the attribute
-    if name not in _HOME:
-        raise AttributeError(f"module 'torch_ext' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"torch_ext.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = importer(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})

@@ -32,7 +32,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
-from torch_ext.comparing import same_bits
+from torch_ext.tensors.compare import same_bits
 
 _MOST_ITEMS = 10_000
 _MOST_ARRAY_BYTES = 2**20

@@ -5,7 +5,7 @@ import logging
 import os
 from typing import Self
 
-from torch_ext.planning import Plan
+from torch_ext.program.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     if len(marker.args) != 1 or marker.kwargs:
         pytest.fail("peak_below takes one amount, as in peak_below('512MiB')", pytrace=False)
-    from torch_ext.asserting import assert_peak_below
+    from torch_ext.memory.limit import assert_peak_below
 
     with assert_peak_below(marker.args[0]):
         return (yield)

@@ -23,7 +23,7 @@ struct Allocation {
   std::int64_t bytes = 0;
   bool kept = false;       // still held when the graph had returned: a result
   std::string value_name;  // of a value that holds it; empty if none does
-  std::string dtype;  // as Python writes it: "float32"
+  std::string dtype;       // as Python writes it: "float32"
   std::vector<std::int64_t> shape;
 };
 

@@ -20,7 +20,7 @@ inline program::HazardRules HazardsWithout(const std::vector<std::string>& witho
   return RulesWithout<program::HazardRules>(without, program::kHazardRuleNames);
 }
 
-// What torch_ext/labels.py calls a LabelledGraph.
+// What torch_ext/program/program.py calls a Program.
 inline pybind11::dict ProgramFields(const program::Program& program) {
   namespace py = pybind11;
   const auto buffer_names = [&](const std::vector<program::BufferId>& ids) {
@@ -64,7 +64,7 @@ inline pybind11::dict ProgramFields(const program::Program& program) {
   return fields;
 }
 
-// What torch_ext/reports.py calls a Reason.
+// What torch_ext/program/plan.py calls a Reason.
 inline pybind11::dict ReasonFields(const program::Reason& reason) {
   pybind11::dict fields;
   fields["kind"] = program::NameOf(reason.kind);

@@ -13,7 +13,7 @@ import torch
 
 from tests.fuzz.helpers import ON_PURPOSE
 from tests.fuzz.source import Program
-from torch_ext.reports import ProgramReport, held_to
+from torch_ext.reporting.report import ProgramReport, held_to
 
 RULES = ("mutation", "statistics", "random", "side_effect", "outlives", "unknown", "stateful")
 SHUFFLES = 3

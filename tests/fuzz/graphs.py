@@ -33,12 +33,12 @@ from tests.fuzz.checking import (
 from tests.fuzz.comparing import Call, Comparer, difference
 from tests.fuzz.source import Program
 from torch_ext.arguments import planning
-from torch_ext.fx.estimating import estimate_probe
+from torch_ext.fx.estimate import estimate_probe
 from torch_ext.fx.order import apply_order
-from torch_ext.fx.probing import Probe, run_probe
+from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import order_edges, program_of
-from torch_ext.measuring import measure_peak
-from torch_ext.planning import Plan, plan_program
+from torch_ext.memory.meter import measure_peak
+from torch_ext.program.plan import Plan, plan_program
 
 _ATTRIBUTES = ("last", "parts", "named")  # tensors that are neither parameters nor buffers
 _SYMBOLIC_SIZES = 8  # one program of so many: they take long to capture

@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 import torch_ext
 from torch_ext.attributes import Watch
-from torch_ext.comparing import first_difference
-from torch_ext.training import UnsupportedError, making, world
+from torch_ext.tensors.compare import first_difference
+from torch_ext.training import UnsupportedError, planned_graph, world
 from torch_ext.training.modes import Modes
 from torch_ext.training.questions import Answers
 
@@ -425,7 +425,7 @@ RULES: dict[str, tuple[Any, str, Any]] = {
     "modes": (Modes, "now", classmethod(lambda cls: cls(None, ()))),
     "memory": (world.World, "_shares_memory", lambda self, leaves: False),
     "answers": (Answers, "hold", lambda self, tensors: True),
-    "state": (making.attributes, "changes", lambda before, after: []),
+    "state": (planned_graph.attributes, "changes", lambda before, after: []),
     "gradients": (world, "of_a_graph", torch.no_grad),
 }
 

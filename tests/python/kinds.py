@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 import torch_ext
-from torch_ext.comparing import first_difference
+from torch_ext.tensors.compare import first_difference
 
 aten = torch.ops.aten
 
@@ -238,7 +238,7 @@ DOORS = {
 
 def through_backend() -> None:
     """All kinds in one program, which keeps its order if one of them stops the estimate."""
-    from torch_ext import compiling  # takes seconds
+    from torch_ext.fx import compile_backend  # takes seconds
 
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     makes, uses = [], []
@@ -261,7 +261,7 @@ def through_backend() -> None:
     module = make_fx(program, tracing_mode="fake")(*inputs)
     expected = module(*inputs)
     before = [node.name for node in module.graph.nodes]
-    compiling._reorder(module, 2.0)
+    compile_backend._reorder(module, 2.0)
     assert before != [node.name for node in module.graph.nodes]
     check(expected, module(*inputs))
 

@@ -3,20 +3,20 @@
 import random
 
 from torch_ext import plan
-from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
+from torch_ext.program.program import Buffer, Op, Program
 from torch_ext.reporting import Findings
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&amp;'\"`"
 
 
-def wide(branches: int = 4, module_path: str = "heads") -> LabelledGraph:
+def wide(branches: int = 4, module_path: str = "heads") -> Program:
     """Branches that grow, one after the other, and then shrink: order can save all but one."""
     size = 2**20
-    ops, buffers = [], [LabelledBuffer("x", size, (256, 1024), "float32", is_input=True)]
+    ops, buffers = [], [Buffer("x", size, (256, 1024), "float32", is_input=True)]
     for i in range(branches):
-        buffers.append(LabelledBuffer(f"big{i}", (8 + i) * size, (8 + i, 512, 512), "float32"))
+        buffers.append(Buffer(f"big{i}", (8 + i) * size, (8 + i, 512, 512), "float32"))
         ops.append(
-            LabelledOp(
+            Op(
                 f"grow.{i}",
                 "aten::linear",
                 f"/home/me/net/model.py:{10 + i}",
@@ -29,9 +29,9 @@ def wide(branches: int = 4, module_path: str = "heads") -> LabelledGraph:
             )
         )
     for i in range(branches):
-        buffers.append(LabelledBuffer(f"small{i}", size // 4, (256, 256), "float32"))
+        buffers.append(Buffer(f"small{i}", size // 4, (256, 256), "float32"))
         ops.append(
-            LabelledOp(
+            Op(
                 f"shrink.{i}",
                 "aten::linear",
                 f"/home/me/net/model.py:{20 + i}",
@@ -44,21 +44,19 @@ def wide(branches: int = 4, module_path: str = "heads") -> LabelledGraph:
             )
         )
     small = tuple(f"small{i}" for i in range(branches))
-    buffers.append(LabelledBuffer("out", size, (256, 1024), "float32", kept=True))
+    buffers.append(Buffer("out", size, (256, 1024), "float32", kept=True))
     shrinks = tuple(f"shrink.{i}" for i in range(branches))
     source = "/opt/venv/lib/python3.11/site-packages/lib/join.py:7"
     ops.append(
-        LabelledOp(
-            "cat.0", "aten::cat", source, "", 0, small, ("out",), shrinks, small, ("out",), {}
-        )
+        Op("cat.0", "aten::cat", source, "", 0, small, ("out",), shrinks, small, ("out",), {})
     )
-    return LabelledGraph(tuple(ops), tuple(buffers))
+    return Program(tuple(ops), tuple(buffers))
 
 
-def random_graph(seed: int, ops: int, *, reach: int = 12, branches: int = 1) -> LabelledGraph:
+def random_graph(seed: int, ops: int, *, reach: int = 12, branches: int = 1) -> Program:
     """Ops that read what one of a few branches made lately; names as long as real ones."""
     rng = random.Random(seed)
-    made: list[LabelledOp] = []
+    made: list[Op] = []
     buffers = []
     for i in range(ops):
         recent = [
@@ -67,11 +65,9 @@ def random_graph(seed: int, ops: int, *, reach: int = 12, branches: int = 1) -> 
         before = rng.sample(recent, min(len(recent), rng.choice((1, 1, 2))))
         kept = i >= ops - 2
         size = 0 if rng.random() < 0.2 else rng.randrange(1, 2**22)
-        buffers.append(
-            LabelledBuffer(f"input.{i}", size, (1, 64, i % 224, 224), "float32", kept=kept)
-        )
+        buffers.append(Buffer(f"input.{i}", size, (1, 64, i % 224, 224), "float32", kept=kept))
         made.append(
-            LabelledOp(
+            Op(
                 f"op.{i}",
                 f"aten::kind{i % 17}",
                 f"/home/me/project/network/part{i % 9}.py:{i % 800}",
@@ -84,8 +80,8 @@ def random_graph(seed: int, ops: int, *, reach: int = 12, branches: int = 1) -> 
                 outputs=(f"input.{i}",),
             )
         )
-    return LabelledGraph(tuple(made), tuple(buffers))
+    return Program(tuple(made), tuple(buffers))
 
 
-def findings(graph: LabelledGraph, title: str = "model.pt", **options: float) -> Findings:
+def findings(graph: Program, title: str = "model.pt", **options: float) -> Findings:
     return Findings(graph, plan(graph.to_graph(), **options), title, ("1x3x224x224:f32",))

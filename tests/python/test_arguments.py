@@ -15,7 +15,7 @@ from torch import nn
 
 import torch_ext
 import torch_ext.fx
-from torch_ext import planning
+from torch_ext.program.graph import region_tree, simulate
 
 LETTER, SPECS = ["Nx16"], ["256x16"]
 
@@ -35,7 +35,7 @@ def enable(**options):
 
 
 def compile_with(**options):
-    from torch_ext.compiling import backend
+    from torch_ext.fx.compile_backend import backend
 
     return backend(torch.fx.symbolic_trace(Wide()), [wide_input()], options=options)
 
@@ -215,7 +215,7 @@ def test_what_are_no_names(value):
     with refused("without must be a list of str, not "):
         torch_ext.plan(fork(), without=value)
     with refused("order must be a list of str, not "):
-        planning.simulate(fork(), value)
+        simulate(fork(), value)
 
 
 @pytest.mark.parametrize("value", ["no", None, 2, [1]], ids=repr)
@@ -229,7 +229,7 @@ def test_what_is_no_flag_of_a_buffer(value):
 def test_what_is_no_path_of_a_graph(value):
     with refused("the path of a graph "):
         torch_ext.plan(value)
-    for function in (planning.region_tree, lambda graph: planning.simulate(graph, [])):
+    for function in (region_tree, lambda graph: simulate(graph, [])):
         with refused("graph must be a torch_ext.Graph, not "):
             function(value)
 

@@ -12,14 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from torch_ext.attributes import (
-    Watch,
-    changes,
-    contents,
-    may_return,
-    path_of,
-    tensors_in_a_graph,
-)
+from torch_ext.attributes import Watch, changes, contents, may_return, path_of, tensors_in_a_graph
 
 
 class Note:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import torch_ext
-from torch_ext.reports import ProgramReport
+from torch_ext.reporting.report import ProgramReport
 
 
 class Branches(nn.Module):

@@ -22,7 +22,7 @@ from tests.fuzz.checking import RULES
 from tests.fuzz.comparing import Comparer
 from tests.fuzz.graphs import random_order
 from torch_ext.fx.order import apply_order
-from torch_ext.fx.probing import run_probe
+from torch_ext.fx.probe import run_probe
 from torch_ext.fx.program import order_edges
 
 aten = torch.ops.aten

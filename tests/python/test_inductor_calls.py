@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from torch_ext.inductor_calls import Calls
-from torch_ext.inductor_dump import Buffer, Node
+from torch_ext.inductor.calls import Calls
+from torch_ext.inductor.dump import Buffer, Node
 
 
 def node(name: str, reads: str = "", is_kernel: bool = True) -> Node:

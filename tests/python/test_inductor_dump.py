@@ -8,7 +8,7 @@ import pytest
 from test_cli import complains, run
 
 import torch_ext
-from torch_ext.inductor_dump import Buffer, Node, to_graph
+from torch_ext.inductor.dump import Buffer, Node, to_graph
 
 MIB = 2**20
 

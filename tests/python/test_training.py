@@ -27,7 +27,7 @@ from training_loops import (
 )
 
 import torch_ext
-from torch_ext.training import UnsupportedError, making
+from torch_ext.training import UnsupportedError, planned_graph
 
 MIB = 2**20
 
@@ -302,14 +302,16 @@ def test_a_wide_step_needs_much_less():
 
 
 def test_a_step_that_needs_more_runs_as_the_loop(monkeypatch):
-    monkeypatch.setattr(making, "_verify", lambda *_: making._Verified("", 1, 2, 0))
+    monkeypatch.setattr(planned_graph, "_verify", lambda *_: planned_graph._Verified("", 1, 2, 0))
     step = compare(Net(), OPTIMIZERS["sgd"], [batch(), batch()])
     assert "needs more than the eager loop" in step.report.reason
     assert all(graph.captured is None for graph in graphs_of(step))
 
 
 def test_a_step_that_ran_with_less_than_its_bound_proves_nothing(monkeypatch):
-    monkeypatch.setattr(making, "_verify", lambda *_: making._Verified("", 10**9, 1, 0))
+    monkeypatch.setattr(
+        planned_graph, "_verify", lambda *_: planned_graph._Verified("", 10**9, 1, 0)
+    )
     model = Net()
     optimizer = OPTIMIZERS["sgd"](model)
     step = torch_ext.training_step(model, nn.functional.cross_entropy, optimizer, batch())
@@ -487,7 +489,7 @@ def test_bad_options(options):
 
 FREES_MUCH = """
 import pathlib, sys, torch
-from torch_ext.training.making import return_free_memory
+from torch_ext.memory.process import return_free_memory
 
 def resident():
     status = pathlib.Path("/proc/self/status").read_text()

@@ -1,15 +1,12 @@
 """torch.fx graphs: probed by running, ordered by the core, reordered in place."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torch_ext._lazy import importer
 
 if TYPE_CHECKING:
-    from torch_ext.fx.optimizing import GraphReport, analyze, reorder
+    from torch_ext.fx.optimize import GraphReport, analyze, reorder
 
 __all__ = ["GraphReport", "analyze", "reorder"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'torch_ext.fx' has no attribute '{name}'")
-    return getattr(importlib.import_module("torch_ext.fx.optimizing"), name)
+__getattr__ = importer(__name__, dict.fromkeys(__all__, "optimize"))

@@ -3,7 +3,7 @@
 What an operator does is looked up in the table that TorchScript uses too, operator_effects.h. Here
 is what only FX has: functions of Python, and higher-order ops, which run graphs they are given.
 
-Which memory an op touches is taken from a run (probing.py), not from alias analysis: an FX graph is
+Which memory an op touches is taken from a run (probe.py), not from alias analysis: an FX graph is
 captured for given shapes and strides, so the same storages are shared in every run.
 """
 

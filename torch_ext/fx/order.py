@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from torch_ext.fx.probing import Probe
+from torch_ext.fx.probe import Probe
 
 
 def apply_order(module: fx.GraphModule, probe: Probe, order: Sequence[str]) -> None:

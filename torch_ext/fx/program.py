@@ -22,7 +22,7 @@ from torch_ext.fx.effects import (
     undeclared,
     written_arguments,
 )
-from torch_ext.fx.probing import Op, Probe, tensors_of
+from torch_ext.fx.probe import Op, Probe, tensors_of
 
 TORCH_FOLDER, OUR_FOLDER = (
     os.path.join(os.path.dirname(file), "") for file in (torch.__file__, torch_ext.__file__)

@@ -1,6 +1,6 @@
 """What was found out about a program, for people and for other tools.
 
-Everything is made from a LabelledGraph and a Plan, so it is the same for every door. Needs no
+Everything is made from a Program and a Plan, so it is the same for every door. Needs no
 torch. The same findings give the same bytes.
 """
 

@@ -9,8 +9,9 @@ memory.
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
-from torch_ext.planning import plan
+from torch_ext.arguments import planning
+from torch_ext.program.plan import plan_graph
+from torch_ext.program.program import Buffer, Op, Program
 from torch_ext.reporting.findings import Findings
 
 SECONDS = 0.5  # for each rule
@@ -19,7 +20,7 @@ LEAST_SHARE = 0.01  # of the peak; less is not worth a change
 CONVOLUTIONS = {f"aten::{name}" for name in "_convolution convolution conv1d conv2d conv3d".split()}
 # The value is whether the op computes statistics of the batch, as its argument or its name says;
 # None if neither does.
-NORMS: dict[str, Callable[[LabelledOp], object]] = {
+NORMS: dict[str, Callable[[Op], object]] = {
     "aten::batch_norm": lambda op: op.constants.get("training"),
     "aten::native_batch_norm": lambda op: op.constants.get("training"),
     "aten::_native_batch_norm_legit_no_training": lambda _: False,
@@ -64,7 +65,7 @@ class Advice:
 class Change:
     """A graph as it would be, and which ops make it possible."""
 
-    graph: LabelledGraph
+    graph: Program
     where: tuple[str, ...]
 
 
@@ -85,8 +86,8 @@ def find_advice(findings: Findings) -> tuple[Advice, ...]:
     return tuple(sorted(found, key=lambda advice: -advice.saves_bytes))
 
 
-def _planned_peak(graph: LabelledGraph) -> int:
-    return plan(graph.to_graph(), time_budget=SECONDS).peak_bytes
+def _planned_peak(graph: Program) -> int:
+    return plan_graph(graph.to_graph(), planning("all", SECONDS)).peak_bytes
 
 
 def _without_gradients(findings: Findings) -> Iterable[Advice]:
@@ -112,23 +113,23 @@ def _without_gradients(findings: Findings) -> Iterable[Advice]:
 class _Links:
     """Who makes and who uses what."""
 
-    def __init__(self, graph: LabelledGraph) -> None:
+    def __init__(self, graph: Program) -> None:
         self.buffers = {buffer.name: buffer for buffer in graph.buffers}
         self.maker = {value: op for op in graph.ops for value in op.outputs}
         self.writer = {buffer: op for op in graph.ops for buffer in op.writes}
-        self.readers: dict[str, list[LabelledOp]] = {name: [] for name in self.buffers}
-        self.users: dict[str, list[LabelledOp]] = {}
+        self.readers: dict[str, list[Op]] = {name: [] for name in self.buffers}
+        self.users: dict[str, list[Op]] = {}
         for op in graph.ops:
             for buffer in op.reads:
                 self.readers[buffer].append(op)
             for value in op.inputs:
                 self.users.setdefault(value, []).append(op)
 
-    def made_by(self, op: LabelledOp, argument: int = 0) -> LabelledOp | None:
+    def made_by(self, op: Op, argument: int = 0) -> Op | None:
         """The op that made an argument."""
         return self.maker.get(op.inputs[argument]) if argument < len(op.inputs) else None
 
-    def buffer_of(self, value: str) -> LabelledBuffer | None:
+    def buffer_of(self, value: str) -> Buffer | None:
         """The buffer that holds a value and nothing else that its op made."""
         op = self.maker.get(value)
         if op is None or len(op.writes) != 1 or len(op.outputs) != 1:
@@ -143,12 +144,12 @@ class _Links:
             op = self.maker.get(value)
         return value
 
-    def list_of(self, join: LabelledOp) -> LabelledOp | None:
+    def list_of(self, join: Op) -> Op | None:
         """The op that made the list that is joined; torch.fx has none."""
         made = self.made_by(join)
         return made if made is not None and made.kind == "prim::ListConstruct" else None
 
-    def parts(self, join: LabelledOp) -> list[LabelledBuffer] | None:
+    def parts(self, join: Op) -> list[Buffer] | None:
         """The buffers that are joined; None if these are not all, or others hold them in order."""
         made = self.list_of(join) or join
         parts = [part for value in made.inputs if (part := self.buffer_of(self.viewed(value)))]
@@ -160,12 +161,12 @@ class _Links:
 
 
 def _changed(
-    graph: LabelledGraph,
-    instead: Mapping[str, Sequence[LabelledOp]],
+    graph: Program,
+    instead: Mapping[str, Sequence[Op]],
     *,
     cut: Collection[str] = (),
     shared: Mapping[str, str] | None = None,
-) -> LabelledGraph:
+) -> Program:
     """The graph with other ops instead of some, at the same place.
 
     Who came after an op that is gone comes after what that op came after, unless it is in `cut`.
@@ -173,7 +174,7 @@ def _changed(
     """
     shared = shared or {}
     stand_ins: dict[str, tuple[str, ...]] = {}
-    ops: list[LabelledOp] = []
+    ops: list[Op] = []
     for op in graph.ops:
         new = instead.get(op.name, (op,))
         own = {each.name for each in new}
@@ -198,13 +199,13 @@ def _changed(
         for buffer in graph.buffers
         if buffer.is_input or buffer.name in written
     ]
-    return LabelledGraph(tuple(ops), tuple(buffers))
+    return Program(tuple(ops), tuple(buffers))
 
 
 # --- rules ----------------------------------------------------------------------------------------
 
 
-def fold_norms(graph: LabelledGraph) -> Change | None:
+def fold_norms(graph: Program) -> Change | None:
     """Batch norms that compute with running statistics, behind a convolution that only they read.
 
     Folded, the convolution writes what the norm would have written.
@@ -212,7 +213,7 @@ def fold_norms(graph: LabelledGraph) -> Change | None:
     return _folded(graph, training=False)
 
 
-def stop_training(graph: LabelledGraph) -> Change | None:
+def stop_training(graph: Program) -> Change | None:
     """Batch norms that compute statistics of the batch, where nothing is trained.
 
     With running statistics they could be folded.
@@ -222,9 +223,9 @@ def stop_training(graph: LabelledGraph) -> Change | None:
     return _folded(graph, training=True)
 
 
-def _folded(graph: LabelledGraph, training: bool) -> Change | None:
+def _folded(graph: Program, training: bool) -> Change | None:
     links = _Links(graph)
-    instead: dict[str, list[LabelledOp]] = {}
+    instead: dict[str, list[Op]] = {}
     where = []
     for norm in graph.ops:
         if norm.kind not in NORMS or NORMS[norm.kind](norm) is not training or not norm.writes:
@@ -244,13 +245,13 @@ def _folded(graph: LabelledGraph, training: bool) -> Change | None:
     return Change(_changed(graph, instead), tuple(where)) if where else None
 
 
-def reduce_early(graph: LabelledGraph) -> Change | None:
+def reduce_early(graph: Program) -> Change | None:
     """Tensors that are joined only to be reduced.
 
     Instead each is reduced as soon as it is there, into one result; a partial result is scratch.
     """
     links = _Links(graph)
-    instead: dict[str, list[LabelledOp]] = {}
+    instead: dict[str, list[Op]] = {}
     where = []
     for join in graph.ops:
         if join.kind not in JOINS or len(join.writes) != 1:
@@ -274,16 +275,16 @@ def reduce_early(graph: LabelledGraph) -> Change | None:
     return Change(_changed(graph, instead, cut=cut), tuple(where)) if where else None
 
 
-def _reduces_parts(op: LabelledOp, join: LabelledOp, joined: LabelledBuffer) -> bool:
+def _reduces_parts(op: Op, join: Op, joined: Buffer) -> bool:
     of_channels = len(joined.shape) == IMAGES and join.constants.get("dim") in CHANNELS
     pools_join = op.kind in POOLS and op.inputs[:1] == join.outputs
     return op.kind in REDUCTIONS or (pools_join and of_channels)
 
 
 def _reduced_parts(
-    links: _Links, reduction: LabelledOp, parts: Sequence[LabelledBuffer], result_bytes: int
-) -> list[LabelledOp]:
-    steps: list[LabelledOp] = []
+    links: _Links, reduction: Op, parts: Sequence[Buffer], result_bytes: int
+) -> list[Op]:
+    steps: list[Op] = []
     for i, part in enumerate(parts):
         reads = (part.name,) if i == 0 else (part.name, *reduction.writes)
         after = (links.writer[part.name].name, *(step.name for step in steps[:1]))
@@ -300,13 +301,13 @@ def _reduced_parts(
     return steps
 
 
-def stack_less(graph: LabelledGraph) -> Change | None:
+def stack_less(graph: Program) -> Change | None:
     """Steps that are stacked only to be taken one by one again, as between two layers.
 
     Instead each step is handed on as it is.
     """
     links = _Links(graph)
-    instead: dict[str, list[LabelledOp]] = {}
+    instead: dict[str, list[Op]] = {}
     where = []
     for stack in graph.ops:
         if stack.kind != "aten::stack" or len(stack.writes) != 1:
@@ -326,17 +327,17 @@ def stack_less(graph: LabelledGraph) -> Change | None:
 
 def _handed_on(
     links: _Links,
-    stack: LabelledOp,
-    parts: Sequence[LabelledBuffer],
-    instead: Mapping[str, Sequence[LabelledOp]],
-) -> dict[str, list[LabelledOp]] | None:
+    stack: Op,
+    parts: Sequence[Buffer],
+    instead: Mapping[str, Sequence[Op]],
+) -> dict[str, list[Op]] | None:
     """All readers of a stack with the parts that they read; None if one reads all of it.
 
     `instead`: what other stacks have made of them.
     """
-    part_of: dict[str, LabelledBuffer] = {}  # by value
+    part_of: dict[str, Buffer] = {}  # by value
     whole = {*stack.outputs}  # values
-    found: dict[str, list[LabelledOp]] = {}
+    found: dict[str, list[Op]] = {}
     for reader in links.readers[stack.writes[0]]:
         op = next(iter(instead.get(reader.name, [reader])), reader)
         index = op.constants.get("index")
@@ -381,16 +382,16 @@ def _handed_on(
     return found or None
 
 
-def _same_dim(op: LabelledOp, stack: LabelledOp) -> bool:
+def _same_dim(op: Op, stack: Op) -> bool:
     return op.constants.get("dim") == stack.constants.get("dim") is not None
 
 
-def _is_whole(slice_op: LabelledOp) -> bool:
+def _is_whole(slice_op: Op) -> bool:
     constants = slice_op.constants
     return constants.get("start", 0) == 0 and constants.get("end", 2**63 - 1) == 2**63 - 1
 
 
-def write_in_place(graph: LabelledGraph) -> Change | None:
+def write_in_place(graph: Program) -> Change | None:
     """Results that could take the place of an argument nobody else reads."""
     links = _Links(graph)
     shared: dict[str, str] = {}
@@ -415,7 +416,7 @@ def write_in_place(graph: LabelledGraph) -> Change | None:
     return Change(_changed(graph, {}, shared=shared), tuple(where))
 
 
-def update_early(graph: LabelledGraph) -> Change | None:
+def update_early(graph: Program) -> Change | None:
     """Gradients that are results of the graph, so that all wait for the last.
 
     An update within the graph uses each up at once.
@@ -440,10 +441,10 @@ def update_early(graph: LabelledGraph) -> Change | None:
     )
     largest = sorted(gradients, key=lambda name: (-links.buffers[name].bytes, name))
     where = dict.fromkeys(links.writer[buffer].name for buffer in largest)
-    return Change(LabelledGraph(graph.ops, buffers), tuple(where))
+    return Change(Program(graph.ops, buffers), tuple(where))
 
 
-RULES: tuple[tuple[Callable[[LabelledGraph], Change | None], str, str], ...] = (
+RULES: tuple[tuple[Callable[[Program], Change | None], str, str], ...] = (
     (
         fold_norms,
         "Freeze the model",

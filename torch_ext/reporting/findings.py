@@ -5,17 +5,9 @@ import functools
 import itertools
 from collections.abc import Sequence
 
-from torch_ext.labels import LabelledBuffer, LabelledGraph, LabelledOp
-from torch_ext.planning import (
-    Graph,
-    Plan,
-    Reason,
-    Region,
-    RegionTree,
-    TimelineEntry,
-    region_tree,
-    simulate,
-)
+from torch_ext.program.graph import Graph, RegionTree, TimelineEntry, region_tree, simulate
+from torch_ext.program.plan import Plan, Reason, Region
+from torch_ext.program.program import Buffer, Op, Program
 from torch_ext.reporting.diff import Block, diff
 
 
@@ -61,7 +53,7 @@ class Findings:
     inputs, a reason) is shown as well.
     """
 
-    graph: LabelledGraph
+    graph: Program
     plan: Plan
     title: str = ""
     inputs: tuple[str, ...] = ()
@@ -96,17 +88,17 @@ class Findings:
         return self.graph.to_graph()
 
     @functools.cached_property
-    def ops(self) -> dict[str, LabelledOp]:
+    def ops(self) -> dict[str, Op]:
         """Ops by name."""
         return {op.name: op for op in self.graph.ops}
 
     @functools.cached_property
-    def buffers(self) -> dict[str, LabelledBuffer]:
+    def buffers(self) -> dict[str, Buffer]:
         """Buffers by name."""
         return {buffer.name: buffer for buffer in self.graph.buffers}
 
     @functools.cached_property
-    def maker(self) -> dict[str, LabelledOp]:
+    def maker(self) -> dict[str, Op]:
         """The op that makes a buffer; inputs have none."""
         return {buffer: op for op in self.graph.ops for buffer in op.writes}
 
@@ -121,7 +113,7 @@ class Findings:
         return self._run(self.plan.order)
 
     @functools.cached_property
-    def memory_graph(self) -> LabelledGraph:
+    def memory_graph(self) -> Program:
         """The ops that touch memory."""
         return self.graph.of_memory()
 
@@ -153,7 +145,7 @@ class Findings:
             for op in tree.ops[end - region.ops : end]
         }
 
-    def alive(self, run: Run, step: int) -> list[LabelledBuffer]:
+    def alive(self, run: Run, step: int) -> list[Buffer]:
         """The buffers alive at a step, the largest first."""
         buffers = zip(self.graph.buffers, run.life_spans, strict=True)
         alive = [buffer for buffer, span in buffers if step in span]
@@ -167,7 +159,7 @@ class Findings:
             for buffer in (*op.reads, *op.writes):
                 last[buffer] = max(last.get(buffer, -1), step_of[op.name])
 
-        def span(buffer: LabelledBuffer) -> LifeSpan:
+        def span(buffer: Buffer) -> LifeSpan:
             if buffer.is_input and not buffer.kept and buffer.name not in last:
                 return NEVER
             first = 0 if buffer.is_input else step_of[self.maker[buffer.name].name]

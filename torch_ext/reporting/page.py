@@ -10,7 +10,8 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch_ext import __version__, amounts
+from torch_ext import amounts
+from torch_ext._version import __version__
 from torch_ext.reporting import wording
 from torch_ext.reporting.advice import Advice, find_advice
 from torch_ext.reporting.findings import Findings, Run

@@ -4,8 +4,8 @@ import html
 from collections.abc import Iterable, Sequence
 
 from torch_ext import amounts
-from torch_ext.labels import LabelledBuffer
-from torch_ext.planning import Reason
+from torch_ext.program.plan import Reason
+from torch_ext.program.program import Buffer
 from torch_ext.reporting.advice import Advice
 from torch_ext.reporting.findings import Findings
 
@@ -136,7 +136,7 @@ def bottleneck(findings: Findings) -> str:
     return sentence
 
 
-def _made_by(findings: Findings, buffer: LabelledBuffer) -> str:
+def _made_by(findings: Findings, buffer: Buffer) -> str:
     """An amount, and the op that made it: buffers have names that nobody gave them."""
     maker = findings.maker.get(buffer.name)
     return f"{amount(buffer.bytes)} of {code(maker.name) if maker else 'the caller'}"

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from torch_ext import arguments
-from torch_ext.training.capturing import LossFunction
-from torch_ext.training.making import Runtime, TrainingReport
+from torch_ext.training.capture import LossFunction
+from torch_ext.training.planned_graph import Runtime, TrainingReport
 from torch_ext.training.step import TrainingStep
 from torch_ext.training.updates import UnsupportedError
 

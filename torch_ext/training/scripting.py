@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from torch_ext.arguments import FilePath
 from torch_ext.files import first_line, save_model, without_jit_warnings
-from torch_ext.training.capturing import Captured, Role
+from torch_ext.training.capture import Captured, Role
 from torch_ext.training.randomness import goes_back
 from torch_ext.training.updates import UnsupportedError
 from torch_ext.training.world import World

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from torch_ext.arguments import FilePath
+from torch_ext.memory.process import return_free_memory
 from torch_ext.progress import progress
-from torch_ext.training.capturing import Batch, Clipping, LossFunction, Objective
-from torch_ext.training.making import (
+from torch_ext.training.capture import Batch, Clipping, LossFunction, Objective
+from torch_ext.training.planned_graph import (
     PlannedGraph,
     Runtime,
     TrainingReport,
     copied,
     make_graph,
-    return_free_memory,
 )
 from torch_ext.training.replicas import unwrapped
 from torch_ext.training.scripting import save_step

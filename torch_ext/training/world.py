@@ -13,7 +13,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from torch.utils import _pytree as pytree
 
 from torch_ext.attributes import Watch, may_return, tensors_in_a_graph
-from torch_ext.training.capturing import (
+from torch_ext.training.capture import (
     Batch,
     Captured,
     Clipping,

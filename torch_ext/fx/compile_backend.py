@@ -1,0 +1,164 @@
+"""The backend "torch_ext" of torch.compile: ATen's own kernels, in an order of lower peak memory.
+
+    torch.compile(model, backend="torch_ext")
+
+Forward and backward are planned as one program: what the forward pass saves is alive until the op
+of the backward pass that needs it last. The compiler has the types of values and not the values,
+so sizes come from types and scratch memory from running each kind of op once (fx/estimate.py).
+Nothing is verified by running: as in the pass for TorchScript, only what the rules of
+csrc/program/hazards.h allow is moved, only for a gain, and after any error the graph keeps its
+order.
+
+Both graphs free their inputs as they use them up, which the planner counts on.
+
+Environment: `TORCH_EXT_DISABLE=1` leaves every graph in its order; `TORCH_EXT_LOG=info` logs the
+peak and the bound of each through the logger "torch_ext".
+"""
+
+import copy
+import functools
+import logging
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import default_partition
+from torch.fx.graph import _BoxedCodeGen
+
+from torch_ext.arguments import planning, seconds
+from torch_ext.fx.estimate import estimate_probe
+from torch_ext.fx.order import apply_order, arrange
+from torch_ext.fx.program import program_of
+from torch_ext.logs import Peaks, is_disabled, set_up_logging
+from torch_ext.program.plan import plan_program
+
+MIB = 2**20
+_log = logging.getLogger("torch_ext")
+
+Partition = tuple[fx.GraphModule, fx.GraphModule]
+
+
+def backend(
+    module: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Compile for torch.compile. `options={"time_budget": seconds}`: as of torch_ext.plan.
+
+    Raises ValueError for other options, or if it is not between 0 and 1e6.
+    """
+    set_up_logging()
+    options = dict(options or {})
+    time_budget = seconds(options.pop("time_budget", 2.0), "time_budget")
+    if options:
+        raise ValueError(
+            f"the backend torch_ext has no option '{next(iter(options))}'; it has 'time_budget'"
+        )
+    compile_with = aot_autograd(
+        fw_compiler=_boxed,
+        bw_compiler=_boxed,
+        inference_compiler=functools.partial(_compile_inference, time_budget),
+        partition_fn=functools.partial(_partition, time_budget),
+        keep_inference_input_mutations=True,
+    )
+    return compile_with(module, example_inputs)
+
+
+def _compile_inference(
+    time_budget: float, module: fx.GraphModule, _: Sequence[Any]
+) -> Callable[..., Any]:
+    _reorder(module, time_budget)
+    return _boxed(module, _)
+
+
+def _partition(
+    time_budget: float, joint: fx.GraphModule, joint_inputs: Any, **options: Any
+) -> Partition:
+    """Order the joint graph, then split it where it was to be split anyway.
+
+    torch splits it by the tags of its nodes and keeps their order.
+    """
+    _reorder(joint, time_budget)
+    halves: Partition = default_partition(joint, joint_inputs, **options)
+    return halves
+
+
+def _boxed(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+    """The graph as a function of one list, which it empties: so its inputs can be freed."""
+    module.graph.set_codegen(_BoxedCodeGen())
+    module.recompile()
+    forward = module.forward
+
+    def run(inputs: list[Any]) -> Any:
+        return forward(inputs)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
+# --- ordering -------------------------------------------------------------------------------------
+
+
+def _reorder(module: fx.GraphModule, time_budget: float) -> None:
+    """Put the nodes into an order of lower peak, if there is one; else leave them."""
+    if is_disabled():
+        return
+    try:
+        draft = fx.GraphModule(module, copy.deepcopy(module.graph))
+        _mark_boundary(draft.graph)
+        probe = estimate_probe(draft)
+        found = plan_program(program_of(probe), planning("all", time_budget))
+        if found.peak_bytes < found.original_peak_bytes:
+            apply_order(draft, probe, found.order)
+            nodes = {node.name: node for node in module.graph.nodes}
+            arrange([nodes[node.name] for node in draft.graph.nodes if node.name in nodes])
+            module.graph.lint()
+            module.recompile()
+    except Exception as error:
+        _log.warning("a graph keeps its order: %s: %s", type(error).__name__, error)
+        return
+    _log.info(
+        "a graph of %d ops: %.2f MiB, was %.2f, bound %.2f (%s)",
+        found.ops,
+        found.peak_bytes / MIB,
+        found.original_peak_bytes / MIB,
+        found.lower_bound_bytes / MIB,
+        found.status,
+        extra={"peaks": Peaks.of(found)},
+    )
+
+
+def _mark_boundary(graph: fx.Graph) -> None:
+    """Let the gradients of the results arrive between forward and backward.
+
+    In a joint graph they are inputs from the start. Nothing may pass the place where they arrive:
+    user code runs there, and draws random numbers or changes parameters. Ops of the forward pass
+    that torch has put behind the backward pass (updates of buffers) run before it.
+    """
+    arriving = [node for node in graph.nodes if node.op == "placeholder" and _is_gradient(node)]
+    if not arriving:
+        return
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    ops = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    forward = [node for node in ops if node.meta.get("partitioner_tag") == "is_forward"]
+    last = (forward or placeholders)[-1]
+    for node in ops:
+        if node.meta.get("partitioner_tag") == "must_be_in_forward":
+            last.append(node)
+            last = node
+    with graph.inserting_after(last):
+        arrival = graph.call_function(_arrive, tuple(arriving))
+    last = arrival
+    for index, node in enumerate(arriving):
+        with graph.inserting_after(last):
+            last = graph.call_function(operator.getitem, (arrival, index))
+        node.replace_all_uses_with(last, delete_user_cb=lambda user: user is not arrival)
+
+
+def _is_gradient(placeholder: fx.Node) -> bool:
+    return "tangents" in placeholder.name  # torch's partitioners go by the name, too
+
+
+def _arrive(*gradients: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.empty_like(gradient) for gradient in gradients]

@@ -1,0 +1,1 @@
+"""Peaks by the allocator, limits for tests, the memory of the process."""

@@ -1,0 +1,139 @@
+"""Plans: an order with its peak, its bound and where both come from. No torch needed."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from torch_ext import _sched
+from torch_ext.amounts import amount
+from torch_ext.arguments import Planning
+from torch_ext.columns import Rows, two_columns
+from torch_ext.program.graph import Graph
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Bottleneck:
+    """The op that sets the limit: no order can run it with less than `bytes` in use."""
+
+    op: str
+    source: str  # "file:line" of the user's program, empty for a bare graph
+    bytes: int
+    buffers: tuple[str, ...]  # what must be alive together while it runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A part of the graph that was scheduled on its own."""
+
+    kind: str  # series, parallel or prime
+    ops: int
+    method: str
+    proof: str
+    peak_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An order with its peak, its bound and where both come from. Sizes are bytes."""
+
+    ops: int
+    buffers: int
+    original_peak_bytes: int
+    peak_bytes: int
+    lower_bound_bytes: int
+    status: str  # "optimal" exactly when peak_bytes == lower_bound_bytes, else "feasible"
+    proof: str  # what proves it: "closure" (one op's need), "search" (exhausted), or empty
+    method: str  # the part of the engine that found the order, "original" if nothing moved
+    bottleneck: Bottleneck | None
+    moved_ops: int  # ops less the longest common subsequence with the original order
+    seconds: float  # spent planning
+    clock_stopped: bool  # the clock, not the counted work, ended the search
+    budget_met: bool | None  # with a memory budget: is the peak within it?
+    order: tuple[str, ...] = dataclasses.field(repr=False)
+    regions: tuple[Region, ...] = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return two_columns(self.rows())
+
+    def rows(self) -> Rows:
+        """What was found, how good it is, what sets the limit: for people."""
+        status = self.status + (f", proven by {self.proof}" if self.proof else "")
+        rows = [
+            ("ops", str(self.ops)),
+            ("original peak", amount(self.original_peak_bytes)),
+            ("planned peak", f"{amount(self.peak_bytes)} ({self.method})"),
+            ("lower bound", amount(self.lower_bound_bytes)),
+            ("status", status + (", stopped by the clock" if self.clock_stopped else "")),
+            ("moved ops", str(self.moved_ops)),
+        ]
+        if self.bottleneck:
+            where = f" at {self.bottleneck.source}" if self.bottleneck.source else ""
+            rows.append(("bottleneck", f"{self.bottleneck.op}{where}"))
+            rows.append(("  needs together", _listed(self.bottleneck.buffers) or "nothing"))
+        if self.budget_met is not None:
+            rows.append(("memory budget", "met" if self.budget_met else "not met"))
+        rows.append(("planned in", f"{self.seconds:.3f} s"))
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object, `"format": 1` included."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+
+def plan_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of Plan from the dict that the extension modules return."""
+    bottleneck = fields["bottleneck"]
+    if bottleneck is not None:
+        bottleneck = Bottleneck(**{**bottleneck, "buffers": tuple(bottleneck["buffers"])})
+    return {
+        **fields,
+        "bottleneck": bottleneck,
+        "order": tuple(fields["order"]),
+        "regions": tuple(Region(**region) for region in fields["regions"]),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """Why nothing, or nothing more, was gained."""
+
+    kind: str  # a name of csrc/program/reason.h
+    text: str  # in English, without capital letter and full stop
+
+    @classmethod
+    def of(cls, kind: str, *, detail: str = "", size_bytes: int = 0, other_bytes: int = 0) -> Self:
+        """Make one from what it is about."""
+        fields = _sched.reason(kind, detail=detail, size_bytes=size_bytes, other_bytes=other_bytes)
+        return cls(**fields)
+
+
+def plan_graph(graph: Graph, wanted: Planning, without: Sequence[str] = ()) -> Plan:
+    """Plan a bare graph, without the rules named (csrc/sched/rules.h)."""
+    options = wanted.time_budget, wanted.memory_budget, wanted.scope
+    return Plan(**plan_fields(_sched.plan(graph.builder, *options, list(without))))
+
+
+def plan_program(program: _sched.Program, wanted: Planning) -> Plan:
+    """Plan what an adaptor knows of a program."""
+    options = wanted.time_budget, wanted.memory_budget, wanted.scope
+    fields, _ = program.plan(*options, explain=False)
+    return Plan(**plan_fields(fields))
+
+
+def plan_and_explain(program: _sched.Program, wanted: Planning) -> tuple[Plan, tuple[Reason, ...]]:
+    """The same, with why nothing was gained, if so: that may take planning it once more."""
+    options = wanted.time_budget, wanted.memory_budget, wanted.scope
+    fields, reasons = program.plan(*options, explain=True)
+    return Plan(**plan_fields(fields)), reasons_of(reasons)
+
+
+def reasons_of(fields: Sequence[Mapping[str, str]]) -> tuple[Reason, ...]:
+    """Build them from what the extension modules return."""
+    return tuple(Reason(**reason) for reason in fields)
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

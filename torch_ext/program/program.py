@@ -1,0 +1,92 @@
+"""A graph together with what its ops and buffers are called in the user's program.
+
+Whatever the door, this is what reports and advice are made of. Needs no torch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+from torch_ext.program.graph import Graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """An op, and where in the program it comes from. Unknown labels are empty."""
+
+    name: str
+    kind: str = ""  # of the operator, without its overload: "aten::relu"
+    source: str = ""  # "file:line" of the user's program
+    module_path: str = ""  # "layer1.0.conv1"
+    workspace_bytes: int = 0
+    reads: tuple[str, ...] = ()  # buffers
+    writes: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()  # ops that must run first, those included that made an input
+    # Values: a view is a value of its own in the buffer of what it views. Advice needs them.
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    constants: Mapping[str, bool | int | float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """A buffer, and what a tensor in it looks like."""
+
+    name: str
+    bytes: int
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    is_input: bool = False
+    kept: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Ops in their original order, and the buffers between them."""
+
+    ops: tuple[Op, ...]
+    buffers: tuple[Buffer, ...]
+
+    def to_graph(self) -> Graph:
+        """Return the bare graph, for planning and simulating."""
+        graph = Graph()
+        for buffer in self.buffers:
+            graph.add_buffer(buffer.name, buffer.bytes, input=buffer.is_input, kept=buffer.kept)
+        for op in self.ops:
+            graph.add_op(
+                op.name,
+                reads=op.reads,
+                writes=op.writes,
+                workspace_bytes=op.workspace_bytes,
+                after=op.after,
+            )
+        return graph
+
+    def of_memory(self) -> Self:
+        """Return the graph without ops that touch no memory, as those that read an attribute.
+
+        What has to run in an order still has. An op that joins several others stays: without it
+        each of these would be tied to all that follow.
+        """
+        ops: list[Op] = []
+        stand_ins: dict[str, tuple[str, ...]] = {}  # what to wait for instead of an op left out
+        for op in self.ops:
+            waits = (each for name in op.after for each in stand_ins.get(name, (name,)))
+            after = tuple(dict.fromkeys(waits))
+            if op.reads or op.writes or op.workspace_bytes or len(after) > 1:
+                ops.append(dataclasses.replace(op, after=after))
+            else:
+                stand_ins[op.name] = after
+        return dataclasses.replace(self, ops=tuple(ops))
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Build it from the dict that the extension module returns."""
+
+        def frozen(entry: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+
+        return cls(
+            ops=tuple(Op(**frozen(op)) for op in fields["ops"]),
+            buffers=tuple(Buffer(**frozen(buffer)) for buffer in fields["buffers"]),
+        )

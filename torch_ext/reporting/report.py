@@ -1,0 +1,150 @@
+"""What is known of a program after a door has looked at it. Needs no torch."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch_ext.amounts import amount
+from torch_ext.arguments import FilePath
+from torch_ext.columns import Rows, two_columns
+from torch_ext.files import write_text
+from torch_ext.program.graph import TimelineEntry
+from torch_ext.program.plan import Plan, Reason
+from torch_ext.program.program import Buffer, Program
+from torch_ext.reporting.findings import Findings
+from torch_ext.reporting.page import to_html
+
+
+@dataclasses.dataclass(frozen=True)
+class PeakBuffer:
+    """A buffer that is alive when the peak is reached."""
+
+    name: str
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: str
+    op: str
+    module_path: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramReport(Plan):
+    """A plan, what it is a plan of, and what was measured. Peaks are bytes of activations.
+
+    Parameters and the caller's inputs are reported beside the peaks, not in them.
+    """
+
+    measured_original_peak_bytes: int | None  # by the allocator
+    measured_peak_bytes: int | None
+    identical: bool | None  # all that a run leaves behind; None: not compared
+    threads: int
+    parameter_bytes: int
+    input_bytes: int
+    reasons: tuple[Reason, ...] = dataclasses.field(repr=False)  # why nothing was gained
+    reason: str  # the same as text; empty if something was gained
+    timeline_before: tuple[TimelineEntry, ...] = dataclasses.field(repr=False)
+    timeline_after: tuple[TimelineEntry, ...] = dataclasses.field(repr=False)
+    at_peak: tuple[PeakBuffer, ...] = dataclasses.field(repr=False)  # of the planned order
+    graph: Program = dataclasses.field(repr=False, compare=False)  # in its original order
+
+    def __str__(self) -> str:
+        return two_columns(self.rows())
+
+    def rows(self) -> Rows:
+        """The plan and what was measured: for people."""
+        identical = {None: "not compared", True: "identical", False: "different"}[self.identical]
+        sizes = f"{amount(self.parameter_bytes)}, {amount(self.input_bytes)}"
+        rows = [
+            *super().rows(),
+            ("measured before", amount(self.measured_original_peak_bytes)),
+            ("measured after", amount(self.measured_peak_bytes)),
+            ("outputs", identical),
+            ("threads", str(self.threads)),
+            ("parameters, inputs", sizes),
+        ]
+        if self.reason:
+            rows.append(("no gain because", self.reason))
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object, `"format": 1` included; without the graph."""
+        fields = Plan.to_dict(dataclasses.replace(self, graph=Program((), ())))
+        del fields["graph"]
+        return fields
+
+    def save_html(self, path: FilePath, title: str = "") -> None:
+        """Write the page that shows it, whole or not at all, as files.writing does."""
+        write_text(path, to_html(Findings(self.graph, self, title)))
+
+
+def held_to(plan: Plan, measured: Iterable[int | None]) -> tuple[Plan, tuple[Reason, ...]]:
+    """Return the plan, or without its bound and why: the rule for every door that measures.
+
+    `measured`: peaks in bytes of runs of the planned graph, whatever their order; None was not
+    measured. Every order needs the bound at least, so a run that needs less, by a byte, was of
+    other sizes than were planned, and nothing is proven. There is no tolerance: what the probe sees
+    and what runs is the same to the byte (of all runs in tests/fuzz and of all models measured,
+    none was below its bound). The caller keeps the original program, for this reason.
+    """
+    known = [peak_bytes for peak_bytes in measured if peak_bytes is not None]
+    if not known or min(known) >= plan.lower_bound_bytes:
+        return plan, ()
+    unproven = dataclasses.replace(
+        plan,
+        lower_bound_bytes=0,
+        status="feasible",
+        proof="",
+        bottleneck=None,
+        regions=tuple(dataclasses.replace(region, proof="") for region in plan.regions),
+    )
+    why = Reason.of("below_bound", size_bytes=min(known), other_bytes=plan.lower_bound_bytes)
+    return unproven, (why,)
+
+
+def in_original_order(plan: Plan, graph: Program, memory_budget: int | None) -> Plan:
+    """Return what the plan says of the original order of its graph, which is kept."""
+    peak_bytes = plan.original_peak_bytes
+    is_optimal = peak_bytes == plan.lower_bound_bytes
+    return dataclasses.replace(
+        plan,
+        peak_bytes=peak_bytes,
+        status="optimal" if is_optimal else "feasible",
+        proof=plan.proof if is_optimal else "",
+        method="original",
+        moved_ops=0,
+        budget_met=None if memory_budget is None else peak_bytes <= memory_budget,
+        order=tuple(op.name for op in graph.ops),
+        regions=tuple(dataclasses.replace(region, method="original") for region in plan.regions),
+    )
+
+
+def described(graph: Program, plan: Plan, reasons: Sequence[Reason]) -> dict[str, Any]:
+    """Those fields of a ProgramReport that follow from the graph, its plan, and why it is so."""
+    findings = Findings(graph, plan)
+    fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(Plan)}
+    bottleneck = plan.bottleneck
+    if bottleneck is not None:
+        source = findings.ops[bottleneck.op].source
+        fields["bottleneck"] = dataclasses.replace(bottleneck, source=source)
+
+    def at_peak(buffer: Buffer) -> PeakBuffer:
+        op = findings.maker[buffer.name]
+        look = buffer.shape, buffer.dtype
+        return PeakBuffer(buffer.name, buffer.bytes, *look, op.name, op.module_path, op.source)
+
+    after = findings.after
+    return {
+        **fields,
+        "timeline_before": findings.before.timeline,
+        "timeline_after": after.timeline,
+        "at_peak": tuple(map(at_peak, findings.alive(after, after.peak_step))),
+        "reasons": tuple(reasons),
+        "reason": joined(reasons),
+        "graph": graph,
+    }
+
+
+def joined(reasons: Iterable[Reason]) -> str:
+    """Several reasons as one text."""
+    return "; ".join(reason.text for reason in reasons)

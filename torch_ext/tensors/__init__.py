@@ -1,0 +1,1 @@
+"""Tensors of every dtype and layout: their bits, and whose memory they are in."""

@@ -1,0 +1,1 @@
+"""TorchScript: optimized and verified, traced, ordered by the registered pass."""

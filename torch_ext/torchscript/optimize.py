@@ -1,0 +1,197 @@
+"""Optimising and analysing TorchScript modules."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torch_ext._native import _jit
+from torch_ext.arguments import MemoryAmount, flag, planning
+from torch_ext.program.plan import Plan, Reason, plan_fields, reasons_of
+from torch_ext.program.program import Program
+from torch_ext.reporting.report import ProgramReport, described, joined
+from torch_ext.torchscript.trace import Traced, trace
+
+ExampleInputs = tuple[Any, ...] | Sequence[tuple[Any, ...]] | torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamplePeaks:
+    """The peaks of one example input."""
+
+    original_peak_bytes: int
+    peak_bytes: int
+    input_bytes: int
+    measured_original_peak_bytes: int | None
+    measured_peak_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report(ProgramReport):
+    """What was found out about a module. Peaks are bytes of activations.
+
+    With several examples the plan is that of the example with the highest peak; `examples` has all
+    of them. Measured is in the real executor; compared are outputs, inputs, state, random state and
+    print-out.
+    """
+
+    examples: tuple[ExamplePeaks, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimized:
+    """What optimize_verified found."""
+
+    module: torch.jit.ScriptModule
+    report: Report
+    failed: bool  # a better order was found but failed verification
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What analyze_in_full found."""
+
+    report: Report
+    bottleneck_region: str  # in the text format
+
+
+def optimize(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    scope: str = "all",
+    time_budget: float = 2.0,
+    memory_budget: MemoryAmount | None = None,
+    verify: bool = True,
+) -> tuple[torch.jit.ScriptModule, Report]:
+    """Return the module with its operations in an order of lower peak memory, and a report.
+
+    `module` is a ScriptModule (traced, scripted, frozen, loaded) or an nn.Module, which is traced.
+    The result shares its parameters and buffers; the given module, its state, the inputs and the
+    random state are not changed. `example_inputs`: a tuple of arguments, or a list of such tuples
+    (one order for all). `scope="bottleneck"` moves ops only around the peak.
+    `memory_budget` (bytes, or text like "512MiB") stops as soon as it is met. With `verify` both
+    versions run and must be equal bit for bit, with a measured peak that is lower. Otherwise the
+    original module comes back and `report.reason` says why.
+
+    Raises ValueError for inputs that do not fit or other bad arguments, and whatever the module
+    raises when it runs.
+    """
+    optimized = optimize_verified(
+        module,
+        example_inputs,
+        scope=scope,
+        time_budget=time_budget,
+        memory_budget=memory_budget,
+        verify=verify,
+    )
+    return optimized.module, optimized.report
+
+
+def optimize_verified(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    scope: str = "all",
+    time_budget: float = 2.0,
+    memory_budget: MemoryAmount | None = None,
+    verify: bool = True,
+) -> Optimized:
+    """As optimize, with all that was found."""
+    wanted, verify = planning(scope, time_budget, memory_budget), flag(verify, "verify")
+    examples = _examples(example_inputs)
+    traced = _as_script(module, examples, verify)
+    script = traced.module
+    cpp_module, changed, failed, fields = _jit.optimize(
+        script._c, examples, wanted.time_budget, wanted.memory_budget, wanted.scope, verify
+    )
+    if changed:
+        from torch.jit._recursive import wrap_cpp_module
+
+        script = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
+    report = _report(fields)
+    if traced.loss:
+        warnings.warn(traced.loss, UserWarning, stacklevel=3)
+        reasons = (Reason.of("lossy_trace", detail=traced.loss), *report.reasons)
+        report = dataclasses.replace(
+            report, identical=False, reasons=reasons, reason=joined(reasons)
+        )
+    return Optimized(script, report, failed)
+
+
+def analyze(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    scope: str = "all",
+    time_budget: float = 2.0,
+) -> Report:
+    """Report what optimize could gain. Changes nothing and measures only the original."""
+    return analyze_in_full(module, example_inputs, scope=scope, time_budget=time_budget).report
+
+
+def analyze_in_full(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    scope: str = "all",
+    time_budget: float = 2.0,
+) -> Analysis:
+    """As analyze; also the region around the bottleneck."""
+    wanted = planning(scope, time_budget)
+    examples = _examples(example_inputs)
+    script = _as_script(module, examples, compare=False).module
+    fields, region = _jit.analyze(script._c, examples, wanted.time_budget, wanted.scope)
+    return Analysis(_report(fields), region)
+
+
+def peak_with_gradients(
+    module: torch.jit.ScriptModule, example_inputs: ExampleInputs
+) -> int | None:
+    """Measure a call with gradients enabled; None if no parameter requires them, or if it fails."""
+    return _jit.peak_with_gradients(module._c, _examples(example_inputs)[0])
+
+
+def compare(
+    a: torch.jit.ScriptModule, b: torch.jit.ScriptModule, example_inputs: ExampleInputs
+) -> tuple[str, list[int], list[int]]:
+    """Run both on copies of the examples: first difference (empty if none), and measured peaks."""
+    return _jit.compare(a._c, b._c, _examples(example_inputs))
+
+
+def _examples(example_inputs: ExampleInputs) -> list[tuple[Any, ...]]:
+    if isinstance(example_inputs, torch.Tensor):
+        return [(example_inputs,)]
+    examples = [example_inputs] if isinstance(example_inputs, tuple) else example_inputs
+    if not isinstance(examples, list) or not examples:
+        raise ValueError(
+            "example_inputs must be a tuple of arguments or a non-empty list of such tuples, not "
+            f"{type(example_inputs).__name__}"
+        )
+    for index, example in enumerate(examples):
+        if not isinstance(example, tuple):
+            raise ValueError(
+                "example_inputs must be a tuple of arguments or a non-empty list of such tuples, "
+                f"but example {index} is a {type(example).__name__}"
+            )
+    return examples
+
+
+def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]], compare: bool) -> Traced:
+    if isinstance(module, torch.jit.ScriptModule):
+        return Traced(module, "")
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(
+            f"expected a torch.nn.Module or a ScriptModule, not {type(module).__name__}"
+        )
+    return trace(module, examples[0], compare)
+
+
+def _report(fields: tuple[Any, ...]) -> Report:
+    program, plan, reasons, measured = fields
+    return Report(
+        **described(Program.from_fields(program), Plan(**plan_fields(plan)), reasons_of(reasons)),
+        **{**measured, "examples": tuple(ExamplePeaks(**one) for one in measured["examples"])},
+    )

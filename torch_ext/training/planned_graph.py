@@ -1,0 +1,437 @@
+"""From the state of a world to a graph in its best order, verified: all on copies."""
+
+import dataclasses
+import itertools
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from torch_ext import attributes
+from torch_ext.arguments import planning
+from torch_ext.files import first_line
+from torch_ext.fx.order import apply_order
+from torch_ext.fx.probe import Probe, run_probe
+from torch_ext.fx.program import labelled_program_of, written_storages
+from torch_ext.memory.meter import measure_peak
+from torch_ext.program.plan import Reason, plan_and_explain
+from torch_ext.program.program import Program
+from torch_ext.reporting.report import ProgramReport, described, held_to
+from torch_ext.tensors.compare import first_difference
+from torch_ext.training.capture import Batch, Captured, loss_of
+from torch_ext.training.modes import apart, of_a_graph
+from torch_ext.training.questions import Answers, users_line
+from torch_ext.training.randomness import only_torchs_numbers
+from torch_ext.training.scripting import as_torchscript
+from torch_ext.training.updates import UnsupportedError
+from torch_ext.training.world import Now, World
+
+MIB = 2**20
+Runtime = Literal["fx", "torchscript"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingReport(ProgramReport):
+    """What was found out about a step. Peaks are bytes above the start of the step, gradients in.
+
+    `original_peak_bytes` is that of the captured graph in its own order; `measured_*` are the
+    allocator's, of the eager loop, of the same loop with the optimizer in backward hooks (None
+    where hooks cannot do it), and of this step.
+    """
+
+    measured_hooks_peak_bytes: int | None
+    state_bytes: int
+    capture_seconds: float
+
+    def __str__(self) -> str:
+        def mib(size_bytes: int | None) -> str:
+            return "-" if size_bytes is None else f"{size_bytes / MIB:.2f}"
+
+        line = (
+            f"eager {mib(self.measured_original_peak_bytes)} MiB, optimizer in backward hooks "
+            f"{mib(self.measured_hooks_peak_bytes)}, this step {mib(self.measured_peak_bytes)}, "
+            f"bound of all orders of this step {mib(self.lower_bound_bytes)}"
+        )
+        hooks, ours = self.measured_hooks_peak_bytes, self.measured_peak_bytes
+        if hooks is not None and ours is not None and hooks <= ours:
+            line += " (backward hooks get as low)"
+        if hooks is not None and hooks < self.lower_bound_bytes:
+            line += " (backward hooks run other ops, of which the bound says nothing)"
+        return f"{line}; {self.reason}" if self.reason else line
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedGraph:
+    """A captured graph in its new order; None if the eager loop needs less."""
+
+    captured: Captured | None
+    answers: Answers  # that a batch has to give
+    report: TrainingReport
+
+
+@dataclasses.dataclass(frozen=True)
+class _Verified:
+    """What running loop and graph side by side has shown."""
+
+    refusal: str  # empty: all bits are equal
+    eager_peak_bytes: int
+    peak_bytes: int
+    state_bytes: int  # that the optimizer holds from then on: its first update makes most of it
+
+
+def make_graph(
+    world: World, now: Now, updates: bool, runtime: Runtime, time_budget: float
+) -> PlannedGraph:
+    """Capture, probe, plan, reorder, verify: all on copies.
+
+    Raises UnsupportedError for what the loop can do and a captured step cannot, and whatever the
+    loop itself raises.
+    """
+    saved = attributes.Saved(world.objective)  # what functions reach is the same in all copies
+    with torch.inference_mode(False):  # copies would be of its kind, which autograd refuses
+        try:
+            with only_torchs_numbers():
+                return _made(world, now, updates, runtime, time_budget)
+        except UnsupportedError:
+            raise
+        except Exception as error:
+            if world.replicas is None:  # else the other processes would have to run it, too
+                _run_loop(world, now, updates)  # raises what is no matter of capturing
+            raise UnsupportedError(_cause(error)) from error
+        finally:
+            saved.put_back()
+
+
+def _made(
+    world: World, now: Now, updates: bool, runtime: Runtime, time_budget: float
+) -> PlannedGraph:
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        scratch = world.copy()
+        looked = scratch.look(copied(now.batch))
+        if looked.key != now.key:
+            raise UnsupportedError(f"a copy is not as the original: {looked.key.why_not(now.key)}")
+        captured = scratch.capture(looked, updates)
+        _require_own_constants(captured.module, world)
+        if world.replicas is not None:
+            world.replicas.require_same(captured.module.graph)
+        inputs = scratch.bind(captured, looked)
+        with of_a_graph():
+            probe = run_probe(captured.module, inputs)
+        _require_constants_kept(captured.module, probe, scratch)
+        del scratch, looked, inputs
+    program = labelled_program_of(probe)
+    found, reasons = plan_and_explain(program, planning("all", time_budget))
+    apply_order(captured.module, probe, _common(world, found.order)[0])
+    if runtime == "torchscript":
+        captured = as_torchscript(captured)
+    verified = _verify(world, captured, now, updates)
+    refusal = next(filter(None, _common(world, verified.refusal)), "")
+    if refusal:
+        raise UnsupportedError(refusal)
+    found, refuted = held_to(found, (verified.peak_bytes,))
+    if verified.peak_bytes > verified.eager_peak_bytes:
+        why = Reason.of(
+            "loop_is_lower",
+            size_bytes=verified.peak_bytes,
+            other_bytes=verified.eager_peak_bytes,
+        )
+        reasons = (why,)
+    one_batch = updates and now.group_of.keys().isdisjoint(now.accumulated)
+    hooks_peak_bytes = _hooks_peak(world, now) if one_batch else None
+    report = TrainingReport(
+        **described(Program.from_fields(program.fields()), found, (*refuted, *reasons)),
+        measured_original_peak_bytes=verified.eager_peak_bytes,
+        measured_hooks_peak_bytes=hooks_peak_bytes,
+        measured_peak_bytes=verified.peak_bytes,
+        identical=True,
+        threads=torch.get_num_threads(),
+        parameter_bytes=sum(
+            tensor.nbytes
+            for tensor in itertools.chain(world.objective.parameters(), world.objective.buffers())
+        ),
+        input_bytes=sum(tensor.nbytes for tensor in now.tensors),
+        state_bytes=verified.state_bytes,
+        capture_seconds=time.perf_counter() - start,
+    )
+    for node in captured.module.graph.nodes:
+        if node.op != "placeholder":  # a saved step checks its inputs against the example's
+            node.meta.clear()  # labels are in the report by now, and values take memory
+    is_kept = all(_common(world, verified.peak_bytes <= verified.eager_peak_bytes))
+    return PlannedGraph(captured if is_kept else None, captured.answers, report)
+
+
+def _run_loop(world: World, now: Now, updates: bool) -> None:
+    """One step of the loop, on a copy."""
+    with torch.random.fork_rng(devices=[]):
+        scratch = world.copy()
+        scratch.run_eagerly(scratch.look(copied(now.batch)), updates)
+
+
+# What torch says where the loop runs and tracing does not, and what helps.
+_CAUSES = {
+    "use_reentrant=True": "checkpoint with use_reentrant=True; give use_reentrant=False",
+    "dynamo-optimized": "a function that torch.compile compiled; give the function that it wraps",
+    "Inference tensors": "a tensor that was made in inference mode; clone it outside of it",
+}
+
+
+def _cause(error: Exception) -> str:
+    text = str(error)
+    for sign, cause in _CAUSES.items():
+        if sign in text:
+            return f"the step cannot be captured with {cause}"
+    where = users_line(traceback.extract_tb(error.__traceback__))
+    told = f"{type(error).__name__}: {first_line(error)}"
+    return f"the loop runs, but the step cannot be captured, at {where}: {told}"
+
+
+def _common(world: World, value: Any) -> list[Any]:
+    """The value of every process that trains the model: all do the same with them."""
+    return [value] if world.replicas is None else world.replicas.gathered(value)
+
+
+def _require_own_constants(module: fx.GraphModule, world: World) -> None:
+    """Functions are not copied: what one has of the model in its closure is the model's own."""
+    names = {
+        tensor.untyped_storage()._cdata: name.removeprefix("model.")
+        for name, tensor in world.contents().items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    for node in module.graph.nodes:
+        if node.kwargs.get("generator") is not None:
+            raise UnsupportedError(
+                f"{node.target} draws from a generator of its own; draw from torch's default one"
+            )
+        value = getattr(module, str(node.target)) if node.op == "get_attr" else None
+        if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata in names:
+            raise UnsupportedError(
+                "a function (loss_fn, a hook, a forward that was replaced) uses "
+                f"{names[value.untyped_storage()._cdata]} through a variable of its own, which is "
+                "the same in all copies; make it a method of the model, or an nn.Module that "
+                "holds what it uses"
+            )
+
+
+def _require_constants_kept(module: fx.GraphModule, probe: Probe, scratch: World) -> None:
+    """A constant of the graph was taken from the copy: writes to it would not reach the model."""
+    constants = {
+        storage: node
+        for node in probe.first
+        if node.op == "get_attr"
+        for storage in probe.values[node]
+    }
+    for op in probe.ops:
+        for storage in constants.keys() & written_storages(op):
+            tensor = getattr(module, str(constants[storage].target))
+            path = attributes.path_of(scratch.objective, tensor).removeprefix("model.")
+            raise UnsupportedError(
+                f"the model changes {path or 'a tensor'} in place ({op.node.target}), which is "
+                "neither a parameter nor a buffer nor an input; register it as a buffer"
+            )
+
+
+def copied(batch: Batch) -> Batch:
+    """Tensors of its own, the same values and layouts."""
+    copy: Batch = pytree.tree_map_only(torch.Tensor, _copied, batch)
+    return copy
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A clone would be dense where a slice of a larger tensor is not."""
+    if tensor.is_conj():
+        return _copied(tensor.conj()).conj()
+    if tensor.is_neg():
+        return torch._neg_view(_copied(torch._neg_view(tensor)))
+    if not tensor.numel():
+        return tensor.detach().clone()
+    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = tensor.detach().as_strided((reach,), (1,), tensor.storage_offset()).clone()
+    return memory.as_strided(tensor.shape, tensor.stride(), 0)
+
+
+def _rolled(batch: Batch) -> Batch:
+    """Another batch of the same layouts and, likely, of the same kind: the samples moved on by one.
+
+    What a graph has frozen of its batch shows with another one.
+    """
+
+    def roll(tensor: torch.Tensor) -> torch.Tensor:
+        moved = _copied(tensor)
+        if tensor.ndim and not torch._debug_has_internal_overlap(tensor):
+            moved.copy_(tensor.roll(1, 0))
+        return moved
+
+    other: Batch = pytree.tree_map_only(torch.Tensor, roll, batch)
+    return other
+
+
+def _verify(world: World, captured: Captured, now: Now, updates: bool) -> _Verified:
+    """Run loop and graph side by side, from the same state, for two steps, and measure both.
+
+    What a graph has frozen of the state shows in the second step, what it has frozen of the batch
+    shows with another batch. Peaks are those of a settled step.
+    """
+    with torch.random.fork_rng(devices=[]):
+        loop, graph = world.copy(), world.copy()
+        seen = [attributes.contents(loop.objective)]
+        last = _step_of_both(loop, graph, captured, now.batch, updates)
+        seen.append(attributes.contents(loop.objective))
+        made = set(dict(loop.objective.named_buffers())) - set(
+            dict(world.objective.named_buffers())
+        )
+        second = None
+        others = (now.batch,) if world.replicas else (_rolled(now.batch), now.batch)
+        for batch in () if last.difference else others:
+            looked = graph.look(batch)
+            if looked.key != now.key or not captured.answers.hold(looked.tensors):
+                continue
+            try:
+                last = second = _step_of_both(loop, graph, captured, batch, updates)
+                break
+            except _LoopError:  # this order of the samples does not suit the program
+                loop = graph.copy()
+                seen[-1] = attributes.contents(loop.objective)
+        if second is None:  # later steps run another graph
+            last = dataclasses.replace(
+                _measured_apart(world, loop, captured, now, updates), difference=last.difference
+            )
+        seen.append(attributes.contents(loop.objective))
+        state_bytes = sum(
+            value.nbytes
+            for state in loop.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor)
+        )
+    changed = attributes.changes(*seen[1:])
+    if not changed and last.difference:  # what the first step alone has changed may be why
+        changed = attributes.changes(*seen[:2])
+    refusal = ""
+    if made:
+        names = ", ".join(name.removeprefix("model.") for name in sorted(made))
+        refusal = f"the first step makes the buffer {names}; call the model once before"
+    elif changed:
+        refusal = _why_stateful(changed)
+    elif last.difference:
+        refusal = f"the captured step does not do what the loop does: {last.difference} differs"
+    return _Verified(refusal, last.eager_peak_bytes, last.peak_bytes, state_bytes)
+
+
+class _LoopError(Exception):
+    """The loop itself raised."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Both:
+    """A step of the loop and one of the graph."""
+
+    difference: str  # the first, or empty
+    eager_peak_bytes: int
+    peak_bytes: int
+
+
+def _step_of_both(
+    loop: World, graph: World, captured: Captured, batch: Batch, updates: bool
+) -> _Both:
+    """Run both on copies of a batch. Raises _LoopError."""
+    batches = copied(batch), copied(batch)
+    looked = loop.look(batches[0])
+    random_state = torch.get_rng_state()
+    try:
+        with measure_peak() as eager:
+            expected = loop.run_eagerly(looked, updates)
+    except Exception as error:
+        raise _LoopError from error
+    random_states = [torch.get_rng_state()]
+    torch.set_rng_state(random_state)
+    looked = graph.look(batches[1])
+    with measure_peak() as ours:
+        actual = graph.run(captured, looked)
+    random_states.append(torch.get_rng_state())
+    left = [
+        {"the result": result, "the random state": state, "the batch": given, **of.contents()}
+        for result, state, given, of in zip(
+            (expected, actual), random_states, batches, (loop, graph), strict=True
+        )
+    ]
+    return _Both(first_difference(*left), eager.peak_bytes, ours.peak_bytes)
+
+
+def _measured_apart(
+    world: World, loop: World, captured: Captured, now: Now, updates: bool
+) -> _Both:
+    """The loop after its first step, the graph with the state that it will have made."""
+    looked = loop.look(copied(now.batch))
+    with measure_peak() as eager:
+        loop.run_eagerly(looked, updates)
+    scratch = world.copy()
+    inputs = scratch.bind(captured, scratch.look(copied(now.batch)))
+    with of_a_graph(), measure_peak() as ours:
+        captured.run(*inputs)
+    return _Both("", eager.peak_bytes, ours.peak_bytes)
+
+
+def _why_stateful(changed: Sequence[str]) -> str:
+    names = ", ".join(name.removeprefix("model.") for name in changed[:3])
+    more = ", ..." if len(changed) > 3 else ""
+    return (
+        "a step changes what is no parameter and no buffer, which a captured step does not: "
+        f"{names}{more}; register modules (nn.ModuleList), parameters and tensors "
+        "(register_buffer), and keep anything else outside of the model"
+    )
+
+
+def _hooks_peak(world: World, now: Now) -> int | None:
+    """The peak of the loop whose optimizer runs in backward hooks, in a settled step.
+
+    None where that loop does something else: clipping by norm needs all gradients, and other
+    processes need the gradient before the update.
+    """
+    if world.clipping.norm is not None or world.replicas is not None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        scratch = world.copy()
+        optimizers: dict[torch.Tensor, torch.optim.Optimizer] = {}
+        looked = scratch.look(copied(now.batch))
+        for name, index in looked.group_of.items():
+            parameter, group = looked.trained[name], scratch.optimizer.param_groups[index]
+            options = {key: value for key, value in group.items() if key != "params"}
+            make: Callable[..., torch.optim.Optimizer] = type(scratch.optimizer)
+            optimizer = make([{"params": [parameter], **options}])
+            if parameter in scratch.optimizer.state:
+                optimizer.state[parameter] = scratch.optimizer.state[parameter]
+            optimizers[parameter] = optimizer
+
+        def update(parameter: torch.Tensor) -> None:
+            if world.clipping.value is not None:
+                nn.utils.clip_grad_value_([parameter], world.clipping.value)
+            optimizers[parameter].step()
+            parameter.grad = None
+
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
+            for parameter in optimizers
+        ]
+
+        def run() -> None:
+            with apart():
+                with looked.modes.of_the_forward_pass():
+                    loss = loss_of(scratch.objective(looked.batch))
+                loss.backward()
+
+        def state_count() -> int:
+            return sum(len(state) for one in optimizers.values() for state in one.state.values())
+
+        settled = False
+        while not settled:
+            before = state_count()
+            with measure_peak() as memory:
+                run()
+            settled = state_count() == before
+        for hook in hooks:
+            hook.remove()  # else parameters and hooks hold each other, unseen by the collector
+    return memory.peak_bytes
