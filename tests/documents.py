@@ -97,10 +97,13 @@ def _image_model() -> None:
     torch.jit.trace(Branches(), image).save("model.pt")
 
 
-def _of_readme(names: Namespace) -> None:
+def _of_command_line() -> None:
     _image_model()
     torch_ext.optimize(torch.jit.load("model.pt"), (torch.randn(1, 3, 224, 224),))[0].save("out.pt")
     pathlib.Path("graph.txt").write_text(GRAPH)
+
+
+def _of_readme(names: Namespace) -> None:
     x, target = _batch(256)
     names |= _trained()
     names |= {"example_inputs": (x,), "x": x, "inputs": (x,), "example_batch": (x, target)}
@@ -182,6 +185,7 @@ def _of_report(names: Namespace) -> None:
 
 SETUPS: dict[str, Callable[[Namespace], None]] = {
     "README.md": _of_readme,
+    "docs/command-line.md": lambda names: _of_command_line(),
     "docs/pass.md": lambda names: names.update(torch_ext=torch_ext, serve=lambda: None),
     "docs/training.md": _of_training,
     "docs/capacity.md": _of_capacity,

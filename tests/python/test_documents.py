@@ -25,6 +25,19 @@ def test_the_documents_say_what_the_results_say(documents):
     assert documents.stale() == []
 
 
+def test_the_results_keep_what_the_documents_promise(documents, monkeypatch):
+    assert documents.broken_promises() == []
+    table = documents._table("models-quick")
+    worse = {"measured after MiB": "1000", "status": "feasible", "error %": "2"}
+    row = tuple(
+        worse.get(key, value) for key, value in zip(table.header, table.rows[0], strict=True)
+    )
+    broken = documents.Table(table.header, [row], ("model",))
+    monkeypatch.setattr(documents, "_table", lambda name: broken)
+    of_one_run = [line for line in documents.broken_promises() if line.startswith("models-quick")]
+    assert len(of_one_run) == 3
+
+
 def test_a_changed_figure_and_a_changed_picture_are_noticed(documents, tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
     for name in documents.PICTURES:
@@ -40,11 +53,11 @@ def test_a_changed_figure_and_a_changed_picture_are_noticed(documents, tmp_path,
 
 def test_blocks_must_be_known_and_not_begin_a_line(documents):
     with pytest.raises(documents.StaleError, match="no block 'luck'"):
-        documents.filled("a <!-- from results: luck --><!-- end -->")
+        documents.filled("a <!--luck--><!--/-->")
     with pytest.raises(documents.StaleError, match="must not begin a line"):
-        documents.filled("text\n<!-- from results: models-count --><!-- end --> models")
-    made = documents.filled("of <!-- from results: models-count -->1,000<!-- end --> models")
-    assert re.fullmatch(r"of <!-- from results: models-count -->\d+<!-- end --> models", made)
+        documents.filled("text\n<!--models-count--><!--/--> models")
+    made = documents.filled("of <!--models-count-->1,000<!--/--> models")
+    assert re.fullmatch(r"of <!--models-count-->\d+<!--/--> models", made)
     assert documents.filled(made) == made
 
 
