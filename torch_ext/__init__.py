@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch_ext.memory.meter import measure_peak as measure_peak
     from torch_ext.planning import plan as plan
     from torch_ext.program.graph import Graph as Graph
+    from torch_ext.program.graph import simulate as simulate
     from torch_ext.program.plan import Plan as Plan
     from torch_ext.torchscript.optimize import Report as Report
     from torch_ext.torchscript.optimize import analyze as analyze
@@ -50,6 +51,7 @@ _HOMES = {  # public name -> where it lives; "": a module
     "optimize": "torchscript.optimize",
     "pass_stats": "torchscript.registered_pass",
     "plan": "planning",
+    "simulate": "program.graph",
     "training_capacity": "capacities.search",
     "training_step": "training",
 }

@@ -151,7 +151,8 @@ class Finder {
       const OperatorEffects own = EffectsOf(inner);
       for (Value* v : InputsAt(inner, own.writes)) writes.declared.push_back(v);
       for (Value* v : InputsAt(inner, own.statistics)) writes.statistics.push_back(v);
-      if (effects.undeclared.empty() && !own.undeclared.empty()) {
+      // What is stateful is a barrier as such.
+      if (!own.is_stateful && effects.undeclared.empty() && !own.undeclared.empty()) {
         const std::string of =
             inner == node ? "" : inner->kind().toQualString() + std::string(": ");
         effects.undeclared = of + own.undeclared;

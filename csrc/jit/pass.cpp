@@ -21,7 +21,7 @@
 #include "program/amount.h"
 #include "program/hazards.h"
 #include "program/lower.h"
-#include "sched/displacement.h"
+#include "sched/way_back.h"
 #include "sched/plan.h"
 #include "sched/simulate.h"
 

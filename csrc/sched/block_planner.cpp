@@ -4,10 +4,10 @@
 #include <cmath>
 #include <utility>
 
-#include "sched/displacement.h"
 #include "sched/orders.h"
 #include "sched/search.h"
 #include "sched/simulate.h"
+#include "sched/way_back.h"
 
 namespace torch_ext::sched {
 namespace {
@@ -269,8 +269,8 @@ void BlockPlanner::ReleaseMemory() {
   for (ExactSearch& exact : bounding_) exact.search.reset();
 }
 
-void BlockPlanner::Approach(std::int64_t limit_bytes, Budget& budget) {
-  order_ = ClosestOrder(graph(), std::move(order_), limit_bytes, budget);
+void BlockPlanner::GoBack(std::int64_t limit_bytes, Budget& budget) {
+  order_ = WayBack(graph(), std::move(order_), limit_bytes, budget);
   peak_bytes_ = PeakBytes(graph(), order_);
   if (MovedOps(order_) == 0) method_ = Method::kOriginal;
   if (peak_bytes_ > bound_bytes_) proof_ = Proof::kNone;

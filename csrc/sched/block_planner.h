@@ -45,7 +45,7 @@ class BlockPlanner {
   // Drops what the searches remember; they start again if the block is improved further.
   void ReleaseMemory();
   // Replaces the order by one closer to the original with no hill above `limit_bytes`.
-  void Approach(std::int64_t limit_bytes, Budget& budget);
+  void GoBack(std::int64_t limit_bytes, Budget& budget);
 
  private:
   // One that decides asks only whether an order is below the best peak so far: all lower hills are

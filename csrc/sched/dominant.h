@@ -21,18 +21,12 @@
 #include <vector>
 
 #include "sched/budget.h"
+#include "sched/contract.h"
 #include "sched/decompose.h"
 #include "sched/graph.h"
-#include "sched/profile.h"
 #include "sched/rules.h"
 
 namespace torch_ext::sched {
-
-// Ops in a fixed order, and its canonical profile; each segment covers the next `num_ops` ops.
-struct Chain {
-  std::vector<OpId> ops;
-  std::vector<Segment> segments;
-};
 
 // An order of the whole graph that dominates every other, by search alone. Phases: from the start
 // to ever lower valleys, each under the lowest hills that reach one, down to the lowest of all
@@ -47,15 +41,5 @@ struct Reduction {
   bool has_prime = false;     // a region was neither series nor parallel
 };
 Reduction Reduce(const Graph& graph, const RegionTree& tree, const Rules& rules, Budget& budget);
-
-// One op per segment of the chains, in the original order as far as the chains allow it; runs[i]
-// are the ops behind op i of the graph.
-struct Contraction {
-  Graph graph;
-  std::vector<std::vector<OpId>> runs;
-
-  Order Expand(const Order& order) const;
-};
-Contraction Contract(const Graph& graph, const std::vector<Chain>& chains);
 
 }  // namespace torch_ext::sched

@@ -11,8 +11,8 @@
 #include "sched/bound.h"
 #include "sched/budget.h"
 #include "sched/decompose.h"
-#include "sched/displacement.h"
 #include "sched/simulate.h"
+#include "sched/way_back.h"
 
 namespace torch_ext::sched {
 namespace {
@@ -140,7 +140,7 @@ Draft PlanAll(const Graph& graph, const PlanOptions& options, Budget& budget) {
     Region region{
         .kind = block.kind, .num_ops = block.end - block.begin, .peak_bytes = block.peak_bytes};
     if (block.planner) {
-      block.planner->Approach(limit_bytes, way_back);
+      block.planner->GoBack(limit_bytes, way_back);
       for (OpId v : block.planner->order()) draft.order.push_back(block.planner->slice().ops[v]);
       region.method = block.planner->method();
       if (block.planner->is_optimal()) region.proof = block.planner->proof();
@@ -186,7 +186,7 @@ std::optional<Method> LowerPeakWindow(const Graph& graph, Order& order, const Ru
     const std::int64_t floor = std::min(outside_bytes, peak - 1);
     while (!window.is_finished() && window.peak_bytes() > floor) window.Improve(floor);
     if (window.peak_bytes() < peak) {
-      window.Approach(std::max(floor, window.peak_bytes()), budget);
+      window.GoBack(std::max(floor, window.peak_bytes()), budget);
       for (std::size_t i = 0; i < window.order().size(); ++i) {
         order[begin + static_cast<std::int32_t>(i)] = window.slice().ops[window.order()[i]];
       }
@@ -207,7 +207,7 @@ Draft PlanBottleneck(const Graph& graph, const PlanOptions& options, Budget& bud
   }
   const std::int64_t limit_bytes = PeakBytes(graph, draft.order);
   Budget way_back = WayBackBudget(options, graph);
-  draft.order = ClosestOrder(graph, std::move(draft.order), limit_bytes, way_back);
+  draft.order = WayBack(graph, std::move(draft.order), limit_bytes, way_back);
   draft.clock_stopped = budget.clock_stopped() || way_back.clock_stopped();
   draft.peak_bytes = PeakBytes(graph, draft.order);  // may have fallen by chance
   if (MovedOps(draft.order) == 0) draft.method = Method::kOriginal;

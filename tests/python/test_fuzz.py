@@ -10,6 +10,7 @@ import pytest
 from models import traced_wide, wide_input
 
 import torch_ext
+from torch_ext.program.plan import Reason
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -112,7 +113,8 @@ def test_a_run_below_the_bound_is_a_fault():
     assert bound_fault(dataclasses.replace(report, measured_peak_bytes=bound)) == ""
     below = dataclasses.replace(report, measured_peak_bytes=bound - 1)
     assert bound_fault(below).endswith(": bound")
-    told = dataclasses.replace(report, reason="..., so nothing is proven", lower_bound_bytes=0)
+    reasons = (Reason.of("below_bound", size_bytes=1, other_bytes=2),)
+    told = dataclasses.replace(report, reasons=reasons, lower_bound_bytes=0)
     assert bound_fault(told).endswith(": bound")
 
 

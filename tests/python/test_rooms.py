@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import torch_ext
 
 ROOT = pathlib.Path(torch_ext.__file__).parent
@@ -86,6 +88,16 @@ def test_every_public_name_is_there_once():
     typed = [alias.asname for node in types.body for alias in node.names]
     assert sorted(typed) == sorted(torch_ext.__all__)
     assert all(getattr(torch_ext, name) is not None for name in torch_ext.__all__)
+
+
+def test_old_names_work_and_say_what_is_new():
+    from torch_ext import labels
+    from torch_ext.program.program import Program
+
+    with pytest.warns(FutureWarning, match=r"is torch_ext\.program\.program\.Program now"):
+        assert labels.LabelledGraph is Program
+    with pytest.raises(AttributeError):
+        _ = labels.Luck
 
 
 def test_importing_the_package_is_light():

@@ -11,7 +11,7 @@
 
 #include "sched/budget.h"
 #include "sched/decompose.h"
-#include "sched/displacement.h"
+#include "sched/way_back.h"
 #include "sched/instance.h"
 #include "sched/simulate.h"
 #include "support/brute_force.h"

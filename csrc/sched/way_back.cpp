@@ -1,4 +1,4 @@
-#include "sched/displacement.h"
+#include "sched/way_back.h"
 
 #include <algorithm>
 #include <optional>
@@ -70,9 +70,9 @@ Order KeepHeadAndTail(const Graph& graph, Order order, std::int64_t limit_bytes,
 }
 
 // The way of one order back towards the original.
-class Homecoming {
+class Walk {
  public:
-  Homecoming(const Graph& graph, Order order, std::int64_t limit_bytes, Budget& budget)
+  Walk(const Graph& graph, Order order, std::int64_t limit_bytes, Budget& budget)
       : graph_(graph),
         in_place_(OpsInPlace(order)),
         scored_(graph, std::move(order)),
@@ -174,12 +174,12 @@ std::int32_t MovedOps(std::span<const OpId> order) {
   return static_cast<std::int32_t>(std::count(in_place.begin(), in_place.end(), 0));
 }
 
-Order ClosestOrder(const Graph& graph, Order order, std::int64_t limit_bytes, Budget& budget) {
+Order WayBack(const Graph& graph, Order order, std::int64_t limit_bytes, Budget& budget) {
   limit_bytes = std::max(limit_bytes, PeakBytes(graph, order));
   Order original = graph.OriginalOrder();
   if (PeakBytes(graph, original) <= limit_bytes) return original;
   order = KeepHeadAndTail(graph, std::move(order), limit_bytes, budget);
-  return Homecoming(graph, std::move(order), limit_bytes, budget).Run();
+  return Walk(graph, std::move(order), limit_bytes, budget).Run();
 }
 
 }  // namespace torch_ext::sched

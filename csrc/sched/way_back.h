@@ -20,6 +20,6 @@ std::int32_t MovedOps(std::span<const OpId> order);
 //    keep theirs; if the two chains can be interleaved within the limit (merge.h), the group is
 //    home. All moved ops at once are tried first, then halves of them, down to single ops.
 // Work: O(moved ops) interleavings of a window around the group.
-Order ClosestOrder(const Graph& graph, Order order, std::int64_t limit_bytes, Budget& budget);
+Order WayBack(const Graph& graph, Order order, std::int64_t limit_bytes, Budget& budget);
 
 }  // namespace torch_ext::sched

@@ -1,4 +1,4 @@
-#include "sched/displacement.h"
+#include "sched/way_back.h"
 
 #include <gtest/gtest.h>
 
@@ -52,19 +52,19 @@ TEST(MovedOpsRandomTest, EqualsOpsLessTheLongestCommonSubsequence) {
   }
 }
 
-TEST(ClosestOrderTest, AnEmptyGraphStaysEmpty) {
+TEST(WayBackTest, AnEmptyGraphStaysEmpty) {
   Budget budget(kAmple);
-  EXPECT_TRUE(ClosestOrder(Graph(), {}, 0, budget).empty());
+  EXPECT_TRUE(WayBack(Graph(), {}, 0, budget).empty());
 }
 
-TEST(ClosestOrderTest, WhatKeepsTheOriginalPeakIsTheOriginalOrder) {
+TEST(WayBackTest, WhatKeepsTheOriginalPeakIsTheOriginalOrder) {
   const Graph g = ParseInstance("graph 1\nop a workspace 3\nop b workspace 1\nop c workspace 2");
   Budget budget(kAmple);
-  EXPECT_EQ(ClosestOrder(g, Order{2, 0, 1}, 3, budget), (Order{0, 1, 2}));
+  EXPECT_EQ(WayBack(g, Order{2, 0, 1}, 3, budget), (Order{0, 1, 2}));
 }
 
 // Only `free` must come first; that c and b changed places too was not necessary.
-TEST(ClosestOrderTest, PutsBackWhatMovedWithoutNeed) {
+TEST(WayBackTest, PutsBackWhatMovedWithoutNeed) {
   const Graph g = ParseInstance(R"(graph 1
 buffer x 10 input
 buffer y 10 kept
@@ -75,14 +75,14 @@ op c
 op free reads x
 )");
   Budget budget(kAmple);
-  const Order closest = ClosestOrder(g, Order{3, 4, 2, 1, 0}, 10, budget);
+  const Order closest = WayBack(g, Order{3, 4, 2, 1, 0}, 10, budget);
   EXPECT_EQ(PeakBytes(g, closest), 10);
   EXPECT_EQ(MovedOps(closest), 1);
 }
 
 // Only `free` must leave its place. Of `b` and `c`, which changed places, either finds its way back
 // between an op it depends on and one that depends on it.
-TEST(ClosestOrderTest, PutsBackAnOpBetweenWhatItDependsOnAndWhatDependsOnIt) {
+TEST(WayBackTest, PutsBackAnOpBetweenWhatItDependsOnAndWhatDependsOnIt) {
   const Graph g = ParseInstance(R"(graph 1
 buffer x 10 input
 buffer y 10 kept
@@ -94,12 +94,12 @@ op d after b c
 op free reads x
 )");
   Budget budget(kAmple);
-  const Order closest = ClosestOrder(g, Order{5, 0, 1, 3, 2, 4}, 10, budget);
+  const Order closest = WayBack(g, Order{5, 0, 1, 3, 2, 4}, 10, budget);
   EXPECT_EQ(PeakBytes(g, closest), 10);
   EXPECT_EQ(MovedOps(closest), 1) << ::testing::PrintToString(closest);
 }
 
-TEST(ClosestOrderRandomTest, KeepsWithinTheLimitAndNeverMovesMore) {
+TEST(WayBackRandomTest, KeepsWithinTheLimitAndNeverMovesMore) {
   int closer = 0;
   for (int i = 0; i < ScaledCount(2000); ++i) {
     const auto seed = static_cast<std::uint64_t>(i);
@@ -112,7 +112,7 @@ TEST(ClosestOrderRandomTest, KeepsWithinTheLimitAndNeverMovesMore) {
     SCOPED_TRACE(Describe(g, seed) + "order " + ::testing::PrintToString(order) + ", limit " +
                  std::to_string(limit));
     Budget budget(kAmple);
-    const Order closest = ClosestOrder(g, order, limit, budget);
+    const Order closest = WayBack(g, order, limit, budget);
     ASSERT_TRUE(IsValidOrder(g, closest));
     ASSERT_LE(NaiveSimulate(g, closest).peak_bytes, std::max(limit, peak));
     ASSERT_LE(MovedOps(closest), MovedOps(order));
@@ -124,7 +124,7 @@ TEST(ClosestOrderRandomTest, KeepsWithinTheLimitAndNeverMovesMore) {
   EXPECT_GT(closer, 100) << "the test must see orders that come closer part of the way";
 }
 
-TEST(ClosestOrderRandomTest, WithoutWorkTheResultIsStillWithinTheLimit) {
+TEST(WayBackRandomTest, WithoutWorkTheResultIsStillWithinTheLimit) {
   for (int i = 0; i < ScaledCount(500); ++i) {
     const auto seed = static_cast<std::uint64_t>(i);
     const Graph g = RandomGraph(seed, 20);
@@ -133,7 +133,7 @@ TEST(ClosestOrderRandomTest, WithoutWorkTheResultIsStillWithinTheLimit) {
     const std::int64_t peak = NaiveSimulate(g, order).peak_bytes;
     SCOPED_TRACE(Describe(g, seed) + "order " + ::testing::PrintToString(order));
     Budget budget(static_cast<double>(random.Between(0, 40)) / Budget::kWorkPerSecond);
-    const Order closest = ClosestOrder(g, order, peak, budget);
+    const Order closest = WayBack(g, order, peak, budget);
     ASSERT_TRUE(IsValidOrder(g, closest));
     ASSERT_LE(NaiveSimulate(g, closest).peak_bytes, peak);
     ASSERT_LE(MovedOps(closest), MovedOps(order));
