@@ -65,7 +65,7 @@ python-test: build $(STAMPS)/browser
 
 # Every command and example of README.md and docs.
 docs-test: build
-	$(BIN)/python -m pytest -q -p tests.documents README.md docs csrc/README.md
+	$(BIN)/python -m pytest -q -p tests.documents README.md docs csrc/README.md benchmarks/README.md
 
 # The suite against the newest torch. The modules are built in place, so it runs in a copy of the
 # tree; what the copy built and installed stays, and kept file times keep it up to date.

@@ -35,7 +35,7 @@ from matplotlib.testing.exceptions import ImageComparisonFailure
 from results import FOLDER, Row, Table, latest, read_csv
 
 ROOT = FOLDER.parent
-DOCUMENTS = ("README.md", "csrc/README.md", "docs/*.md")
+DOCUMENTS = ("README.md", "benchmarks/README.md", "csrc/README.md", "docs/*.md")
 BLOCK = re.compile(r"(<!--(?P<name>[a-z0-9-]+)-->)(.*?)(<!--/-->)", re.DOTALL)
 WORDS = {
     "ablation": ("without", "worst instance"),

@@ -32,7 +32,7 @@ from torch.utils import cpp_extension
 import torch_ext
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/*.md", "csrc/README.md")
+DOCUMENTS = ("README.md", "docs/*.md", "csrc/README.md", "benchmarks/README.md")
 LANGUAGES = {"python", "bash", "cpp", "cmake", "graph", ""}
 Namespace = dict[str, Any]
 

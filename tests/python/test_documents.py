@@ -77,8 +77,15 @@ def test_a_command_that_is_not_there_is_noticed(command):
 
 def test_every_document_is_looked_at():
     tracked = {ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("csrc/**/*.md")}
+    tracked |= set(ROOT.glob("benchmarks/*.md"))
     matched = {path for pattern in examples.DOCUMENTS for path in ROOT.glob(pattern)}
     assert matched == tracked
+
+
+def test_every_script_of_the_benchmarks_has_its_place():
+    text = (ROOT / "benchmarks/README.md").read_text()
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", text)) == scripts
 
 
 def test_links_lead_somewhere():
