@@ -67,11 +67,21 @@ struct Conflict {
   bool by_statistics = false;  // what is written are running statistics; no schema says so
 };
 
+// An op writes a result over an argument that dies with it.
+struct Overwrite {
+  OpId op = sched::kNoOp;
+  BufferId result = -1;    // that the op makes
+  BufferId argument = -1;  // that it reads
+};
+
 // Ops in their original order.
 struct Program {
   std::vector<Op> ops;
   std::vector<Buffer> buffers;
   std::vector<Conflict> conflicts;
+  // What the operators allow, so far as it concerns one op alone: there is a form of it that keeps
+  // the bits, and the storages look alike. Whether the argument dies with the op is not in it.
+  std::vector<Overwrite> overwritable;
 };
 
 }  // namespace torch_ext::program
