@@ -13,8 +13,6 @@
 namespace torch_ext::program {
 namespace {
 
-constexpr int kMostNodes = 32;  // of branch and bound, a plan or two each
-
 std::vector<std::vector<OpId>> ReadersOf(const Program& program) {
   std::vector<std::vector<OpId>> readers(program.buffers.size());
   for (OpId v = 0; v < static_cast<OpId>(program.ops.size()); ++v) {
@@ -164,14 +162,14 @@ class Chooser {
     sched::Plan plan;
   };
 
-  Found Run() {
+  Found Run(int most_nodes) {
     Decisions none;
     none.is_closed.assign(program_.overwritable.size(), 0);
     for (std::size_t i = 0; i < program_.overwritable.size(); ++i) {
       none.is_closed[i] = !IsPossible(program_, program_.overwritable[i]);
     }
     Visit(std::move(none));
-    for (int nodes = 1; nodes < kMostNodes && !open_.empty() && !IsDone(); nodes += 2) {
+    for (int nodes = 1; nodes < most_nodes && !open_.empty() && !IsDone(); nodes += 2) {
       Node node = open_.top();
       if (node.bound_bytes >= best_.plan.peak_bytes) break;
       open_.pop();
@@ -369,13 +367,14 @@ std::vector<std::size_t> ForcedOverwrites(const Program& program) {
   return forced;
 }
 
-OverwritePlan PlanOverwrites(const Program& program, const sched::PlanOptions& options) {
+OverwritePlan PlanOverwrites(const Program& program, const sched::PlanOptions& options,
+                             int most_nodes) {
   const std::vector<std::size_t> forced = ForcedOverwrites(program);
   std::vector<Overwrite> overwrites;
   for (const std::size_t i : forced) overwrites.push_back(program.overwritable[i]);
   // They add no edge that was not there, so there is such a program, in the same order.
   Overwritten base = *WithOverwrites(program, overwrites);
-  Chooser::Found found = Chooser(base.program, options).Run();
+  Chooser::Found found = Chooser(base.program, options).Run(most_nodes);
   for (const std::size_t i : found.choices) {
     overwrites.push_back(program.overwritable[base.old_overwritable[i]]);
   }

@@ -61,7 +61,8 @@ struct OverwritePlan {
 };
 
 // The lowest plan over orders and choices that is found; never higher than the original. Work: one
-// plan, and up to 96 more while there are choices that the bounds leave open.
-OverwritePlan PlanOverwrites(const Program& program, const sched::PlanOptions& options);
+// plan, and where there are choices up to three for each node of branch and bound.
+OverwritePlan PlanOverwrites(const Program& program, const sched::PlanOptions& options,
+                             int most_nodes = 32);
 
 }  // namespace torch_ext::program

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <set>
 #include <vector>
 
 #include "program/hazards.h"
@@ -160,11 +161,31 @@ TEST(Overwrite, FindsTheLowestOfAllOrdersAndChoices) {
     ASSERT_TRUE(found.plan.is_optimal());
     const sched::Graph graph = Lower(found.overwritten.program);
     ASSERT_EQ(sched::PeakBytes(graph, found.plan.order), lowest);
+    std::set<BufferId> results, arguments;
+    for (const Overwrite& overwrite : found.overwrites) {
+      ASSERT_TRUE(results.insert(overwrite.result).second);
+      ASSERT_TRUE(arguments.insert(overwrite.argument).second);
+    }
     gains += lowest < oracle.LowestPeak(/*overwrites=*/false);
     choices += found.overwrites.size() > ForcedOverwrites(program).size();
   }
   EXPECT_GT(gains, Cases(1500) / 10);
   EXPECT_GT(choices, Cases(1500) / 100);
+}
+
+TEST(Overwrite, ABoundHoldsWhereChoicesAreLeft) {
+  std::uint64_t open = 0;
+  for (std::uint64_t seed = 0; seed < Cases(1500); ++seed) {
+    const Program program = RandomProgram(seed);
+    SCOPED_TRACE(Shown(program, seed));
+    const std::int64_t lowest = Oracle(program).LowestPeak(/*overwrites=*/true);
+    const OverwritePlan found = PlanOverwrites(program, {}, /*most_nodes=*/1);
+    ASSERT_GE(found.plan.peak_bytes, lowest);
+    ASSERT_LE(found.plan.lower_bound_bytes, lowest);
+    ASSERT_EQ(found.plan.is_optimal(), found.plan.proof != sched::Proof::kNone);
+    open += !found.plan.is_optimal();
+  }
+  EXPECT_GT(open, 0U);
 }
 
 TEST(Overwrite, WhatIsForcedNeverCosts) {
