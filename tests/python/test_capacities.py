@@ -299,7 +299,7 @@ MORE = Capacity(
         (
             MORE,
             "handles 6 at a time instead of 4",
-            "一度に 4 件だった処理が、同じメモリで 6 件まで",
+            "一度に 4 件までだった処理が、同じメモリで 6 件まで",
         ),
         (
             dataclasses.replace(MORE, letter="S", is_batch=False),
@@ -366,7 +366,7 @@ def test_the_command(model):
         assert words in result.stdout
     assert "at a time instead of" in result.stdout.splitlines()[-1]
     japanese = run(*arguments, "--lang", "ja").stdout.splitlines()[-1]
-    assert "までできるようになります" in japanese
+    assert "まで可能になります" in japanese
     fields = json.loads(run(*arguments, "--json").stdout)
     assert fields["format"] == 1
     assert fields["before"]["size"] < fields["after"]["size"]

@@ -110,7 +110,7 @@ _SENTENCES: dict[Language, dict[str, str]] = {
         "same": "処理の順序を変えても、必要なメモリ量は変わりません。",
         "less": (
             "同じ処理に必要なメモリが {needed} から {less} に減ります"
-            "({percent} % 削減、結果は完全に同じ)。"
+            "({percent}% 削減、結果は完全に同じ)。"
         ),
         "none": "{budget} のメモリには収まりません。{size}{less} 必要です(変更前は {needed})。",
         "some batch": (
@@ -118,8 +118,8 @@ _SENTENCES: dict[Language, dict[str, str]] = {
             "なります(結果は完全に同じ)。"
         ),
         "more batch": (
-            "これまで {budget} のメモリで一度に {before} 件だった処理が、同じメモリで {after} 件"
-            "までできるようになります(結果は完全に同じ)。"
+            "これまで {budget} のメモリで一度に {before} 件までだった処理が、同じメモリで "
+            "{after} 件まで可能になります(結果は完全に同じ)。"
         ),
         "some": (
             "これまで {budget} のメモリでは動かなかった処理が、{letter} = {after} まで動くように"
@@ -130,7 +130,9 @@ _SENTENCES: dict[Language, dict[str, str]] = {
             "(結果は完全に同じ)。"
         ),
         "size": "最小の {letter} = {smallest} でも ",
-        "price": "同じ処理を {replicas:,} 個動かす場合、年間 {price} の節約になります。",
+        "price": (
+            "同じプログラムを {replicas:,} プロセス動かす場合、年間 {price} の節約になります。"
+        ),
     },
 }
 

@@ -199,6 +199,6 @@ def _measured_scratch_bytes(
             with measure_peak() as memory:
                 value = target(*args, **kwargs)
         except Exception:
-            return 0  # whatever it raises: it does not like zeros, or its Python code does not
+            return 0  # the op, or its Python code, rejects zero-filled stand-ins
         made = storages_of(value)
     return max(0, memory.peak_bytes - sum(made[key] for key in made.keys() - known))

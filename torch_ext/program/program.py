@@ -65,7 +65,7 @@ class Program:
     def of_memory(self) -> Self:
         """Return the graph without ops that touch no memory, as those that read an attribute.
 
-        What has to run in an order still has. An op that joins several others stays: without it
+        Required precedences are kept. An op that joins several others stays: without it
         each of these would be tied to all that follow.
         """
         ops: list[Op] = []

@@ -1,9 +1,9 @@
 """Changes of the program that would help where order cannot.
 
 Each rule looks for a pattern in the graph, changes the graph as the program could be changed, and
-has it planned again. What does not lower the peak is not told. The estimates are conservative: the
-changed graph is planned with a small budget, and partial results are counted as if none could share
-memory.
+has it planned again. Changes that do not lower the peak are dropped. The estimates are
+conservative: the changed graph is planned with a small budget, and partial results are counted as
+if none could share memory.
 """
 
 import dataclasses
