@@ -36,9 +36,9 @@ class ValueCopier {
   std::unordered_map<const void*, c10::Storage> storages_;
 };
 
-// Compares two results of the same program, each with its own inputs and state. `SameAs` calls must
-// pair up the same places of both sides, for it also compares the pattern of shared storages across
-// all calls: what aliases on one side must alias on the other.
+// Compares two results of the same program, each with its own inputs and state. Calls of
+// `Difference` must pair up the same places of both sides, for it also compares the pattern of
+// shared storages across all calls: what aliases on one side must alias on the other.
 class ValueComparer {
  public:
   // Empty if equal; else where and how they differ, e.g. "output[1]: values differ". Values are

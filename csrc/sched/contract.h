@@ -26,7 +26,8 @@ struct Contraction {
 };
 Contraction Contract(const Graph& graph, const std::vector<Chain>& chains);
 
-// Makes small graphs of chains, looking up what each needs in tables of the whole graph.
+// Makes small graphs of chains in O(their ops, edges and buffers), and a sort; looking up what each
+// needs in tables of the whole graph.
 class Contractor {
  public:
   explicit Contractor(const Graph& graph);

@@ -14,6 +14,10 @@
 // incomparable reads too, gets no order here; its isolated parts do, and the region that closes
 // over the buffer decides the rest. Each chain is kept in canonical form, so what is searched is
 // small.
+//
+// Time: O(segments log segments) for series and parallel regions. Searches are exponential in the
+// width of what they search (search.h); a region with more than 1,024 segments, or that takes more
+// than 400,000 looks, is left to the searches that only want its peak.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +35,8 @@ namespace torch_ext::sched {
 // An order of the whole graph that dominates every other, by search alone. Phases: from the start
 // to ever lower valleys, each under the lowest hills that reach one, down to the lowest of all
 // states (a minimum cut); from the end the same backwards, staying above that state; between the
-// two, the lowest peak. Returns nothing if the budget ends first. Exponential in the width.
+// two, the lowest peak. Returns nothing if the budget ends first. Time, space: three
+// searches (search.h), exponential in the width.
 std::optional<Order> DominantOrderBySearch(const Graph& graph, const Rules& rules, Budget& budget);
 
 // The graph with every isolated region for which the budget allows it replaced by its chain.

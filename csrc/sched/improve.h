@@ -11,6 +11,7 @@
 //
 // Works on any graph; proves nothing. The smallest kind of graph where it fails: two ops of a chain
 // pair must change places with a third chain in between, and no subset of the window has both.
+// Time of a step: one merge of a window (merge.h). Memory: O(ops) for each order.
 // Determinism: seeded, and bounded by counted work; a larger budget continues the same search.
 #pragma once
 
