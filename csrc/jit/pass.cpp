@@ -21,9 +21,9 @@
 #include "program/amount.h"
 #include "program/hazards.h"
 #include "program/lower.h"
-#include "sched/way_back.h"
 #include "sched/plan.h"
 #include "sched/simulate.h"
+#include "sched/way_back.h"
 
 namespace torch_ext::jit {
 namespace {

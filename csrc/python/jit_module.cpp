@@ -63,7 +63,8 @@ std::vector<jit::Stack> ToStacks(const torch::jit::Module& module,
   return stacks;
 }
 
-// All but what follows from program and plan: torch_ext/reporting/report.py makes that for every door.
+// All but what follows from program and plan: torch_ext/reporting/report.py makes that for every
+// door.
 py::dict MeasuredFields(const jit::Report& report) {
   const jit::ExamplePeaks& worst = report.examples[report.worst_example];
   py::dict fields;

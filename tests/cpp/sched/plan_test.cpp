@@ -11,9 +11,9 @@
 
 #include "sched/budget.h"
 #include "sched/decompose.h"
-#include "sched/way_back.h"
 #include "sched/instance.h"
 #include "sched/simulate.h"
+#include "sched/way_back.h"
 #include "support/brute_force.h"
 #include "support/random_graphs.h"
 
