@@ -23,6 +23,7 @@ from torch._inductor import config, custom_graph_pass, memory
 from torch._inductor.utils import fresh_cache
 
 import torch_ext
+from torch_ext.inductor import hook
 from torch_ext.inductor.dump import read_dump, to_graph
 
 ORIGINAL = memory.reorder_for_peak_memory
@@ -152,7 +153,7 @@ def test_peaks_are_those_that_inductor_estimates(model, holds, monkeypatch, capl
         theirs = ORIGINAL(nodes, name_to_buf, name_to_fused_node, graph_inputs, graph_outputs)
         inputs = memory.get_freeable_input_buf(nodes, graph_inputs)
         for order in (nodes, theirs):
-            buffers, described = torch_ext.inductor.describe(order, inputs, graph_outputs)
+            buffers, described = hook.describe(order, inputs, graph_outputs)
             found.extend(buffers)
             plan = torch_ext.plan(to_graph(buffers, described), time_budget=0)
             estimate, _ = memory.estimate_peak_memory(order, inputs, graph_outputs)
@@ -203,7 +204,7 @@ class Random(nn.Module):
 
 
 def test_random_programs_keep_their_bits(monkeypatch, caplog):
-    monkeypatch.setattr(torch_ext.inductor, "_LEAST_GAIN", 0)
+    monkeypatch.setattr(hook, "_LEAST_GAIN", 0)
     for seed in range(8):
         model = Random(seed)
         expected = compiled_anew(model, ROWS)(ROWS)
@@ -220,7 +221,7 @@ def test_a_graph_that_we_do_not_understand_is_left_alone(monkeypatch, caplog):
             [dataclasses.replace(b, allocated_bytes=8, freed_bytes=8) for b in buffers], nodes
         )
 
-    monkeypatch.setattr(torch_ext.inductor, "to_graph", wrong)
+    monkeypatch.setattr(hook, "to_graph", wrong)
     with torch_ext.inductor.enabled():
         run = compiled_anew(Uneven(), ROWS)
     assert re.search("is left alone: by our account .* bytes, by Inductor's 135,168", caplog.text)
@@ -228,7 +229,7 @@ def test_a_graph_that_we_do_not_understand_is_left_alone(monkeypatch, caplog):
 
 
 def test_an_error_of_ours_does_not_end_a_compilation(monkeypatch, caplog):
-    monkeypatch.setattr(torch_ext.inductor, "plan", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(hook, "plan_graph", lambda *_, **__: 1 / 0)
     with torch_ext.inductor.enabled():
         run = compiled_anew(Uneven(), ROWS)
     assert "Inductor's order is kept, for planning failed" in caplog.text
@@ -278,7 +279,7 @@ def test_a_function_that_is_missing_or_different_is_one_warning(name, monkeypatc
 
 def test_a_setting_that_is_missing_breaks_nothing(monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(torch_ext.inductor, "_PASS", "_a_pass_of_the_future")
+        patched.setattr(hook, "_PASS", "_a_pass_of_the_future")
         with warned("torch._inductor.config._a_pass_of_the_future"), torch_ext.inductor.enabled():
             run = compiled_anew(Uneven(), ROWS)
     assert peak_of(run, ROWS) == 135_168
@@ -471,7 +472,7 @@ def test_the_dump_holds_the_graph_of_the_hook(model, monkeypatch):
     def recording(nodes, name_to_buf, name_to_fused_node, graph_inputs, graph_outputs):
         order = ORIGINAL(nodes, name_to_buf, name_to_fused_node, graph_inputs, graph_outputs)
         inputs = memory.get_freeable_input_buf(nodes, graph_inputs)
-        buffers, described = torch_ext.inductor.describe(nodes, inputs, graph_outputs)
+        buffers, described = hook.describe(nodes, inputs, graph_outputs)
         without_edges = [dataclasses.replace(node, after=()) for node in described]
         graphs.append(to_graph(buffers, without_edges).to_text())
         return order
@@ -490,11 +491,11 @@ def test_the_dump_holds_the_graph_of_the_hook(model, monkeypatch):
 
 def test_a_trace_log_is_planned_by_the_command_line(tmp_path):
     program = """
-import torch, test_inductor
+import torch, test_inductor_hook
 torch._inductor.config.reorder_for_peak_memory_debug = True
 torch.set_grad_enabled(False)
-for model in (test_inductor.Uneven(), lambda x: x.T @ x):
-    torch.compile(model)(test_inductor.ROWS)
+for model in (test_inductor_hook.Uneven(), lambda x: x.T @ x):
+    torch.compile(model)(test_inductor_hook.ROWS)
 """
     environment = {
         "PYTHONPATH": str(pathlib.Path(__file__).parent),

@@ -19,8 +19,7 @@ from torch_ext.fx.probe import Probe, run_probe, storages_of, tensors_of
 from torch_ext.fx.program import labelled_program_of
 from torch_ext.logs import is_disabled
 from torch_ext.memory.meter import measure_peak, no_collections
-from torch_ext.planning import plan
-from torch_ext.program.plan import Plan, Reason, plan_and_explain
+from torch_ext.program.plan import Plan, Reason, plan_and_explain, plan_graph
 from torch_ext.program.program import Program
 from torch_ext.reporting.report import ProgramReport, described, held_to, in_original_order
 from torch_ext.tensors.compare import first_difference
@@ -341,7 +340,9 @@ def _unplanned(
     """What is known of a program that nobody planned is what it takes."""
     nothing = Program((), ())
     _, peak_bytes = _measured(program, given)
-    found = dataclasses.replace(plan(nothing.to_graph()), original_peak_bytes=peak_bytes)
+    found = dataclasses.replace(
+        plan_graph(nothing.to_graph(), planning("all", 0.0)), original_peak_bytes=peak_bytes
+    )
     return _report(
         program,
         given,
