@@ -1,5 +1,6 @@
 """Names of a package that are imported on first use: importing the package stays cheap."""
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     A module whose name is empty is the name itself.
     """
 
+    @functools.cache
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")

@@ -67,8 +67,12 @@ class Finder {
 
  private:
   // What a node itself, or a node of its inner blocks, writes to.
+  struct Written {
+    std::vector<Value*> values;
+    std::vector<std::size_t> groups;  // the undeclared ones that may hold some of the values
+  };
   struct Writes {
-    std::vector<Value*> declared, statistics;
+    Written declared, statistics;
   };
 
   // Values that come from outside the block or from an attribute, and constants.
@@ -124,21 +128,19 @@ class Finder {
     undeclared_groups_.push_back(std::move(group));
   }
 
-  // The undeclared groups that may hold some of the values.
-  std::vector<std::size_t> GroupsOf(const std::vector<Value*>& values) const {
-    std::vector<std::size_t> groups;
-    if (values.empty()) return groups;
+  void FindGroups(Written& written) const {
+    if (written.values.empty()) return;
     for (std::size_t group = 0; group < undeclared_groups_.size(); ++group) {
-      if (alias_db_.mayContainAlias(values, undeclared_groups_[group])) groups.push_back(group);
+      if (alias_db_.mayContainAlias(written.values, undeclared_groups_[group])) {
+        written.groups.push_back(group);
+      }
     }
-    return groups;
   }
 
-  // May `written`, or what these groups hold, be in memory that is reached through `values`?
-  bool MayMeet(const std::vector<Value*>& written, const std::vector<std::size_t>& groups,
-               const std::vector<Value*>& values) const {
-    return alias_db_.mayContainAlias(written, values) ||
-           std::ranges::any_of(groups, [&](std::size_t group) {
+  // May what is written be in memory that is reached through `values`?
+  bool MayMeet(const Written& written, const std::vector<Value*>& values) const {
+    return alias_db_.mayContainAlias(written.values, values) ||
+           std::ranges::any_of(written.groups, [&](std::size_t group) {
              return alias_db_.mayContainAlias(undeclared_groups_[group], values);
            });
   }
@@ -149,8 +151,8 @@ class Finder {
     program::Effects& effects = found_.effects.emplace_back();
     ForEachInnerNode(node, [&](Node* inner) {
       const OperatorEffects own = EffectsOf(inner);
-      for (Value* v : InputsAt(inner, own.writes)) writes.declared.push_back(v);
-      for (Value* v : InputsAt(inner, own.statistics)) writes.statistics.push_back(v);
+      for (Value* v : InputsAt(inner, own.writes)) writes.declared.values.push_back(v);
+      for (Value* v : InputsAt(inner, own.statistics)) writes.statistics.values.push_back(v);
       // What is stateful is a barrier as such.
       if (!own.is_stateful && effects.undeclared.empty() && !own.undeclared.empty()) {
         const std::string of =
@@ -165,18 +167,21 @@ class Finder {
     for (const Probe& probe : probes_) {
       effects.draws_random_numbers |= probe.nodes[i].uses_random_state;
     }
-    std::vector<Value*> written = writes.declared;
-    written.insert(written.end(), writes.statistics.begin(), writes.statistics.end());
     const bool is_known = effects.undeclared.empty() && !effects.is_stateful;
-    if (is_known && written.empty() && alias_db_.isMutable(node)) {
+    const bool writes_nothing = writes.declared.values.empty() && writes.statistics.values.empty();
+    if (is_known && writes_nothing && alias_db_.isMutable(node)) {
       effects.undeclared = "may write to what it does not declare";
     }
-    const std::vector<std::size_t> groups = GroupsOf(written);
-    if (MayMeet(written, groups, constants_)) {
+    FindGroups(writes.declared);
+    FindGroups(writes.statistics);
+    const auto may_write_to = [&](const std::vector<Value*>& values) {
+      return MayMeet(writes.declared, values) || MayMeet(writes.statistics, values);
+    };
+    if (may_write_to(constants_)) {
       found_.refusal =
           "'" + std::string(node->kind().toQualString()) + "' may write to a constant of the graph";
     }
-    effects.writes_outside = MayMeet(written, groups, outside_);
+    effects.writes_outside = may_write_to(outside_);
     found_.writes_outside |=
         effects.writes_outside || effects.is_stateful || !effects.undeclared.empty();
   }
@@ -192,15 +197,13 @@ class Finder {
             alias_db_.mayContainAlias(undeclared_groups_[group], values));
       }
     }
-    const auto add = [&](std::size_t writer, const std::vector<Value*>& written,
-                         bool by_statistics) {
-      if (written.empty()) return;
-      const std::vector<std::size_t> groups = GroupsOf(written);
+    const auto add = [&](std::size_t writer, const Written& written, bool by_statistics) {
+      if (written.values.empty()) return;
       for (std::size_t other = 0; other < nodes_.size(); ++other) {
         const auto is_touched = [&](std::size_t group) { return group_touched[group][other]; };
         if (other == writer) continue;
-        if (!alias_db_.mayContainAlias(written, touched[other]) &&
-            std::ranges::none_of(groups, is_touched)) {
+        if (!alias_db_.mayContainAlias(written.values, touched[other]) &&
+            std::ranges::none_of(written.groups, is_touched)) {
           continue;
         }
         const auto [earlier, later] = std::minmax(writer, other);

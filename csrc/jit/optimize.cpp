@@ -111,8 +111,10 @@ class Subject {
     if (!report_.reasons.empty()) return false;
     for (const Stack& example : examples_) probes_.push_back(ProbeExample(example));
     interference_ = FindInterference(graph_, nodes_, probes_);
+    std::vector<program::Program> programs;
     for (const Probe& probe : probes_) {
-      graphs_.push_back(program::Lower(ToProgram(nodes_, probe, interference_)));
+      programs.push_back(ToProgram(nodes_, probe, interference_));
+      graphs_.push_back(program::Lower(programs.back()));
     }
     for (std::size_t i = 0; i < graphs_.size(); ++i) {
       ExamplePeaks& peaks = report_.examples[i];
@@ -121,7 +123,7 @@ class Subject {
       if (peaks.original_peak_bytes > worst().original_peak_bytes) report_.worst_example = i;
     }
     report_.graph = graphs_[report_.worst_example];
-    report_.program = ToProgram(nodes_, probes_[report_.worst_example], interference_);
+    report_.program = std::move(programs[report_.worst_example]);
     Label(report_.program, nodes_, reordered_.module());
     if (std::ranges::any_of(probes_, &Probe::other_devices)) {
       LeaveAlone("some tensors are not in the CPU's memory, which is all that is measured");

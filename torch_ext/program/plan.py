@@ -1,7 +1,7 @@
 """Plans: an order with its peak, its bound and where both come from. No torch needed."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from torch_ext import _sched
@@ -132,6 +132,11 @@ def plan_and_explain(program: _sched.Program, wanted: Planning) -> tuple[Plan, t
 def reasons_of(fields: Sequence[Mapping[str, str]]) -> tuple[Reason, ...]:
     """Build them from what the extension modules return."""
     return tuple(Reason(**reason) for reason in fields)
+
+
+def joined(reasons: Iterable[Reason]) -> str:
+    """Several reasons as one text."""
+    return "; ".join(reason.text for reason in reasons)
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

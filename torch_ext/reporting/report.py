@@ -9,7 +9,7 @@ from torch_ext.arguments import FilePath
 from torch_ext.columns import Rows, two_columns
 from torch_ext.files import write_text
 from torch_ext.program.graph import TimelineEntry
-from torch_ext.program.plan import Plan, Reason
+from torch_ext.program.plan import Plan, Reason, joined
 from torch_ext.program.program import Buffer, Program
 from torch_ext.reporting.findings import Findings
 from torch_ext.reporting.page import to_html
@@ -143,8 +143,3 @@ def described(graph: Program, plan: Plan, reasons: Sequence[Reason]) -> dict[str
         "reason": joined(reasons),
         "graph": graph,
     }
-
-
-def joined(reasons: Iterable[Reason]) -> str:
-    """Several reasons as one text."""
-    return "; ".join(reason.text for reason in reasons)

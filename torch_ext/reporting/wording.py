@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 from torch_ext import amounts
-from torch_ext.program.plan import Reason
+from torch_ext.program.plan import Reason, joined
 from torch_ext.program.program import Buffer
 from torch_ext.reporting.advice import Advice
 from torch_ext.reporting.findings import Findings
@@ -75,7 +75,7 @@ def lead(findings: Findings) -> str:
     plan = findings.plan
     saved_bytes = plan.original_peak_bytes - plan.peak_bytes
     if plan.ops == 0:
-        return f"Nothing was planned: {html.escape('; '.join(r.text for r in findings.reasons))}."
+        return f"Nothing was planned: {html.escape(joined(findings.reasons))}."
     if saved_bytes == 0:
         sentence = "Another order of the operations gains nothing here."
     else:

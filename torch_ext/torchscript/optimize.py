@@ -9,9 +9,9 @@ import torch
 
 from torch_ext._native import _jit
 from torch_ext.arguments import MemoryAmount, flag, planning
-from torch_ext.program.plan import Plan, Reason, plan_fields, reasons_of
+from torch_ext.program.plan import Plan, Reason, joined, plan_fields, reasons_of
 from torch_ext.program.program import Program
-from torch_ext.reporting.report import ProgramReport, described, joined
+from torch_ext.reporting.report import ProgramReport, described
 from torch_ext.torchscript.trace import Traced, trace
 
 ExampleInputs = tuple[Any, ...] | Sequence[tuple[Any, ...]] | torch.Tensor
