@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 built_for_torch: str
@@ -17,10 +17,15 @@ def optimize(
     time_budget: float,
     memory_budget: int | None,
     scope: str,
+    levers: Sequence[str],
     verify: bool,
 ) -> tuple[Any, bool, bool, tuple[Any, ...]]: ...
 def analyze(
-    module: Any, examples: list[tuple[Any, ...]], time_budget: float, scope: str
+    module: Any,
+    examples: list[tuple[Any, ...]],
+    time_budget: float,
+    scope: str,
+    levers: Sequence[str],
 ) -> tuple[tuple[Any, ...], str]: ...
 def peak_with_gradients(module: Any, example: tuple[Any, ...]) -> int | None: ...
 def enable_pass(observe: bool, time_budget: float, learning_budget: float) -> None: ...

@@ -57,6 +57,21 @@ class Program:
         self, time_budget: float, memory_budget: int | None, scope: str, explain: bool
     ) -> tuple[dict[str, Any], list[dict[str, str]]]: ...
 
+class OverwritingForm:
+    oper: str
+    overload: str
+    argument: str
+    form: str
+    form_overload: str
+    target: str
+    shaped: list[str]
+    typed: list[str]
+    none: str
+    no: str
+    adds_no: str
+    keeps_layout: bool
+
+def overwriting_forms() -> list[OverwritingForm]: ...
 def reason(
     kind: str, *, detail: str = ..., size_bytes: int = ..., other_bytes: int = ...
 ) -> dict[str, str]: ...

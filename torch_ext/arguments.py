@@ -16,6 +16,7 @@ from torch_ext.amounts import parse_memory
 
 FilePath = str | os.PathLike[str]
 MemoryAmount = int | str  # bytes, or text like "512MiB"
+LEVERS = ("order", "overwrite")  # kinds of edits that keep all bits (csrc/program/levers)
 
 _MOST_BYTES = 2**63 - 1
 _MOST_SECONDS = 10**6
@@ -134,15 +135,35 @@ class Planning:
     scope: str
     time_budget: float  # seconds
     memory_budget: int | None  # bytes
+    levers: tuple[str, ...]
 
 
-def planning(scope: str, time_budget: float, memory_budget: MemoryAmount | None = None) -> Planning:
-    """What all doors to the planner are asked for."""
+def planning(
+    scope: str,
+    time_budget: float,
+    memory_budget: MemoryAmount | None = None,
+    levers: Iterable[str] | None = ("order",),
+) -> Planning:
+    """What all doors to the planner are asked for. `levers`: None are those that cost no time."""
+    scope = choice(scope, "scope", ("all", "bottleneck"))
+    if levers is None:
+        levers = LEVERS if scope == "all" else ("order",)
     return Planning(
-        choice(scope, "scope", ("all", "bottleneck")),
+        scope,
         seconds(time_budget, "time_budget"),
         None if memory_budget is None else memory_bytes(memory_budget, "memory_budget"),
+        lever_names(levers, "levers"),
     )
+
+
+def lever_names(values: Iterable[str], name: str) -> tuple[str, ...]:
+    """Names of levers, in any sequence, each once."""
+    names = texts(values, name)
+    unknown = [value for value in names if value not in LEVERS]
+    if unknown or not names:
+        wrong = f"not {_shown(unknown[0])}" if unknown else "and there are none"
+        raise ValueError(f"{name} must be of {', '.join(map(repr, LEVERS))}, {wrong}")
+    return tuple(lever for lever in LEVERS if lever in names)
 
 
 def _is_whole(value: object) -> bool:

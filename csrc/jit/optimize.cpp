@@ -9,8 +9,10 @@
 #include <unordered_set>
 
 #include "jit/execute.h"
+#include "jit/fallback.h"
 #include "jit/interference.h"
 #include "jit/nodes.h"
+#include "jit/overwritable.h"
 #include "jit/pass.h"
 #include "jit/prepare.h"
 #include "jit/probe.h"
@@ -76,7 +78,11 @@ std::vector<Stack> Arguments(const Module& module, const std::vector<Stack>& exa
 class Subject {
  public:
   Subject(const Module& module, const std::vector<Stack>& examples, const OptimizeOptions& options)
-      : module_(module), examples_(examples), options_(options), reordered_(module) {
+      : module_(module),
+        examples_(examples),
+        options_(options),
+        levers_(options.levers),
+        reordered_(module) {
     graph_ = ForwardGraph(reordered_.module());
     report_.threads = at::get_num_threads();
     report_.examples.resize(examples.size());
@@ -111,32 +117,33 @@ class Subject {
     if (!report_.reasons.empty()) return false;
     for (const Stack& example : examples_) probes_.push_back(ProbeExample(example));
     interference_ = FindInterference(graph_, nodes_, probes_);
-    std::vector<program::Program> programs;
-    for (const Probe& probe : probes_) {
-      programs.push_back(ToProgram(nodes_, probe, interference_));
-      graphs_.push_back(program::Lower(programs.back()));
+    const bool is_elsewhere = std::ranges::any_of(probes_, &Probe::other_devices);
+    if (levers_.overwrite && !is_elsewhere) {
+      overwritable_ = FindOverwritable(graph_, nodes_, probes_, interference_);
     }
-    for (std::size_t i = 0; i < graphs_.size(); ++i) {
+    for (std::size_t i = 0; i < probes_.size(); ++i) {
+      program::Program& program =
+          programs_.emplace_back(ToProgram(nodes_, probes_[i], interference_));
+      if (!overwritable_.forms.empty()) program.overwritable = overwritable_.overwrites[i];
+      Label(program, nodes_, reordered_.module());
+      const sched::Graph graph = program::Lower(program);
       ExamplePeaks& peaks = report_.examples[i];
-      peaks.original_peak_bytes = peaks.peak_bytes =
-          sched::PeakBytes(graphs_[i], graphs_[i].OriginalOrder());
+      peaks.original_peak_bytes = peaks.peak_bytes = sched::PeakBytes(graph, graph.OriginalOrder());
       if (peaks.original_peak_bytes > worst().original_peak_bytes) report_.worst_example = i;
     }
-    report_.graph = graphs_[report_.worst_example];
-    report_.program = std::move(programs[report_.worst_example]);
-    Label(report_.program, nodes_, reordered_.module());
-    if (std::ranges::any_of(probes_, &Probe::other_devices)) {
+    report_.original = programs_[report_.worst_example];
+    if (is_elsewhere) {
       LeaveAlone("some tensors are not in the CPU's memory, which is all that is measured");
       KeepOriginal();
       return true;
     }
-    report_.plan = sched::MakePlan(report_.graph, options_.plan);
-    KeepCertainBound();
-    for (std::size_t i = 0; i < graphs_.size(); ++i) {
-      report_.examples[i].peak_bytes = sched::PeakBytes(graphs_[i], report_.plan.order);
-      if (report_.examples[i].peak_bytes > report_.examples[i].original_peak_bytes) {
+    PlanWorst();
+    for (std::size_t i = 0; i < programs_.size(); ++i) {
+      ExamplePeaks& peaks = report_.examples[i];
+      peaks.peak_bytes = PlannedPeak(programs_[i]);
+      if (peaks.peak_bytes > peaks.original_peak_bytes) {
         report_.reasons = {{.kind = ReasonKind::kRaisesOther,
-                            .detail = "the order that is best for example " +
+                            .detail = "what is best for example " +
                                       std::to_string(report_.worst_example) +
                                       " raises the peak of example " + std::to_string(i)}};
         KeepOriginal();
@@ -147,7 +154,14 @@ class Subject {
     return true;
   }
 
-  void Apply() { ApplyOrder(graph_->block(), nodes_, report_.plan.order); }
+  bool overwrites() const { return !report_.overwrites.empty(); }
+
+  void Apply() {
+    if (overwrites() && fallback_ == nullptr) fallback_ = graph_->copy();
+    ApplyOrder(graph_->block(), nodes_, OldOrder());
+    for (const std::size_t i : report_.overwrites) ApplyOverwrite(overwritable_.forms[i]);
+    if (fallback_ != nullptr) AddFallback(graph_, fallback_);
+  }
 
   // Runs the original as it is, on copies of all that it may write to, for nobody looked.
   void MeasureUnplanned() {
@@ -185,9 +199,13 @@ class Subject {
     return true;
   }
 
-  // The report tells of the original order from here on.
+  // The report tells of the original program from here on.
   void KeepOriginal() {
     sched::Plan& plan = report_.plan;
+    if (overwrites()) plan.bottleneck.reset();  // of an op of the edited program
+    report_.overwrites.clear();
+    report_.program = report_.original;
+    report_.graph = program::Lower(report_.program);
     plan.order = report_.graph.OriginalOrder();
     plan.original_peak_bytes = plan.peak_bytes = sched::PeakBytes(report_.graph, plan.order);
     plan.method = sched::Method::kOriginal;
@@ -218,13 +236,44 @@ class Subject {
              "for this call";
     }
     try {
-      PrepareGraph(graph_);
+      fallback_ = PrepareGraph(graph_);
     } catch (const c10::Error& error) {
       return std::string("the graph cannot be prepared: ") + error.what_without_backtrace();
     } catch (const std::exception& error) {
       return std::string("the graph cannot be prepared: ") + error.what();
     }
     return {};
+  }
+
+  void PlanWorst() {
+    program::LeverPlan planned = program::PlanLevers(report_.original, levers_, options_.plan);
+    report_.program = std::move(planned.program);
+    report_.graph = std::move(planned.graph);
+    report_.plan = std::move(planned.plan);
+    report_.levers = std::move(planned.uses);
+    old_ops_ = std::move(planned.old_ops);
+    report_.overwrites = std::move(planned.overwrites);
+    KeepCertainBound();
+  }
+
+  // The order of the report's plan, of nodes.
+  sched::Order OldOrder() const {
+    sched::Order order;
+    for (const sched::OpId v : report_.plan.order) order.push_back(old_ops_[v]);
+    return order;
+  }
+
+  // Of the program of any example, edited as that of the worst one.
+  std::int64_t PlannedPeak(const program::Program& original) const {
+    std::vector<program::Overwrite> overwrites;
+    for (const std::size_t i : report_.overwrites) overwrites.push_back(original.overwritable[i]);
+    const auto edited = program::WithOverwrites(original, overwrites);
+    if (!edited) return std::numeric_limits<std::int64_t>::max();
+    std::vector<sched::OpId> new_ops(edited->old_ops.size());
+    for (std::size_t v = 0; v < new_ops.size(); ++v) new_ops[edited->old_ops[v]] = v;
+    sched::Order order = OldOrder();
+    for (sched::OpId& v : order) v = new_ops[v];
+    return sched::PeakBytes(program::Lower(edited->program), order);
   }
 
   // A bound of the planned sizes says nothing of the program where those are not certain.
@@ -234,14 +283,17 @@ class Subject {
     Probe probe = probes_[report_.worst_example];
     std::int64_t bound_bytes = plan.lower_bound_bytes;
     if (KeepCertain(CertainNodes(graph_), probe)) {
-      const sched::Graph graph = program::Lower(ToProgram(nodes_, probe, interference_));
-      const sched::Plan bounding = sched::MakePlan(graph, options_.plan);
-      plan.seconds += bounding.seconds;
-      bound_bytes = std::min(bound_bytes, bounding.lower_bound_bytes);
-      plan.bottleneck = bounding.bottleneck;
+      program::Program certain = ToProgram(nodes_, probe, interference_);
+      certain.overwritable = report_.original.overwritable;
+      const program::LeverPlan bounding = program::PlanLevers(certain, levers_, options_.plan);
+      plan.seconds += bounding.plan.seconds;
+      bound_bytes = std::min(bound_bytes, bounding.plan.lower_bound_bytes);
+      plan.bottleneck = bounding.plan.bottleneck;
+      // Edited programs have ids of their own.
+      if (overwrites() || !bounding.overwrites.empty()) plan.bottleneck.reset();
       if (plan.bottleneck) {
         std::erase_if(plan.bottleneck->buffers,
-                      [&](sched::BufferId b) { return graph.buffer(b).size_bytes == 0; });
+                      [&](sched::BufferId b) { return bounding.graph.buffer(b).size_bytes == 0; });
       }
     }
     if (probe.released_bytes > 0) plan.bottleneck.reset();
@@ -276,13 +328,17 @@ class Subject {
   const Module& module_;
   const std::vector<Stack>& examples_;
   const OptimizeOptions& options_;
+  const program::Levers levers_;
   QuietRun quiet_;
   ScratchModule reordered_;
   std::shared_ptr<Graph> graph_;
+  std::shared_ptr<Graph> fallback_;  // see fallback.h; null for most modules
   std::vector<Node*> nodes_;
   Interference interference_;
   std::vector<Probe> probes_;
-  std::vector<sched::Graph> graphs_;
+  std::vector<program::Program> programs_;  // of each example
+  Overwritable overwritable_;
+  std::vector<sched::OpId> old_ops_;  // of the ops of the plan
   bool is_best_as_planned_ = false;
   Report report_;
 };
@@ -340,11 +396,8 @@ void MeasureOriginal(Subject& subject, const Module& module, const std::vector<S
   }
 }
 
-}  // namespace
-
-Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
-                   const OptimizeOptions& options) {
-  const std::vector<Stack> arguments = Arguments(module, examples);
+Optimized OptimizeWith(const Module& module, const std::vector<Stack>& arguments,
+                       const OptimizeOptions& options) {
   Subject subject(module, arguments, options);
   Report& report = subject.report();
   const bool planned = subject.Plan();
@@ -378,6 +431,30 @@ Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
     report.plan.budget_met = met;
   }
   return {changed ? subject.reordered().Keep() : module, changed, std::move(report)};
+}
+
+bool HasOverwritten(const program::LeverUse& use) {
+  return use.name == "overwrite" && use.edits > 0;
+}
+
+}  // namespace
+
+Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
+                   const OptimizeOptions& options) {
+  const std::vector<Stack> arguments = Arguments(module, examples);
+  Optimized optimized = OptimizeWith(module, arguments, options);
+  const auto failed = std::ranges::find_if(optimized.report.levers, HasOverwritten);
+  if (optimized.changed || failed == optimized.report.levers.end()) return optimized;
+  // An order alone may still be good.
+  program::LeverUse given_up = *failed;
+  given_up.edits = 0;
+  given_up.reasons = optimized.report.reasons;
+  OptimizeOptions without = options;
+  without.levers.overwrite = false;
+  Optimized ordered = OptimizeWith(module, arguments, without);
+  given_up.peak_bytes_before = given_up.peak_bytes_after = ordered.report.plan.peak_bytes;
+  ordered.report.levers.push_back(std::move(given_up));
+  return ordered;
 }
 
 Report Analyze(const Module& module, const std::vector<Stack>& examples,

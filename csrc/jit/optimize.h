@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "jit/values.h"
+#include "program/levers/levers.h"
 #include "program/program.h"
 #include "program/reason.h"
 #include "sched/graph.h"
@@ -24,6 +25,7 @@ namespace torch_ext::jit {
 
 struct OptimizeOptions {
   sched::PlanOptions plan;
+  program::Levers levers;
   bool verify = true;
 };
 
@@ -39,9 +41,12 @@ struct ExamplePeaks {
 enum class Verification { kNotRun, kPassed, kFailed };
 
 struct Report {
-  program::Program program;  // of the example with the highest peak
-  sched::Graph graph;        // that program as the core sees it, with the same ids
-  sched::Plan plan;          // of that graph; its order is that of the returned module
+  program::Program original;            // of the example with the highest peak, before any edit
+  program::Program program;             // the same with overwrites done, if any are
+  sched::Graph graph;                   // that program as the core sees it, with the same ids
+  sched::Plan plan;                     // of that graph; its order is that of the returned module
+  std::vector<std::size_t> overwrites;  // those done, by their places in original.overwritable
+  std::vector<program::LeverUse> levers;
   std::vector<ExamplePeaks> examples;
   std::size_t worst_example = 0;  // the one `program` is of
   std::int64_t parameter_bytes = 0;

@@ -23,6 +23,7 @@
 #include <utility>
 
 #include "jit/effects.h"
+#include "jit/fallback.h"
 #include "jit/nodes.h"
 
 namespace torch_ext::jit {
@@ -141,15 +142,16 @@ std::shared_ptr<Graph> ForwardGraph(const torch::jit::Module& module) {
   return torch::jit::toGraphFunction(ForwardMethod(module).function()).graph();
 }
 
-void PrepareGraph(std::shared_ptr<Graph>& graph) {
+std::shared_ptr<Graph> PrepareGraph(std::shared_ptr<Graph>& graph) {
   torch::jit::Inline(*graph);
+  std::shared_ptr<Graph> fallback = TakeFallback(*graph);
   ForEachNode(graph->block(), [](Node* node) {
     TORCH_CHECK(!EntersAutocast(node),
                 "it enters torch.autocast, whose casts are added when the graph is compiled: let "
                 "torch_ext.enable() order it then, or trace the module, which writes the casts "
                 "into its graph");
   });
-  if (DeclaresTooLittle(graph->block())) return;
+  if (DeclaresTooLittle(graph->block())) return fallback;
   const NormCounts before = CountNorms(graph->block());
   const ReadDtypes read = DtypesRead(graph->block());
   CleanUp(graph);
@@ -157,6 +159,7 @@ void PrepareGraph(std::shared_ptr<Graph>& graph) {
   TORCH_CHECK(after.all == before.all || after.updating == before.updating,
               "torch's own passes drop a norm that updates running statistics");
   RestoreDtypes(graph->block(), read);
+  return fallback;
 }
 
 namespace {

@@ -25,7 +25,10 @@ std::shared_ptr<torch::jit::Graph> ForwardGraph(const torch::jit::Module& module
 // the update of running statistics by a norm whose output nobody reads, for the executor may keep
 // it; or the graph enters torch.autocast, whose casts the executor adds when it compiles the graph,
 // if it does: that depends on switches of that moment.
-void PrepareGraph(std::shared_ptr<torch::jit::Graph>& graph);
+//
+// Returns the fallback of a graph that has one (fallback.h), and nothing for others. What is left
+// then is the graph for calls without gradients.
+std::shared_ptr<torch::jit::Graph> PrepareGraph(std::shared_ptr<torch::jit::Graph>& graph);
 
 // For each of OpNodes(graph->block()): does the executor compute it once, when it makes its plan,
 // and keep the result as a constant? Such nodes take no memory in a settled call. None, if torch's

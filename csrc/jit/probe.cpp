@@ -28,7 +28,9 @@ struct Held {
   std::size_t value;  // index into the node's reads or outputs
   const void* address;
   std::string dtype;
-  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> shape, strides;
+  bool is_alone;      // it is the value, and not in a list
+  bool fills_memory;  // see SeenTensor
 };
 
 // What was seen around one node; events are numbered as the meter reports them.
@@ -69,6 +71,10 @@ void RegisterObserveOnce() {
 
 at::Tensor RandomState() {
   return at::detail::getDefaultCPUGenerator().get_state();
+}
+
+bool FillsMemory(const at::Tensor& tensor) {
+  return tensor.is_non_overlapping_and_dense() && tensor.storage().nbytes() == tensor.nbytes();
 }
 
 class Prober {
@@ -124,10 +130,17 @@ class Prober {
             std::vector<std::size_t>* opaque) {
     for (std::size_t i = 0; i < values.size(); ++i) {
       const bool known = ForEachTensor(values[i], false, [&](const at::Tensor& tensor) {
-        if (!tensor.device().is_cpu()) other_devices_ = true;
+        if (!tensor.device().is_cpu() && !tensor.is_meta()) other_devices_ = true;
         if (!HasMemory(tensor) || tensor.storage().nbytes() == 0) return;
         const std::string dtype(c10::getDtypeNames(tensor.scalar_type()).first);
-        held.push_back({i, tensor.storage().data(), dtype, tensor.sizes().vec()});
+        const bool is_strided = tensor.layout() == c10::kStrided;
+        held.push_back({.value = i,
+                        .address = tensor.storage().data(),
+                        .dtype = dtype,
+                        .shape = tensor.sizes().vec(),
+                        .strides = is_strided ? tensor.strides().vec() : tensor.sizes().vec(),
+                        .is_alone = values[i].isTensor() && is_strided,
+                        .fills_memory = is_strided && FillsMemory(tensor)});
       });
       if (!known && opaque != nullptr) opaque->push_back(i);
     }
@@ -144,6 +157,20 @@ class Prober {
   bool other_devices_ = false;
 };
 
+using Live = std::unordered_map<const void*, std::int32_t>;  // address -> allocation
+
+std::vector<std::optional<SeenTensor>> SeenTensors(const std::vector<Held>& all, std::size_t count,
+                                                   const Live& live) {
+  std::vector<std::optional<SeenTensor>> seen(count);
+  for (const Held& held : all) {
+    if (!held.is_alone) continue;
+    const auto found = live.find(held.address);
+    seen[held.value] = {found == live.end() ? -1 : found->second, held.fills_memory, held.dtype,
+                        held.shape, held.strides};
+  }
+  return seen;
+}
+
 void AddOnce(std::vector<std::int32_t>& ids, std::int32_t id) {
   if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
 }
@@ -153,7 +180,7 @@ Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t
   Probe probe;
   probe.nodes.resize(nodes_.size());
   probe.other_devices = other_devices_;
-  std::unordered_map<const void*, std::int32_t> live;    // address -> allocation
+  Live live;
   std::unordered_map<const void*, std::size_t> passing;  // address -> event, taken by this node
   std::unordered_set<const void*> observers;             // addresses of what they took themselves
   std::unordered_map<const Value*, std::vector<std::int32_t>> in_opaque;
@@ -195,7 +222,9 @@ Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t
         AddOnce(node.reads, found->second);
       }
     }
-    for (Value* value : ReadValues(nodes_[i])) {
+    const std::vector<Value*> read_values = ReadValues(nodes_[i]);
+    node.read = SeenTensors(seen.read, read_values.size(), live);
+    for (Value* value : read_values) {
       if (const auto found = in_opaque.find(value); found != in_opaque.end()) {
         for (std::int32_t id : found->second) AddOnce(node.reads, id);
       }
@@ -241,6 +270,7 @@ Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t
       node.writes.push_back(id);
       live[address] = id;
     }
+    node.written = SeenTensors(seen.written, nodes_[i]->outputs().size(), live);
   }
   if (!nodes_.empty()) replay_gap(end, nodes_.size() - 1);
   for (const auto& [address, id] : live) probe.allocations[id].kept = true;
@@ -249,6 +279,15 @@ Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t
 }
 
 }  // namespace
+
+bool SeenTensor::HasNewStrides() const {
+  std::int64_t stride = 1;
+  for (std::size_t d = shape.size(); d-- > 0;) {
+    if (strides[d] != stride) return false;
+    stride *= std::max<std::int64_t>(shape[d], 1);
+  }
+  return true;
+}
 
 Probe RunProbe(const std::shared_ptr<Graph>& graph, const std::function<Stack()>& make_inputs) {
   Prober prober(graph);

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,12 +28,26 @@ struct Allocation {
   std::vector<std::int64_t> shape;
 };
 
+// A value that is one tensor, as a node saw it.
+struct SeenTensor {
+  std::int32_t allocation = -1;  // none: older than the run
+  bool fills_it = false;         // all of it, without gaps
+  std::string dtype;
+  std::vector<std::int64_t> shape, strides;
+
+  // The strides of a new tensor of that size? Contiguous does not tell: dimensions of size 1 may
+  // have any.
+  bool HasNewStrides() const;
+};
+
 struct NodeProbe {
   std::int64_t hill_bytes = 0;       // the most the node had taken at once while it ran
   std::vector<std::int32_t> writes;  // allocations it made
   std::vector<std::int32_t> reads;   // earlier allocations its inputs hold, or that it released
   std::vector<std::int32_t> released_before_hill;  // of these, before it had taken the most
   bool uses_random_state = false;
+  std::vector<std::optional<SeenTensor>> read;     // for each of ReadValues(node)
+  std::vector<std::optional<SeenTensor>> written;  // for each output
 };
 
 struct Probe {

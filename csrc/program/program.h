@@ -72,6 +72,8 @@ struct Overwrite {
   OpId op = sched::kNoOp;
   BufferId result = -1;    // that the op makes
   BufferId argument = -1;  // that it reads
+  // Beside those that read the argument: ops that may touch its memory in another run.
+  std::vector<OpId> others = {};
 };
 
 // Ops in their original order.
@@ -79,8 +81,9 @@ struct Program {
   std::vector<Op> ops;
   std::vector<Buffer> buffers;
   std::vector<Conflict> conflicts;
-  // What the operators allow, so far as it concerns one op alone: there is a form of it that keeps
-  // the bits, and the storages look alike. Whether the argument dies with the op is not in it.
+  // What the operators allow (operators/overwriting.h), so far as it concerns one op alone: there is
+  // a form of it that keeps the bits, and the storages look alike. Whether the argument dies with
+  // the op is not in it.
   std::vector<Overwrite> overwritable;
 };
 

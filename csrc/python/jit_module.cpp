@@ -89,14 +89,17 @@ py::dict MeasuredFields(const jit::Report& report) {
 }
 
 py::tuple ReportFields(const jit::Report& report) {
-  return py::make_tuple(torch_ext::python::ProgramFields(report.program),
-                        torch_ext::python::PlanFields(report.graph, report.plan),
-                        torch_ext::python::ReasonFields(report.reasons), MeasuredFields(report));
+  return py::make_tuple(
+      torch_ext::python::LeverPlanFields(report.original, report.program, report.graph, report.plan,
+                                         report.overwrites, report.levers),
+      torch_ext::python::ReasonFields(report.reasons), MeasuredFields(report));
 }
 
 jit::OptimizeOptions ToOptions(double time_budget, std::optional<std::int64_t> memory_budget,
-                               const std::string& scope, bool verify) {
-  return {torch_ext::python::MakeOptions(time_budget, memory_budget, scope), verify};
+                               const std::string& scope, const std::vector<std::string>& levers,
+                               bool verify) {
+  return {torch_ext::python::MakeOptions(time_budget, memory_budget, scope),
+          torch_ext::program::LeversNamed(levers), verify};
 }
 
 }  // namespace
@@ -114,9 +117,10 @@ PYBIND11_MODULE(_jit, m) {
       "optimize",
       [](const torch::jit::Module& module, const std::vector<py::tuple>& examples,
          double time_budget, std::optional<std::int64_t> memory_budget, const std::string& scope,
-         bool verify) {
+         const std::vector<std::string>& levers, bool verify) {
         const std::vector<jit::Stack> stacks = ToStacks(module, examples);
-        const jit::OptimizeOptions options = ToOptions(time_budget, memory_budget, scope, verify);
+        const jit::OptimizeOptions options =
+            ToOptions(time_budget, memory_budget, scope, levers, verify);
         std::optional<jit::Optimized> optimized;
         {
           const py::gil_scoped_release release;
@@ -127,14 +131,15 @@ PYBIND11_MODULE(_jit, m) {
         return py::make_tuple(optimized->module, optimized->changed, failed, ReportFields(report));
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("memory_budget"),
-      py::arg("scope"), py::arg("verify"));
+      py::arg("scope"), py::arg("levers"), py::arg("verify"));
 
   m.def(
       "analyze",
       [](const torch::jit::Module& module, const std::vector<py::tuple>& examples,
-         double time_budget, const std::string& scope) {
+         double time_budget, const std::string& scope, const std::vector<std::string>& levers) {
         const std::vector<jit::Stack> stacks = ToStacks(module, examples);
-        const jit::OptimizeOptions options = ToOptions(time_budget, std::nullopt, scope, true);
+        const jit::OptimizeOptions options =
+            ToOptions(time_budget, std::nullopt, scope, levers, true);
         std::optional<jit::Report> report;
         {
           const py::gil_scoped_release release;
@@ -143,7 +148,8 @@ PYBIND11_MODULE(_jit, m) {
         return py::make_tuple(ReportFields(*report),
                               sched::PrintInstance(sched::ExtractBottleneck(report->graph)));
       },
-      py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("scope"));
+      py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("scope"),
+      py::arg("levers"));
 
   m.def(
       "peak_with_gradients",

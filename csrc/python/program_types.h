@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "program/hazards.h"
+#include "program/levers/levers.h"
 #include "program/lower.h"
 #include "program/program.h"
 #include "program/reason.h"
@@ -76,6 +77,54 @@ inline pybind11::list ReasonFields(const std::vector<program::Reason>& reasons) 
   pybind11::list all;
   for (const program::Reason& reason : reasons) all.append(ReasonFields(reason));
   return all;
+}
+
+// What torch_ext/program/plan.py calls a LeverUse, and the edits themselves by name: what
+// torch_ext/program/program.py calls an Overwrite.
+inline pybind11::list LeverFields(const std::vector<program::LeverUse>& uses) {
+  namespace py = pybind11;
+  py::list all;
+  for (const program::LeverUse& use : uses) {
+    py::dict fields;
+    fields["name"] = use.name;
+    fields["peak_bytes_before"] = use.peak_bytes_before;
+    fields["peak_bytes_after"] = use.peak_bytes_after;
+    fields["edits"] = use.edits;
+    fields["extra_seconds"] = 0.0;
+    fields["reason"] = program::English(use.reasons);
+    all.append(fields);
+  }
+  return all;
+}
+
+inline pybind11::list OverwriteFields(const program::Program& original,
+                                      const std::vector<std::size_t>& overwrites) {
+  namespace py = pybind11;
+  py::list all;
+  for (const std::size_t i : overwrites) {
+    const program::Overwrite& overwrite = original.overwritable[i];
+    py::dict fields;
+    fields["op"] = original.ops[overwrite.op].name;
+    fields["result"] = original.buffers[overwrite.result].name;
+    fields["argument"] = original.buffers[overwrite.argument].name;
+    all.append(fields);
+  }
+  return all;
+}
+
+// Program, edited program, overwrites, plan, uses of levers: what a report is made of.
+inline pybind11::dict LeverPlanFields(const program::Program& original,
+                                      const program::Program& edited, const sched::Graph& graph,
+                                      const sched::Plan& plan,
+                                      const std::vector<std::size_t>& overwrites,
+                                      const std::vector<program::LeverUse>& uses) {
+  pybind11::dict fields;
+  fields["graph"] = ProgramFields(original);
+  fields["edited"] = ProgramFields(edited);
+  fields["overwrites"] = OverwriteFields(original, overwrites);
+  fields["plan"] = PlanFields(graph, plan);
+  fields["levers"] = LeverFields(uses);
+  return fields;
 }
 
 }  // namespace torch_ext::python

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "program/amount.h"
+#include "program/operators/overwriting.h"
 #include "python/program_types.h"
 #include "python/sched_types.h"
 #include "sched/decompose.h"
@@ -158,6 +159,21 @@ PYBIND11_MODULE(_sched, m) {
       },
       py::arg("kind"), py::kw_only(), py::arg("detail") = "", py::arg("size_bytes") = 0,
       py::arg("other_bytes") = 0);
+  py::class_<program::OverwritingForm>(m, "OverwritingForm")
+      .def(py::init<>())
+      .def_readwrite("oper", &program::OverwritingForm::oper)
+      .def_readwrite("overload", &program::OverwritingForm::overload)
+      .def_readwrite("argument", &program::OverwritingForm::argument)
+      .def_readwrite("form", &program::OverwritingForm::form)
+      .def_readwrite("form_overload", &program::OverwritingForm::form_overload)
+      .def_readwrite("target", &program::OverwritingForm::target)
+      .def_readwrite("shaped", &program::OverwritingForm::shaped)
+      .def_readwrite("typed", &program::OverwritingForm::typed)
+      .def_readwrite("none", &program::OverwritingForm::none)
+      .def_readwrite("no", &program::OverwritingForm::no)
+      .def_readwrite("adds_no", &program::OverwritingForm::adds_no)
+      .def_readwrite("keeps_layout", &program::OverwritingForm::keeps_layout);
+  m.def("overwriting_forms", &program::OverwritingForms);
   m.def("unit_for", &program::UnitFor, py::arg("size_bytes"));
   m.def("in_unit", &program::InUnit, py::arg("size_bytes"), py::arg("unit"));
 

@@ -19,7 +19,7 @@ from torch_ext.fx.probe import Probe, run_probe, storages_of, tensors_of
 from torch_ext.fx.program import labelled_program_of
 from torch_ext.logs import is_disabled
 from torch_ext.memory.meter import measure_peak, no_collections
-from torch_ext.program.plan import Plan, Reason, plan_and_explain, plan_graph
+from torch_ext.program.plan import LeverPlan, Plan, Reason, plan_and_explain, plan_graph
 from torch_ext.program.program import Program
 from torch_ext.reporting.report import ProgramReport, described, held_to, in_original_order
 from torch_ext.tensors.compare import first_difference
@@ -324,7 +324,7 @@ def _report(
     identical: bool | None = None,
 ) -> GraphReport:
     return GraphReport(
-        **described(graph, found, reasons),
+        **described(LeverPlan.of_order(graph, found), reasons),
         measured_original_peak_bytes=measured_original_peak_bytes,
         measured_peak_bytes=measured_peak_bytes,
         identical=identical,

@@ -9,6 +9,7 @@ from torch_ext.amounts import amount
 from torch_ext.arguments import Planning
 from torch_ext.columns import Rows, two_columns
 from torch_ext.program.graph import Graph
+from torch_ext.program.program import Overwrite, Program
 
 FORMAT = 1
 
@@ -93,6 +94,46 @@ def plan_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         "order": tuple(fields["order"]),
         "regions": tuple(Region(**region) for region in fields["regions"]),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class LeverUse:
+    """What a lever did, after those before it."""
+
+    name: str
+    peak_bytes_before: int
+    peak_bytes_after: int
+    edits: int  # moved ops, overwrites
+    extra_seconds: float  # for each call
+    reason: str  # why it was given up; empty if it was not
+
+
+@dataclasses.dataclass(frozen=True)
+class LeverPlan:
+    """A program with what the levers made of it. Equal to the original where they made nothing."""
+
+    graph: Program
+    edited: Program
+    overwrites: tuple[Overwrite, ...]
+    plan: Plan  # of `edited`
+    levers: tuple[LeverUse, ...]
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Build it from the dict that the extension modules return."""
+        return cls(
+            graph=Program.from_fields(fields["graph"]),
+            edited=Program.from_fields(fields["edited"]),
+            overwrites=tuple(Overwrite(**overwrite) for overwrite in fields["overwrites"]),
+            plan=Plan(**plan_fields(fields["plan"])),
+            levers=tuple(LeverUse(**use) for use in fields["levers"]),
+        )
+
+    @classmethod
+    def of_order(cls, graph: Program, plan: Plan) -> Self:
+        """Take a plan of the original program."""
+        use = LeverUse("order", plan.original_peak_bytes, plan.peak_bytes, plan.moved_ops, 0.0, "")
+        return cls(graph, graph, (), plan, (use,))
 
 
 @dataclasses.dataclass(frozen=True)

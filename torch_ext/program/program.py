@@ -41,6 +41,15 @@ class Buffer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Overwrite:
+    """An op that writes its result over an argument which dies with it. All are names."""
+
+    op: str
+    result: str  # a buffer, as the argument
+    argument: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """Ops in their original order, and the buffers between them."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch_ext.program.graph import Graph, RegionTree, TimelineEntry, region_tree, simulate
 from torch_ext.program.plan import Plan, Reason, Region
-from torch_ext.program.program import Buffer, Op, Program
+from torch_ext.program.program import Buffer, Op, Overwrite, Program
 from torch_ext.reporting.diff import Block, diff
 
 
@@ -49,8 +49,8 @@ class Run:
 class Findings:
     """What a report is made of.
 
-    `plan` may be a report of any door; what it says beyond a Plan (what was measured, parameters,
-    inputs, a reason) is shown as well.
+    `plan` may be a report of any door; what it says beyond a Plan (edits, what was measured,
+    parameters, inputs, a reason) is shown as well.
     """
 
     graph: Program
@@ -59,6 +59,8 @@ class Findings:
     inputs: tuple[str, ...] = ()
     process_bytes: int | None = None  # resident before the model was loaded
     gradient_peak_bytes: int | None = None  # measured with gradients enabled, if there can be any
+    edited: Program | None = None  # what the plan is of; None: what the report in `plan` says
+    overwrites: tuple[Overwrite, ...] | None = None  # the same
 
     def measured(self, field: str) -> int | None:
         """A number that only some doors know, None where this one does not."""
@@ -83,9 +85,12 @@ class Findings:
         return value
 
     @functools.cached_property
-    def bare_graph(self) -> Graph:
-        """The graph without its labels."""
-        return self.graph.to_graph()
+    def edited_graph(self) -> Graph:
+        """What the plan is of, without labels."""
+        edited = self.edited
+        if edited is None:
+            edited = getattr(self.plan, "edited", self.graph)
+        return edited.to_graph()
 
     @functools.cached_property
     def ops(self) -> dict[str, Op]:
@@ -105,12 +110,15 @@ class Findings:
     @functools.cached_property
     def before(self) -> Run:
         """The original order."""
-        return self._run([op.name for op in self.graph.ops])
+        return self._run(self.graph.to_graph(), [op.name for op in self.graph.ops], ())
 
     @functools.cached_property
     def after(self) -> Run:
         """The planned order."""
-        return self._run(self.plan.order)
+        overwrites = self.overwrites
+        if overwrites is None:
+            overwrites = getattr(self.plan, "overwrites", ())
+        return self._run(self.edited_graph, self.plan.order, overwrites)
 
     @functools.cached_property
     def memory_graph(self) -> Program:
@@ -134,7 +142,7 @@ class Findings:
 
         Those of a plan are the children of the tree's root, single ops next to each other as one.
         """
-        tree = region_tree(self.bare_graph)
+        tree = region_tree(self.edited_graph)
         cuts = {node.end for node in tree.nodes if node.parent == 0} | {len(tree.ops)}
         ends = list(itertools.accumulate(region.ops for region in self.plan.regions))
         if not cuts.issuperset(ends) or ends[-1:] != [len(tree.ops)]:
@@ -151,13 +159,15 @@ class Findings:
         alive = [buffer for buffer, span in buffers if step in span]
         return sorted(alive, key=lambda buffer: -buffer.bytes)
 
-    def _run(self, order: Sequence[str]) -> Run:
-        timeline = simulate(self.bare_graph, order)
+    def _run(self, graph: Graph, order: Sequence[str], overwrites: Sequence[Overwrite]) -> Run:
+        timeline = simulate(graph, order)
         step_of = {op: step for step, op in enumerate(order)}
         last: dict[str, int] = {}
         for op in self.graph.ops:
             for buffer in (*op.reads, *op.writes):
                 last[buffer] = max(last.get(buffer, -1), step_of[op.name])
+        for overwrite in overwrites:  # from there on the memory is the result's
+            last[overwrite.argument] = step_of[overwrite.op] - 1
 
         def span(buffer: Buffer) -> LifeSpan:
             if buffer.is_input and not buffer.kept and buffer.name not in last:

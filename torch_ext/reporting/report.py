@@ -9,8 +9,8 @@ from torch_ext.arguments import FilePath
 from torch_ext.columns import Rows, two_columns
 from torch_ext.files import write_text
 from torch_ext.program.graph import TimelineEntry
-from torch_ext.program.plan import Plan, Reason, joined
-from torch_ext.program.program import Buffer, Program
+from torch_ext.program.plan import LeverPlan, LeverUse, Plan, Reason, joined
+from torch_ext.program.program import Buffer, Overwrite, Program
 from torch_ext.reporting.findings import Findings
 from torch_ext.reporting.page import to_html
 
@@ -46,7 +46,11 @@ class ProgramReport(Plan):
     timeline_before: tuple[TimelineEntry, ...] = dataclasses.field(repr=False)
     timeline_after: tuple[TimelineEntry, ...] = dataclasses.field(repr=False)
     at_peak: tuple[PeakBuffer, ...] = dataclasses.field(repr=False)  # of the planned order
-    graph: Program = dataclasses.field(repr=False, compare=False)  # in its original order
+    levers: tuple[LeverUse, ...] = dataclasses.field(repr=False)  # those asked for
+    overwrites: tuple[Overwrite, ...] = dataclasses.field(repr=False)
+    floor_bytes: int | None  # proven under any use of the levers asked for
+    graph: Program = dataclasses.field(repr=False, compare=False)  # before any edit
+    edited: Program = dataclasses.field(repr=False, compare=False)  # what the plan is of
 
     def __str__(self) -> str:
         return two_columns(self.rows())
@@ -68,9 +72,10 @@ class ProgramReport(Plan):
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object, `"format": 1` included; without the graph."""
-        fields = Plan.to_dict(dataclasses.replace(self, graph=Program((), ())))
-        del fields["graph"]
+        """The JSON object, `"format": 1` included; without the graphs."""
+        nothing = Program((), ())
+        fields = Plan.to_dict(dataclasses.replace(self, graph=nothing, edited=nothing))
+        del fields["graph"], fields["edited"]
         return fields
 
     def save_html(self, path: FilePath, title: str = "") -> None:
@@ -119,11 +124,11 @@ def in_original_order(plan: Plan, graph: Program, memory_budget: int | None) -> 
     )
 
 
-def described(graph: Program, plan: Plan, reasons: Sequence[Reason]) -> dict[str, Any]:
-    """Those fields of a ProgramReport that follow from the graph, its plan, and why it is so."""
-    findings = Findings(graph, plan)
-    fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(Plan)}
-    bottleneck = plan.bottleneck
+def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
+    """Those fields of a ProgramReport that follow from a program, its plan, and why it is so."""
+    findings = Findings(found.graph, found.plan, edited=found.edited, overwrites=found.overwrites)
+    fields = {field.name: getattr(found.plan, field.name) for field in dataclasses.fields(Plan)}
+    bottleneck = found.plan.bottleneck
     if bottleneck is not None:
         source = findings.ops[bottleneck.op].source
         fields["bottleneck"] = dataclasses.replace(bottleneck, source=source)
@@ -141,5 +146,9 @@ def described(graph: Program, plan: Plan, reasons: Sequence[Reason]) -> dict[str
         "at_peak": tuple(map(at_peak, findings.alive(after, after.peak_step))),
         "reasons": tuple(reasons),
         "reason": joined(reasons),
-        "graph": graph,
+        "levers": found.levers,
+        "overwrites": found.overwrites,
+        "floor_bytes": found.plan.lower_bound_bytes,  # it is over all uses of order and overwrite
+        "graph": found.graph,
+        "edited": found.edited,
     }

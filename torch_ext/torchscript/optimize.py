@@ -2,15 +2,14 @@
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from torch_ext._native import _jit
 from torch_ext.arguments import MemoryAmount, flag, planning
-from torch_ext.program.plan import Plan, Reason, joined, plan_fields, reasons_of
-from torch_ext.program.program import Program
+from torch_ext.program.plan import LeverPlan, Reason, joined, reasons_of
 from torch_ext.reporting.report import ProgramReport, described
 from torch_ext.torchscript.trace import Traced, trace
 
@@ -64,14 +63,17 @@ def optimize(
     scope: str = "all",
     time_budget: float = 2.0,
     memory_budget: MemoryAmount | None = None,
+    levers: Iterable[str] | None = None,
     verify: bool = True,
 ) -> tuple[torch.jit.ScriptModule, Report]:
-    """Return the module with its operations in an order of lower peak memory, and a report.
+    """Return the module, edited so that its peak of memory is lower, and a report.
 
     `module` is a ScriptModule (traced, scripted, frozen, loaded) or an nn.Module, which is traced.
     The result shares its parameters and buffers; the given module, its state, the inputs and the
     random state are not changed. `example_inputs`: a tuple of arguments, or a list of such tuples
-    (one order for all). `scope="bottleneck"` moves ops only around the peak.
+    (one order for all). `scope="bottleneck"` moves ops only around the peak. `levers`: "order" puts
+    ops into another order, "overwrite" lets them write over arguments that nobody needs any more;
+    default: both, and with scope="bottleneck" order alone.
     `memory_budget` (bytes, or text like "512MiB") stops as soon as it is met. With `verify` both
     versions run and must be equal bit for bit, with a measured peak that is lower. Otherwise the
     original module comes back and `report.reason` says why.
@@ -85,6 +87,7 @@ def optimize(
         scope=scope,
         time_budget=time_budget,
         memory_budget=memory_budget,
+        levers=levers,
         verify=verify,
     )
     return optimized.module, optimized.report
@@ -97,15 +100,23 @@ def optimize_verified(
     scope: str = "all",
     time_budget: float = 2.0,
     memory_budget: MemoryAmount | None = None,
+    levers: Iterable[str] | None = None,
     verify: bool = True,
 ) -> Optimized:
     """As optimize, with all that was found."""
-    wanted, verify = planning(scope, time_budget, memory_budget), flag(verify, "verify")
+    wanted = planning(scope, time_budget, memory_budget, levers)
+    verify = flag(verify, "verify")
     examples = _examples(example_inputs)
     traced = _as_script(module, examples, verify)
     script = traced.module
     cpp_module, changed, failed, fields = _jit.optimize(
-        script._c, examples, wanted.time_budget, wanted.memory_budget, wanted.scope, verify
+        script._c,
+        examples,
+        wanted.time_budget,
+        wanted.memory_budget,
+        wanted.scope,
+        wanted.levers,
+        verify,
     )
     if changed:
         from torch.jit._recursive import wrap_cpp_module
@@ -127,9 +138,12 @@ def analyze(
     *,
     scope: str = "all",
     time_budget: float = 2.0,
+    levers: Iterable[str] | None = None,
 ) -> Report:
     """Report what optimize could gain. Changes nothing and measures only the original."""
-    return analyze_in_full(module, example_inputs, scope=scope, time_budget=time_budget).report
+    return analyze_in_full(
+        module, example_inputs, scope=scope, time_budget=time_budget, levers=levers
+    ).report
 
 
 def analyze_in_full(
@@ -138,12 +152,15 @@ def analyze_in_full(
     *,
     scope: str = "all",
     time_budget: float = 2.0,
+    levers: Iterable[str] | None = None,
 ) -> Analysis:
     """As analyze; also the region around the bottleneck."""
-    wanted = planning(scope, time_budget)
+    wanted = planning(scope, time_budget, levers=levers)
     examples = _examples(example_inputs)
     script = _as_script(module, examples, compare=False).module
-    fields, region = _jit.analyze(script._c, examples, wanted.time_budget, wanted.scope)
+    fields, region = _jit.analyze(
+        script._c, examples, wanted.time_budget, wanted.scope, wanted.levers
+    )
     return Analysis(_report(fields), region)
 
 
@@ -190,8 +207,8 @@ def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]], compare
 
 
 def _report(fields: tuple[Any, ...]) -> Report:
-    program, plan, reasons, measured = fields
+    found, reasons, measured = fields
     return Report(
-        **described(Program.from_fields(program), Plan(**plan_fields(plan)), reasons_of(reasons)),
+        **described(LeverPlan.from_fields(found), reasons_of(reasons)),
         **{**measured, "examples": tuple(ExamplePeaks(**one) for one in measured["examples"])},
     )

@@ -18,7 +18,7 @@ from torch_ext.fx.order import apply_order
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import labelled_program_of, written_storages
 from torch_ext.memory.meter import measure_peak
-from torch_ext.program.plan import Reason, plan_and_explain
+from torch_ext.program.plan import LeverPlan, Reason, plan_and_explain
 from torch_ext.program.program import Program
 from torch_ext.reporting.report import ProgramReport, described, held_to
 from torch_ext.tensors.compare import first_difference
@@ -144,7 +144,10 @@ def _made(
     one_batch = updates and now.group_of.keys().isdisjoint(now.accumulated)
     hooks_peak_bytes = _hooks_peak(world, now) if one_batch else None
     report = TrainingReport(
-        **described(Program.from_fields(program.fields()), found, (*refuted, *reasons)),
+        **described(
+            LeverPlan.of_order(Program.from_fields(program.fields()), found),
+            (*refuted, *reasons),
+        ),
         measured_original_peak_bytes=verified.eager_peak_bytes,
         measured_hooks_peak_bytes=hooks_peak_bytes,
         measured_peak_bytes=verified.peak_bytes,

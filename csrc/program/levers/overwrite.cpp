@@ -21,6 +21,15 @@ std::vector<std::vector<OpId>> ReadersOf(const Program& program) {
   return readers;
 }
 
+// All ops but its own that must run before an argument is overwritten.
+std::vector<OpId> OthersOf(const Overwrite& overwrite,
+                           const std::vector<std::vector<OpId>>& readers) {
+  std::vector<OpId> others = readers[overwrite.argument];
+  others.insert(others.end(), overwrite.others.begin(), overwrite.others.end());
+  std::erase(others, overwrite.op);
+  return others;
+}
+
 std::vector<OpId> MakersOf(const Program& program) {
   std::vector<OpId> makers(program.buffers.size(), sched::kNoOp);
   for (OpId v = 0; v < static_cast<OpId>(program.ops.size()); ++v) {
@@ -110,8 +119,11 @@ Overwritten Rebuilt(const Program& program, std::vector<OpId> order,
   for (std::size_t i = 0; i < program.overwritable.size(); ++i) {
     const Overwrite& overwrite = program.overwritable[i];
     if (is_gone(overwrite.result)) continue;
-    result.program.overwritable.push_back(
-        {place[overwrite.op], new_of[overwrite.result], new_of[overwrite.argument]});
+    Overwrite& left = result.program.overwritable.emplace_back(overwrite);
+    left.op = place[left.op];
+    left.result = new_of[left.result];
+    left.argument = new_of[left.argument];
+    for (OpId& v : left.others) v = place[v];
     result.old_overwritable.push_back(i);
   }
   result.old_ops = std::move(order);
@@ -268,8 +280,8 @@ class Chooser {
       if (decisions.is_closed[i]) continue;
       if (!first) first = i;
       const Overwrite& choice = program_.overwritable[i];
-      const bool is_last = std::ranges::all_of(readers_[choice.argument],
-                                               [&](OpId v) { return when[v] <= when[choice.op]; });
+      const bool is_last = std::ranges::all_of(OthersOf(choice, readers_),
+                                               [&](OpId v) { return when[v] < when[choice.op]; });
       if (is_last) {
         decisions.done.push_back(i);
         Close(decisions);
@@ -317,9 +329,7 @@ std::optional<Overwritten> WithOverwrites(const Program& program,
   Edges added;
   for (const Overwrite& overwrite : overwrites) {
     root_of[overwrite.result] = overwrite.argument;
-    for (const OpId v : readers[overwrite.argument]) {
-      if (v != overwrite.op) added.emplace_back(v, overwrite.op);
-    }
+    for (const OpId v : OthersOf(overwrite, readers)) added.emplace_back(v, overwrite.op);
     for (const OpId v : readers[overwrite.result]) added.emplace_back(overwrite.op, v);
   }
   for (BufferId& root : root_of) {
@@ -345,7 +355,8 @@ std::vector<std::size_t> ForcedOverwrites(const Program& program) {
         is_made[overwrite.result]) {
       continue;
     }
-    const std::vector<OpId>& others = readers[overwrite.argument];
+    const std::vector<OpId> others = OthersOf(overwrite, readers);
+    const OpId first = others.empty() ? overwrite.op : std::ranges::min(others);
     // All ancestors of the op that may be among the others: none of these is older than the first.
     std::vector<OpId> left{overwrite.op};
     seen_by[overwrite.op] = static_cast<std::int32_t>(i);
@@ -353,7 +364,7 @@ std::vector<std::size_t> ForcedOverwrites(const Program& program) {
       const OpId v = left.back();
       left.pop_back();
       for (const OpId u : before[v]) {
-        if (u < others.front() || seen_by[u] == static_cast<std::int32_t>(i)) continue;
+        if (u < first || seen_by[u] == static_cast<std::int32_t>(i)) continue;
         seen_by[u] = static_cast<std::int32_t>(i);
         left.push_back(u);
       }
@@ -369,20 +380,18 @@ std::vector<std::size_t> ForcedOverwrites(const Program& program) {
 
 OverwritePlan PlanOverwrites(const Program& program, const sched::PlanOptions& options,
                              int most_nodes) {
-  const std::vector<std::size_t> forced = ForcedOverwrites(program);
-  std::vector<Overwrite> overwrites;
-  for (const std::size_t i : forced) overwrites.push_back(program.overwritable[i]);
+  std::vector<std::size_t> done = ForcedOverwrites(program);
+  std::vector<Overwrite> forced;
+  for (const std::size_t i : done) forced.push_back(program.overwritable[i]);
   // They add no edge that was not there, so there is such a program, in the same order.
-  Overwritten base = *WithOverwrites(program, overwrites);
+  Overwritten base = *WithOverwrites(program, forced);
   Chooser::Found found = Chooser(base.program, options).Run(most_nodes);
-  for (const std::size_t i : found.choices) {
-    overwrites.push_back(program.overwritable[base.old_overwritable[i]]);
-  }
+  for (const std::size_t i : found.choices) done.push_back(base.old_overwritable[i]);
   for (OpId& v : found.overwritten.old_ops) v = base.old_ops[v];
   for (BufferId& b : base.new_buffers) b = found.overwritten.new_buffers[b];
   for (std::size_t& i : found.overwritten.old_overwritable) i = base.old_overwritable[i];
   found.overwritten.new_buffers = std::move(base.new_buffers);
-  return {std::move(overwrites), std::move(found.overwritten), std::move(found.plan)};
+  return {std::move(done), std::move(found.overwritten), std::move(found.plan)};
 }
 
 }  // namespace torch_ext::program

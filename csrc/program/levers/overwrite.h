@@ -11,9 +11,9 @@
 //   Its hills are the same, for what is alive after any op is the same: the argument is dead, and
 //   the result has its bytes.
 //
-// An overwrite is *forced* if all others that touch the argument are ancestors of the op. Then it
-// adds no edge, and no order has a higher hill with it than without, so it is done before planning.
-// (Two arguments of one op may both be forced: any one will do, for both die there.)
+// An overwrite is *forced* if all others that may touch the argument are ancestors of the op. Then
+// it adds no edge, and no order has a higher hill with it than without, so it is done before
+// planning. (Two arguments of one op may both be forced: any one will do, for both die there.)
 //
 // All others are choices. RELAXATION: split an op with an open choice in two, the op without its
 // result and a step behind it that makes the result. An order with a choice made, or not made, is
@@ -55,7 +55,7 @@ std::optional<Overwritten> WithOverwrites(const Program& program,
 std::vector<std::size_t> ForcedOverwrites(const Program& program);
 
 struct OverwritePlan {
-  std::vector<Overwrite> overwrites;  // of those overwritable
+  std::vector<std::size_t> overwrites;  // places in `overwritable`
   Overwritten overwritten;
   sched::Plan plan;  // of it; the bound, and so what is proven, is over all choices as well
 };

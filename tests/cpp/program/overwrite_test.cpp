@@ -79,7 +79,9 @@ class Oracle {
       const Buffer& argument = program_.buffers[overwrite.argument];
       if (overwrite.op != static_cast<OpId>(v) || argument.is_input || argument.kept) continue;
       if (argument.bytes != program_.buffers[overwrite.result].bytes) continue;
-      if (users_[overwrite.argument] & ~(done | Bit(v))) continue;
+      Mask others = users_[overwrite.argument];
+      for (const OpId u : overwrite.others) others |= Bit(u);
+      if (others & ~(done | Bit(v))) continue;
       if (is_written[overwrite.result] || is_used[overwrite.argument]) continue;
       is_written[overwrite.result] = is_used[overwrite.argument] = 1;
       bytes -= argument.bytes;
@@ -113,7 +115,12 @@ Program RandomProgram(std::uint64_t seed) {
                            .workspace_bytes = random.Between(0, 1)});
     if (op.writes.empty() || op.reads.empty()) continue;
     for (const BufferId argument : op.reads) {
-      if (random.Chance(70)) program.overwritable.push_back({v, op.writes[0], argument});
+      if (!random.Chance(70)) continue;
+      Overwrite& overwrite = program.overwritable.emplace_back();
+      overwrite = {v, op.writes[0], argument};
+      while (random.Chance(15)) {
+        overwrite.others.push_back(static_cast<OpId>(random.Between(0, graph.num_ops() - 1)));
+      }
     }
   }
   if (program.ops.size() > 2 && random.Chance(30)) {
@@ -138,7 +145,9 @@ std::string Shown(const Program& program, std::uint64_t seed) {
   }
   for (const Overwrite& o : program.overwritable) {
     text += program.ops[o.op].name + ": " + program.buffers[o.result].name + " over " +
-            program.buffers[o.argument].name + "\n";
+            program.buffers[o.argument].name;
+    for (const OpId v : o.others) text += " after " + program.ops[v].name;
+    text += "\n";
   }
   return text;
 }
@@ -162,7 +171,8 @@ TEST(Overwrite, FindsTheLowestOfAllOrdersAndChoices) {
     const sched::Graph graph = Lower(found.overwritten.program);
     ASSERT_EQ(sched::PeakBytes(graph, found.plan.order), lowest);
     std::set<BufferId> results, arguments;
-    for (const Overwrite& overwrite : found.overwrites) {
+    for (const std::size_t i : found.overwrites) {
+      const Overwrite& overwrite = program.overwritable[i];
       ASSERT_TRUE(results.insert(overwrite.result).second);
       ASSERT_TRUE(arguments.insert(overwrite.argument).second);
     }

@@ -1,0 +1,248 @@
+#include "jit/fallback.h"
+
+#include <torch/csrc/jit/passes/constant_pooling.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "jit/effects.h"
+#include "jit/nodes.h"
+
+namespace torch_ext::jit {
+namespace {
+
+using torch::jit::Block;
+using torch::jit::Graph;
+using torch::jit::Node;
+using torch::jit::Value;
+using torch::jit::WithInsertPoint;
+
+constexpr std::size_t kOriginal = 0, kOverwriting = 1;  // blocks of the If
+
+bool MayHoldTensors(const c10::TypePtr& type) {
+  if (type->isSubtypeOf(*c10::TensorType::get())) return true;
+  return type->kind() == c10::TypeKind::AnyType ||
+         std::ranges::any_of(type->containedTypes(), MayHoldTensors);
+}
+
+bool IsModule(const Value* value) {
+  return value->type()->is_module();
+}
+
+// What gradients may be recorded for; `is_complete`: for nothing else.
+struct Sources {
+  std::vector<Value*> inputs, attributes;
+  bool is_complete = true;
+};
+
+// The way to the attribute from an input; nothing if it is not read from modules alone.
+std::optional<std::vector<Node*>> PathOf(Value* attribute, const Graph& graph) {
+  std::vector<Node*> path;
+  for (Value* value = attribute; value->node() != graph.param_node();) {
+    Node* node = value->node();
+    if (node->kind() != c10::prim::GetAttr || !IsModule(node->input())) return std::nullopt;
+    path.insert(path.begin(), node);
+    value = node->input();
+  }
+  return path;
+}
+
+Sources FindSources(Graph& graph) {
+  Sources sources;
+  for (Value* input : graph.inputs()) {
+    if (input->type()->kind() == c10::TypeKind::TensorType) {
+      sources.inputs.push_back(input);
+    } else if (!IsModule(input) && MayHoldTensors(input->type())) {
+      sources.is_complete = false;
+    }
+  }
+  ForEachNode(graph.block(), [&](Node* node) {
+    if (node->kind() == c10::prim::GetAttr && MayHoldTensors(node->output()->type())) {
+      if (node->output()->type()->kind() == c10::TypeKind::TensorType &&
+          PathOf(node->output(), graph)) {
+        sources.attributes.push_back(node->output());
+      } else {
+        sources.is_complete &= IsModule(node->output());
+      }
+    }
+    // Leaves of its own, or nobody knows.
+    const c10::FunctionSchema* schema = node->maybeSchema();
+    const bool makes_leaves =
+        schema != nullptr && (schema->argumentIndexWithName("requires_grad") ||
+                              schema->name() == "aten::requires_grad_");
+    sources.is_complete &= !makes_leaves && EffectsOf(node).undeclared.empty();
+  });
+  return sources;
+}
+
+// Nodes at the insertion point of a graph.
+class Condition {
+ public:
+  explicit Condition(Graph& graph) : graph_(graph) {}
+
+  Value* Ask(const char* oper, const std::vector<Value*>& inputs = {}) {
+    Node* node = graph_.create(c10::Symbol::fromQualString(oper), inputs);
+    node->output()->setType(c10::BoolType::get());
+    return graph_.insertNode(node)->output();
+  }
+
+  Value* Any(const std::vector<Value*>& values) {
+    Value* any = values.empty() ? graph_.insertConstant(false) : values[0];
+    for (std::size_t i = 1; i < values.size(); ++i) any = Ask("aten::__or__", {any, values[i]});
+    return any;
+  }
+
+  Value* Attribute(const std::vector<Node*>& path) {
+    Value* value = path.front()->input();
+    for (const Node* node : path) {
+      Node* get = graph_.createGetAttr(value, node->s(c10::attr::name));
+      value = graph_.insertNode(get)->output();
+    }
+    return value;
+  }
+
+  // Asks about the sources only where gradients are on.
+  Value* RecordsGradients(const Sources& sources) {
+    Value* is_on = Ask("aten::is_grad_enabled");
+    if (!sources.is_complete) return is_on;
+    Node* choice = graph_.insertNode(graph_.create(c10::prim::If, {is_on}, 1));
+    choice->output()->setType(c10::BoolType::get());
+    Block* on = choice->addBlock();
+    Block* off = choice->addBlock();
+    {
+      const WithInsertPoint inside(on);
+      std::vector<Value*> requires_grad;
+      for (Value* input : sources.inputs) {
+        requires_grad.push_back(Ask("prim::requires_grad", {input}));
+      }
+      for (Value* attribute : sources.attributes) {
+        Value* tensor = Attribute(*PathOf(attribute, graph_));
+        requires_grad.push_back(Ask("prim::requires_grad", {tensor}));
+      }
+      on->registerOutput(Any(requires_grad));
+    }
+    {
+      const WithInsertPoint inside(off);
+      off->registerOutput(graph_.insertConstant(false));
+    }
+    return choice->output();
+  }
+
+  Value* MustFallBack(const Sources& sources) {
+    std::vector<Value*> reasons{Ask("aten::is_autocast_enabled"),
+                                Ask("aten::is_autocast_cpu_enabled")};
+    for (Value* input : sources.inputs) {
+      reasons.push_back(Ask("aten::__not__", {Ask("prim::is_cpu", {input})}));
+    }
+    reasons.push_back(RecordsGradients(sources));
+    return Any(reasons);
+  }
+
+ private:
+  Graph& graph_;
+};
+
+bool IsOfCondition(Node* node) {
+  static constexpr auto kKinds = std::to_array<std::string_view>(
+      {"prim::Constant", "aten::is_autocast_enabled", "aten::is_autocast_cpu_enabled",
+       "aten::is_grad_enabled", "prim::is_cpu", "prim::requires_grad", "prim::GetAttr", "prim::If",
+       "aten::__or__", "aten::__not__"});
+  return std::ranges::find(kKinds, node->kind().toQualString()) != kKinds.end();
+}
+
+// The If of AddFallback, if there is one.
+Node* FindChoice(Graph& graph) {
+  Node* choice = graph.return_node()->prev();
+  if (choice->kind() != c10::prim::If || choice->outputs().size() != graph.outputs().size() ||
+      graph.outputs().empty()) {
+    return nullptr;
+  }
+  for (std::size_t i = 0; i < choice->outputs().size(); ++i) {
+    if (graph.outputs()[i] != choice->output(i)) return nullptr;
+  }
+  const auto kAutocast = c10::Symbol::fromQualString("aten::is_autocast_cpu_enabled");
+  bool asks_for_autocast = false;
+  for (Node* node : graph.nodes()) {
+    if (node == choice) break;
+    if (AnyInnerNode(node, [](Node* inner) { return !IsOfCondition(inner); })) return nullptr;
+    asks_for_autocast |= node->kind() == kAutocast;
+  }
+  const auto is_for_all = [&](const Value* value) {
+    return value == choice->input() || value->node() == graph.param_node() ||
+           value->node()->kind() == c10::prim::Constant;
+  };
+  const bool is_ours = asks_for_autocast && std::ranges::all_of(ReadValues(choice), is_for_all);
+  return is_ours ? choice : nullptr;
+}
+
+// Appends copies of the nodes of a block, and registers its outputs.
+void CopyInto(Block* target, Block* source, std::unordered_map<Value*, Value*> values) {
+  const auto copy_of = [&](Value* value) { return values.at(value); };
+  for (Node* node : source->nodes()) {
+    Node* copy = target->appendNode(target->owningGraph()->createClone(node, copy_of));
+    for (std::size_t i = 0; i < node->outputs().size(); ++i) {
+      values[node->output(i)] = copy->output(i);
+    }
+  }
+  for (Value* output : source->outputs()) target->registerOutput(copy_of(output));
+}
+
+}  // namespace
+
+void AddFallback(const std::shared_ptr<Graph>& graph, const std::shared_ptr<Graph>& fallback) {
+  const std::vector<Node*> nodes = OpNodes(graph->block());
+  const Sources sources = FindSources(*graph);
+  const WithInsertPoint at_end(graph->return_node());
+  Value* must_fall_back = Condition(*graph).MustFallBack(sources);
+  Node* choice =
+      graph->insertNode(graph->create(c10::prim::If, {must_fall_back}, graph->outputs().size()));
+  Block* original = choice->addBlock();
+  Block* overwriting = choice->addBlock();
+  for (std::size_t i = 0; i < graph->outputs().size(); ++i) {
+    Value* result = graph->outputs()[i];
+    overwriting->registerOutput(result);
+    choice->output(i)->setType(result->type());
+    graph->return_node()->replaceInput(i, choice->output(i));
+  }
+  for (Node* node : nodes) node->moveBefore(overwriting->return_node());
+  std::unordered_map<Value*, Value*> inputs;
+  for (std::size_t i = 0; i < graph->inputs().size(); ++i) {
+    inputs[fallback->inputs()[i]] = graph->inputs()[i];
+  }
+  CopyInto(original, fallback->block(), std::move(inputs));
+  torch::jit::ConstantPooling(graph);
+  graph->lint();
+}
+
+std::shared_ptr<Graph> TakeFallback(Graph& graph) {
+  Node* choice = FindChoice(graph);
+  if (choice == nullptr) return nullptr;
+  auto fallback = std::make_shared<Graph>();
+  std::unordered_map<Value*, Value*> values;
+  for (Value* input : graph.inputs()) values[input] = fallback->addInput()->copyMetadata(input);
+  std::vector<Node*> condition;
+  for (Node* node : graph.nodes()) {
+    if (node == choice) break;
+    if (node->kind() == c10::prim::Constant) {
+      Node* constant = fallback->createClone(node, [](Value* value) { return value; });
+      values[node->output()] = fallback->insertNode(constant)->output();
+    } else {
+      condition.push_back(node);
+    }
+  }
+  CopyInto(fallback->block(), choice->blocks()[kOriginal], std::move(values));
+  Block* overwriting = choice->blocks()[kOverwriting];
+  for (std::size_t i = 0; i < choice->outputs().size(); ++i) {
+    choice->output(i)->replaceAllUsesWith(overwriting->outputs()[i]);
+  }
+  const std::vector<Node*> nodes(overwriting->nodes().begin(), overwriting->nodes().end());
+  for (Node* node : nodes) node->moveBefore(choice);
+  choice->destroy();
+  for (auto node = condition.rbegin(); node != condition.rend(); ++node) (*node)->destroy();
+  return fallback;
+}
+
+}  // namespace torch_ext::jit

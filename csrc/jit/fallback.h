@@ -1,0 +1,27 @@
+// A graph that may overwrite is right for calls on the CPU that record no gradients, outside of
+// autocast: `out=` raises when gradients are recorded, and neither does it round as autocast does.
+// All other calls run the original, the fallback:
+//
+//     if <autocast> or <a tensor elsewhere> or <gradients on, for an input or attribute>:
+//         the original
+//     else:
+//         the graph that overwrites
+//
+// The file stays one of plain TorchScript, and what it does with gradients is what it always did.
+#pragma once
+
+#include <torch/csrc/jit/ir/ir.h>
+
+#include <memory>
+
+namespace torch_ext::jit {
+
+// Makes the graph such an If. Both graphs have the same inputs and outputs.
+void AddFallback(const std::shared_ptr<torch::jit::Graph>& graph,
+                 const std::shared_ptr<torch::jit::Graph>& fallback);
+
+// Undoes it: leaves in the graph what runs without gradients, and returns the fallback. Nothing for
+// any other graph, which stays as it is. `graph` is inlined.
+std::shared_ptr<torch::jit::Graph> TakeFallback(torch::jit::Graph& graph);
+
+}  // namespace torch_ext::jit

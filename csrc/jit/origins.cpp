@@ -1,0 +1,128 @@
+#include "jit/origins.h"
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "jit/effects.h"
+#include "jit/nodes.h"
+
+namespace torch_ext::jit {
+namespace {
+
+using torch::jit::AliasDb;
+using torch::jit::Node;
+using torch::jit::Value;
+
+// Views of all that they are given.
+bool KeepsWhole(const Node* node) {
+  static constexpr auto kWhole = std::to_array<std::string_view>(
+      {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::flatten", "aten::unflatten",
+       "aten::transpose", "aten::permute", "aten::t", "aten::movedim", "aten::squeeze",
+       "aten::unsqueeze", "aten::contiguous", "aten::dropout", "aten::alias", "aten::detach"});
+  return std::ranges::find(kWhole, node->kind().toQualString()) != kWhole.end();
+}
+
+// Does it put one value into another: into a list, a dict, an attribute?
+bool FillsContainer(Node* node) {
+  return AnyInnerNode(node, [](Node* inner) {
+    const OperatorEffects effects = EffectsOf(inner);
+    return effects.changes_metadata || std::ranges::any_of(effects.writes, [&](std::size_t i) {
+             return inner->input(i)->type()->kind() != c10::TypeKind::TensorType;
+           });
+  });
+}
+
+// May the output hold memory of any of the inputs, without torch telling of which?
+bool MayHoldAll(Node* node) {
+  return !node->blocks().empty() || node->maybeSchema() == nullptr || HidesAliases(node);
+}
+
+}  // namespace
+
+Origins::Origins(const AliasDb& alias_db, const std::vector<Node*>& nodes,
+                 const std::vector<program::Effects>& effects) {
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    AddNode(alias_db, static_cast<program::OpId>(i), nodes[i], effects[i]);
+  }
+  if (nodes.empty()) return;
+  for (const Value* result : nodes[0]->owningBlock()->outputs()) {
+    for (const std::size_t id : Of(result)) is_ours_[id] = 0;
+  }
+}
+
+void Origins::AddNode(const AliasDb& alias_db, program::OpId op, Node* node,
+                      const program::Effects& effects) {
+  std::vector<Value*> read;
+  for (Value* value : ReadValues(node)) {
+    if (IsMutable(value)) read.push_back(value);
+  }
+  Ids touched = All(read);
+  for (Value* output : node->outputs()) {
+    if (!IsMutable(output)) continue;
+    std::vector<Value*> held;
+    for (Value* value : read) {
+      if (MayHoldAll(node) || alias_db.mayContainAlias(value, output)) held.push_back(value);
+    }
+    const bool is_given_whole = !node->inputs().empty() && held.size() == 1 &&
+                                held[0] == node->input(0) && IsWhole(held[0]);
+    const bool is_in_place =
+        node->maybeSchema() != nullptr && EffectsOf(node).writes == std::vector<std::size_t>{0};
+    is_whole_[output] = node->blocks().empty() &&
+                        (held.empty() || (is_given_whole && (KeepsWhole(node) || is_in_place)));
+    Ids ids = All(held);
+    ids.push_back(is_ours_.size());
+    touched.push_back(is_ours_.size());
+    is_ours_.push_back(1);
+    touchers_.emplace_back();
+    ids_[output] = std::move(ids);
+  }
+  const bool keeps_unseen = effects.is_stateful || !effects.undeclared.empty() ||
+                            effects.changes_metadata || FillsContainer(node);
+  for (const std::size_t id : touched) {
+    if (keeps_unseen) is_ours_[id] = 0;
+    touchers_[id].push_back(op);
+  }
+}
+
+const Origins::Ids& Origins::Of(const Value* value) const {
+  const auto found = ids_.find(value);
+  return found == ids_.end() ? outside_ : found->second;
+}
+
+Origins::Ids Origins::All(const std::vector<Value*>& values) const {
+  Ids all;
+  for (const Value* value : values) {
+    const Ids& ids = Of(value);
+    all.insert(all.end(), ids.begin(), ids.end());
+  }
+  std::ranges::sort(all);
+  all.erase(std::ranges::unique(all).begin(), all.end());
+  return all;
+}
+
+bool Origins::IsOurs(const Value* value) const {
+  return std::ranges::all_of(Of(value), [&](std::size_t id) { return is_ours_[id] != 0; });
+}
+
+bool Origins::IsWhole(const Value* value) const {
+  const auto found = is_whole_.find(value);
+  return found != is_whole_.end() && found->second;
+}
+
+bool Origins::MayShare(const Value* a, const Value* b) const {
+  return std::ranges::any_of(Of(a),
+                             [&](std::size_t id) { return std::ranges::binary_search(Of(b), id); });
+}
+
+std::vector<program::OpId> Origins::Touchers(const Value* value) const {
+  std::vector<program::OpId> ops;
+  for (const std::size_t id : Of(value)) {
+    ops.insert(ops.end(), touchers_[id].begin(), touchers_[id].end());
+  }
+  std::ranges::sort(ops);
+  ops.erase(std::ranges::unique(ops).begin(), ops.end());
+  return ops;
+}
+
+}  // namespace torch_ext::jit

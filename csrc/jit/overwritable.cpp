@@ -1,0 +1,308 @@
+#include "jit/overwritable.h"
+
+#include <torch/csrc/jit/ir/alias_analysis.h>
+#include <torch/csrc/jit/ir/constants.h>
+#include <torch/csrc/jit/runtime/operator.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "jit/effects.h"
+#include "jit/nodes.h"
+#include "jit/origins.h"
+
+namespace torch_ext::jit {
+namespace {
+
+using program::Overwrite;
+using program::OverwritingForm;
+using torch::jit::AliasDb;
+using torch::jit::Block;
+using torch::jit::Graph;
+using torch::jit::Node;
+using torch::jit::Value;
+
+Value* Argument(const Node* node, const std::string& name) {
+  const auto index = node->schema().argumentIndexWithName(name);
+  TORCH_INTERNAL_ASSERT(index, "torch_ext: ", node->schema(), " has no argument ", name);
+  return const_cast<Value*>(node->input(*index));
+}
+
+bool IsTensor(const Value* value) {
+  return value->type()->kind() == c10::TypeKind::TensorType;
+}
+
+// A number of the program, and not a tensor of it: it has less to say about dtypes.
+bool IsConstantNumber(const Value* value) {
+  const auto constant = torch::jit::toIValue(value);
+  return constant && constant->isTensor() && constant->toTensor().dim() == 0;
+}
+
+using Forms = std::multimap<std::pair<std::string, std::string>, const OverwritingForm*>;
+
+const Forms& FormsByOperator() {
+  static const Forms kForms = [] {
+    Forms forms;
+    for (const OverwritingForm& form : program::OverwritingForms()) {
+      forms.emplace(std::pair(form.oper, form.overload), &form);
+    }
+    return forms;
+  }();
+  return kForms;
+}
+
+bool HasConstants(const Node* node, const OverwritingForm& form) {
+  const auto is_constant = [&](const std::string& name, const auto& test) {
+    if (name.empty()) return true;
+    const auto value = torch::jit::toIValue(Argument(node, name));
+    return value.has_value() && test(*value);
+  };
+  return is_constant(form.none, [](const c10::IValue& v) { return v.isNone(); }) &&
+         is_constant(form.no, [](const c10::IValue& v) { return v.isBool() && !v.toBool(); });
+}
+
+// Complex numbers would give complex results.
+bool HasComplexNumber(const Node* node) {
+  return std::ranges::any_of(node->inputs(), [](const Value* input) {
+    const auto constant = torch::jit::toIValue(input);
+    const c10::TypeKind kind = input->type()->kind();
+    if (kind == c10::TypeKind::NumberType) return !constant || constant->isComplexDouble();
+    return kind == c10::TypeKind::ComplexType;
+  });
+}
+
+// Is it so in every run?
+bool IsAllowed(const Node* node, const OverwritingForm& form, const Origins& origins) {
+  const Value* argument = Argument(node, form.argument);
+  if (!IsTensor(argument) || !origins.IsOurs(argument) || !origins.IsWhole(argument)) return false;
+  if (!HasConstants(node, form) || HasComplexNumber(node)) return false;
+  std::vector<const Value*> twins;  // may be the very same tensor
+  for (const std::string& name : form.shaped) twins.push_back(Argument(node, name));
+  return std::ranges::all_of(twins, IsTensor) &&
+         std::ranges::all_of(node->inputs(), [&](const Value* input) {
+           const bool is_twin = input == argument && std::ranges::count(twins, input) > 0;
+           const bool is_itself =
+               input == argument && std::ranges::count(node->inputs(), input) == 1;
+           return is_twin || is_itself || !IsMutable(input) || !origins.MayShare(input, argument);
+         });
+}
+
+bool IsFloatingPoint(const std::string& dtype) {
+  return dtype == "float32" || dtype == "float64" || dtype == "float16" || dtype == "bfloat16";
+}
+
+const std::optional<SeenTensor>& SeenBy(Node* node, const NodeProbe& seen, const Value* value) {
+  const std::vector<Value*> read = ReadValues(node);
+  return seen.read[std::ranges::find(read, value) - read.begin()];
+}
+
+std::optional<Overwrite> Seen(Node* node, program::OpId op, const OverwritingForm& form,
+                              const NodeProbe& seen) {
+  const std::optional<SeenTensor>& argument = SeenBy(node, seen, Argument(node, form.argument));
+  const std::optional<SeenTensor>& result = seen.written[0];
+  if (!argument || !result || seen.writes.size() != 1) return std::nullopt;
+  const bool are_alike = argument->shape == result->shape && argument->dtype == result->dtype &&
+                         argument->strides == result->strides;
+  const bool fill_theirs = argument->fills_it && result->fills_it;
+  const bool are_ours = argument->allocation >= 0 && result->allocation == seen.writes[0];
+  if (!are_alike || !fill_theirs || !are_ours || !IsFloatingPoint(result->dtype)) {
+    return std::nullopt;
+  }
+  return Overwrite{op, result->allocation, argument->allocation};
+}
+
+bool HasNewStrides(Node* node, const OverwritingForm& form, const NodeProbe& seen) {
+  const auto has_new_strides = [&](const std::string& name) {
+    const std::optional<SeenTensor>& tensor = SeenBy(node, seen, Argument(node, name));
+    return tensor.has_value() && tensor->HasNewStrides();
+  };
+  return has_new_strides(form.argument) && std::ranges::all_of(form.shaped, has_new_strides);
+}
+
+}  // namespace
+
+Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
+                              const std::vector<Probe>& probes, const Interference& interference) {
+  const AliasDb alias_db(graph);
+  const Origins origins(alias_db, nodes, interference.effects);
+  Overwritable found;
+  found.overwrites.resize(probes.size());
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    Node* node = nodes[i];
+    const c10::FunctionSchema* schema = node->maybeSchema();
+    if (schema == nullptr || node->outputs().size() > 1 || HidesAliases(node)) continue;
+    const auto [first, last] =
+        FormsByOperator().equal_range({schema->name(), schema->overload_name()});
+    for (auto form = first; form != last; ++form) {
+      if (!IsAllowed(node, *form->second, origins)) continue;
+      const auto op = static_cast<program::OpId>(i);
+      std::vector<Overwrite> seen;
+      bool has_new_strides = true;
+      for (const Probe& probe : probes) {
+        const NodeProbe& by = probe.nodes[i];
+        if (const auto overwrite = Seen(node, op, *form->second, by)) seen.push_back(*overwrite);
+        has_new_strides &= HasNewStrides(node, *form->second, by);
+      }
+      if (seen.size() < probes.size()) continue;
+      if (!has_new_strides && !form->second->keeps_layout) continue;
+      std::vector<program::OpId> others = origins.Touchers(Argument(node, form->second->argument));
+      std::erase(others, op);
+      for (std::size_t p = 0; p < probes.size(); ++p) {
+        seen[p].others = others;
+        found.overwrites[p].push_back(std::move(seen[p]));
+      }
+      found.forms.push_back({node, form->second, has_new_strides});
+    }
+  }
+  return found;
+}
+
+namespace {
+
+// Builds nodes at the graph's insertion point, behind one another.
+class Builder {
+ public:
+  explicit Builder(Node* like) : graph_(*like->owningGraph()), like_(like) {}
+
+  Value* Call(const std::string& oper, const std::vector<Value*>& inputs, const c10::TypePtr& type,
+              std::size_t outputs = 1) {
+    Node* node =
+        graph_.insertNode(graph_.create(c10::Symbol::fromQualString(oper), inputs, outputs));
+    node->copyMetadata(const_cast<Node*>(like_));
+    for (Value* output : node->outputs()) output->setType(type);
+    return node->output(0);
+  }
+
+  Value* Constant(const c10::IValue& value) { return graph_.insertConstant(value); }
+
+  Value* Sizes(Value* tensor) { return Call("aten::size", {tensor}, c10::ListType::ofInts()); }
+
+  Value* Strides(Value* tensor) { return Call("aten::stride", {tensor}, c10::ListType::ofInts()); }
+
+  Value* Dtype(Value* tensor) { return Call("prim::dtype", {tensor}, c10::IntType::get()); }
+
+  // Tensors without memory tell what strides there would be.
+  Value* HasNewStrides(Value* tensor) {
+    Value* none = Constant({});
+    Value* like_new = Call("aten::empty", {Sizes(tensor), none, none, Meta(), none, none},
+                           c10::TensorType::get());
+    return Equal(Strides(tensor), Strides(like_new));
+  }
+
+  Value* WithoutMemory(Value* tensor) {
+    Value* none = Constant({});
+    return Call("aten::empty_strided",
+                {Sizes(tensor), Strides(tensor), Dtype(tensor), none, Meta(), none},
+                c10::TensorType::get());
+  }
+
+  Value* Equal(Value* a, Value* b) { return Call("aten::eq", {a, b}, c10::BoolType::get()); }
+
+ private:
+  Value* Meta() { return Constant(c10::Device(c10::kMeta)); }
+
+  Graph& graph_;
+  const Node* like_;
+};
+
+// All that OverwritingForm takes for granted, as far as it may be different in another call; for
+// tensors with new strides. It costs a call about a microsecond.
+std::vector<Value*> Conditions(Builder& build, const Node* node, const OverwritingForm& form) {
+  Value* argument = Argument(node, form.argument);
+  const c10::TypePtr boolean = c10::BoolType::get();
+  std::vector<Value*> all{build.HasNewStrides(argument),
+                          build.Call("aten::is_floating_point", {argument}, boolean)};
+  for (const std::string& name : form.shaped) {
+    Value* other = Argument(node, name);
+    if (other == argument) continue;
+    if (IsConstantNumber(other)) {  // whoever has a dimension decides about the dtype
+      Value* dimensions = build.Call("aten::dim", {argument}, c10::IntType::get());
+      all.push_back(build.Call("aten::gt", {dimensions, build.Constant(0)}, boolean));
+      continue;
+    }
+    Value* sizes = build.Sizes(argument);
+    Value* broadcast =
+        build.Call("aten::_infer_size", {sizes, build.Sizes(other)}, c10::ListType::ofInts());
+    all.push_back(build.Equal(broadcast, sizes));
+    all.push_back(build.HasNewStrides(other));
+    if (std::ranges::count(form.typed, name) > 0) {
+      all.push_back(build.Equal(build.Dtype(argument), build.Dtype(other)));
+    }
+  }
+  return all;
+}
+
+// The same for any layout: the op itself, on tensors without memory, tells what the result would
+// look like. It costs a call about ten microseconds.
+std::vector<Value*> ExactConditions(Builder& build, Node* node, const OverwritingForm& form) {
+  Value* argument = Argument(node, form.argument);
+  std::vector<Value*> inputs(node->inputs().begin(), node->inputs().end());
+  for (Value*& input : inputs) {
+    const auto is_input = [&](const std::string& name) { return Argument(node, name) == input; };
+    const bool is_shaped = input == argument || std::ranges::any_of(form.shaped, is_input);
+    if (is_shaped && !IsConstantNumber(input)) input = build.WithoutMemory(input);
+  }
+  Value* result = build.Call(form.oper, inputs, c10::TensorType::get());
+  return {build.Equal(build.Strides(result), build.Strides(argument)),
+          build.Equal(build.Sizes(result), build.Sizes(argument)),
+          build.Equal(build.Dtype(result), build.Dtype(argument)),
+          build.Call("aten::is_floating_point", {argument}, c10::BoolType::get())};
+}
+
+Value* CallForm(Builder& build, const Node* node, const OverwritingForm& form) {
+  const auto op = torch::jit::findOperatorFor({form.form, form.form_overload});
+  TORCH_INTERNAL_ASSERT(op, "torch_ext: there is no ", form.form, ".", form.form_overload);
+  const std::vector<c10::Argument>& arguments = op->schema().arguments();
+  std::vector<Value*> inputs;
+  for (const c10::Argument& argument : arguments) {
+    const bool is_written = argument.alias_info() != nullptr && argument.alias_info()->isWrite();
+    if (argument.name() == form.target) {
+      inputs.push_back(Argument(node, form.argument));
+    } else if (is_written) {  // a second result, that is empty in this form
+      Value* none = build.Constant({});
+      inputs.push_back(
+          build.Call("aten::empty",
+                     {build.Constant(std::vector<std::int64_t>{0}), none, none, none, none, none},
+                     c10::TensorType::get()));
+    } else if (argument.name() == form.adds_no) {
+      inputs.push_back(build.Constant(false));
+    } else {
+      inputs.push_back(Argument(node, argument.name()));
+    }
+  }
+  return build.Call(form.form, inputs, c10::TensorType::get(), op->schema().returns().size());
+}
+
+}  // namespace
+
+void ApplyOverwrite(const OverwriteForm& overwrite) {
+  Node* node = overwrite.node;
+  Graph* graph = node->owningGraph();
+  const torch::jit::WithInsertPoint before(node);
+  Builder build(node);
+  const std::vector<Value*> conditions = overwrite.has_new_strides
+                                             ? Conditions(build, node, *overwrite.form)
+                                             : ExactConditions(build, node, *overwrite.form);
+  Value* all = conditions[0];
+  for (std::size_t i = 1; i < conditions.size(); ++i) {
+    all = build.Call("aten::__and__", {all, conditions[i]}, c10::BoolType::get());
+  }
+  Node* choice = graph->insertNode(graph->create(c10::prim::If, {all}, 1));
+  choice->copyMetadata(node);
+  choice->output()->setType(node->output()->type());
+  choice->output()->copyMetadata(node->output());
+  node->output()->replaceAllUsesWith(choice->output());
+  Block* overwriting = choice->addBlock();
+  Block* as_it_was = choice->addBlock();
+  {
+    const torch::jit::WithInsertPoint inside(overwriting);
+    overwriting->registerOutput(CallForm(build, node, *overwrite.form));
+  }
+  node->moveBefore(as_it_was->return_node());
+  as_it_was->registerOutput(node->output());
+}
+
+}  // namespace torch_ext::jit

@@ -1,0 +1,39 @@
+// What ops of a TorchScript block may write over, by the table of operators and by what may alias:
+// never by one run alone. What only runs can tell (sizes, dtypes, strides) is seen in the probes
+// and asked again in every call (ApplyOverwrite).
+#pragma once
+
+#include <torch/csrc/jit/ir/ir.h>
+
+#include <memory>
+#include <vector>
+
+#include "jit/interference.h"
+#include "jit/probe.h"
+#include "program/operators/overwriting.h"
+#include "program/program.h"
+
+namespace torch_ext::jit {
+
+struct OverwriteForm {
+  torch::jit::Node* node;
+  const program::OverwritingForm* form;
+  bool has_new_strides;  // argument and operands in all probes; else the layout is another one
+};
+
+// The i-th overwrite of each probe and `forms[i]` are the same.
+struct Overwritable {
+  std::vector<OverwriteForm> forms;
+  std::vector<std::vector<program::Overwrite>> overwrites;  // of each probe
+};
+
+// `nodes` are OpNodes of the graph's block, whose values `interference` tells of without refusal.
+Overwritable FindOverwritable(const std::shared_ptr<torch::jit::Graph>& graph,
+                              const std::vector<torch::jit::Node*>& nodes,
+                              const std::vector<Probe>& probes, const Interference& interference);
+
+// Replaces the node by an If: the form that overwrites, or, where sizes, dtypes or strides of the
+// argument would not be those of the result, the node as it was.
+void ApplyOverwrite(const OverwriteForm& overwrite);
+
+}  // namespace torch_ext::jit

@@ -1,0 +1,50 @@
+// PlanLevers(program, levers): the program with the least memory that these levers give, whichever
+// adaptor it comes from.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "program/levers/overwrite.h"
+#include "program/program.h"
+#include "program/reason.h"
+#include "sched/graph.h"
+#include "sched/plan.h"
+
+namespace torch_ext::program {
+
+// Which kinds of edits are asked for. Without `order` the ops stay in their places.
+struct Levers {
+  bool order = true;
+  bool overwrite = true;
+};
+
+// Throws std::invalid_argument for a name that is none.
+Levers LeversNamed(const std::vector<std::string>& names);
+
+// What a lever did, after those before it.
+struct LeverUse {
+  std::string name;
+  std::int64_t peak_bytes_before = 0;
+  std::int64_t peak_bytes_after = 0;
+  std::int64_t edits = 0;            // moved ops, overwrites
+  std::vector<Reason> reasons = {};  // why it was given up, if it was
+};
+
+struct LeverPlan {
+  Program program;            // with the overwrites done; else the one given
+  sched::Graph graph;         // that program, as the core sees it
+  sched::Plan plan;           // of that graph; its original peak and moved ops are of the one given
+  std::vector<OpId> old_ops;  // of each op: what it was
+  std::vector<std::size_t> overwrites;  // places in `overwritable`; none unless they lower the peak
+  std::vector<LeverUse> uses;           // one for each lever asked for
+};
+
+// The bound is over all orders, and all choices of overwrites where these are asked for, whether or
+// not any is used. No peak is higher than the original's. Without overwrites in the program it is
+// one plan; else see PlanOverwrites.
+LeverPlan PlanLevers(const Program& program, const Levers& levers,
+                     const sched::PlanOptions& options);
+
+}  // namespace torch_ext::program
