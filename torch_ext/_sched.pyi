@@ -69,6 +69,8 @@ class OverwritingForm:
     none: str
     no: str
     adds_no: str
+    rest_like: str
+    broadcasts: bool
     keeps_layout: bool
 
 def overwriting_forms() -> list[OverwritingForm]: ...

@@ -83,10 +83,14 @@ class Condition {
  public:
   explicit Condition(Graph& graph) : graph_(graph) {}
 
-  Value* Ask(const char* oper, const std::vector<Value*>& inputs = {}) {
+  Value* Call(const char* oper, const std::vector<Value*>& inputs, const c10::TypePtr& type) {
     Node* node = graph_.create(c10::Symbol::fromQualString(oper), inputs);
-    node->output()->setType(c10::BoolType::get());
+    node->output()->setType(type);
     return graph_.insertNode(node)->output();
+  }
+
+  Value* Ask(const char* oper, const std::vector<Value*>& inputs = {}) {
+    return Call(oper, inputs, c10::BoolType::get());
   }
 
   Value* Any(const std::vector<Value*>& values) {
@@ -104,9 +108,23 @@ class Condition {
     return value;
   }
 
+  // A product tells: it is rounded under autocast. torch's own question, is_autocast_cpu_enabled,
+  // ends the process when the graph is compiled under autocast (its node is destroyed while the
+  // compiler walks over it). The product is of 0 x 0 numbers, or 1 x 1 where gradients are on: of a
+  // size that is no constant, or the executor would answer once and for all.
+  Value* IsAutocast(Value* gradients_are_on) {
+    const c10::TypePtr integer = c10::IntType::get(), tensor = c10::TensorType::get();
+    Value* none = graph_.insertConstant({});
+    Value* float32 = graph_.insertConstant(c10::ScalarType::Float);
+    Value* side = Call("aten::Int", {gradients_are_on}, integer);
+    Value* sizes = Call("prim::ListConstruct", {side, side}, c10::ListType::ofInts());
+    Value* square = Call("aten::empty", {sizes, float32, none, none, none, none}, tensor);
+    Value* product = Call("aten::mm", {square, square}, tensor);
+    return Ask("aten::ne", {Call("prim::dtype", {product}, integer), float32});
+  }
+
   // Asks about the sources only where gradients are on.
-  Value* RecordsGradients(const Sources& sources) {
-    Value* is_on = Ask("aten::is_grad_enabled");
+  Value* RecordsGradients(const Sources& sources, Value* is_on) {
     if (!sources.is_complete) return is_on;
     Node* choice = graph_.insertNode(graph_.create(c10::prim::If, {is_on}, 1));
     choice->output()->setType(c10::BoolType::get());
@@ -132,12 +150,12 @@ class Condition {
   }
 
   Value* MustFallBack(const Sources& sources) {
-    std::vector<Value*> reasons{Ask("aten::is_autocast_enabled"),
-                                Ask("aten::is_autocast_cpu_enabled")};
+    Value* gradients_are_on = Ask("aten::is_grad_enabled");
+    std::vector<Value*> reasons{IsAutocast(gradients_are_on)};
     for (Value* input : sources.inputs) {
       reasons.push_back(Ask("aten::__not__", {Ask("prim::is_cpu", {input})}));
     }
-    reasons.push_back(RecordsGradients(sources));
+    reasons.push_back(RecordsGradients(sources, gradients_are_on));
     return Any(reasons);
   }
 
@@ -147,9 +165,9 @@ class Condition {
 
 bool IsOfCondition(Node* node) {
   static constexpr auto kKinds = std::to_array<std::string_view>(
-      {"prim::Constant", "aten::is_autocast_enabled", "aten::is_autocast_cpu_enabled",
-       "aten::is_grad_enabled", "prim::is_cpu", "prim::requires_grad", "prim::GetAttr", "prim::If",
-       "aten::__or__", "aten::__not__"});
+      {"prim::Constant", "aten::is_grad_enabled", "aten::Int", "prim::ListConstruct", "aten::empty",
+       "aten::mm", "prim::dtype", "aten::ne", "prim::is_cpu", "prim::requires_grad",
+       "prim::GetAttr", "prim::If", "aten::__or__", "aten::__not__"});
   return std::ranges::find(kKinds, node->kind().toQualString()) != kKinds.end();
 }
 
@@ -163,18 +181,19 @@ Node* FindChoice(Graph& graph) {
   for (std::size_t i = 0; i < choice->outputs().size(); ++i) {
     if (graph.outputs()[i] != choice->output(i)) return nullptr;
   }
-  const auto kAutocast = c10::Symbol::fromQualString("aten::is_autocast_cpu_enabled");
-  bool asks_for_autocast = false;
+  bool asks_for_gradients = false, asks_for_autocast = false;
   for (Node* node : graph.nodes()) {
     if (node == choice) break;
     if (AnyInnerNode(node, [](Node* inner) { return !IsOfCondition(inner); })) return nullptr;
-    asks_for_autocast |= node->kind() == kAutocast;
+    asks_for_gradients |= node->matches("aten::is_grad_enabled() -> bool");
+    asks_for_autocast |= node->kind() == c10::aten::mm;
   }
   const auto is_for_all = [&](const Value* value) {
     return value == choice->input() || value->node() == graph.param_node() ||
            value->node()->kind() == c10::prim::Constant;
   };
-  const bool is_ours = asks_for_autocast && std::ranges::all_of(ReadValues(choice), is_for_all);
+  const bool is_ours = asks_for_gradients && asks_for_autocast &&
+                       std::ranges::all_of(ReadValues(choice), is_for_all);
   return is_ours ? choice : nullptr;
 }
 

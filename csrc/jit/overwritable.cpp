@@ -114,6 +114,15 @@ std::optional<Overwrite> Seen(Node* node, program::OpId op, const OverwritingFor
   return Overwrite{op, result->allocation, argument->allocation};
 }
 
+// Are all operands as large as the argument, where they have to be?
+bool AreAsLarge(Node* node, const OverwritingForm& form, const NodeProbe& seen) {
+  const std::optional<SeenTensor>& argument = SeenBy(node, seen, Argument(node, form.argument));
+  return form.broadcasts || std::ranges::all_of(form.shaped, [&](const std::string& name) {
+           const std::optional<SeenTensor>& other = SeenBy(node, seen, Argument(node, name));
+           return other && other->shape == argument->shape;
+         });
+}
+
 bool HasNewStrides(Node* node, const OverwritingForm& form, const NodeProbe& seen) {
   const auto has_new_strides = [&](const std::string& name) {
     const std::optional<SeenTensor>& tensor = SeenBy(node, seen, Argument(node, name));
@@ -143,7 +152,8 @@ Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::ve
       bool has_new_strides = true;
       for (const Probe& probe : probes) {
         const NodeProbe& by = probe.nodes[i];
-        if (const auto overwrite = Seen(node, op, *form->second, by)) seen.push_back(*overwrite);
+        const auto overwrite = Seen(node, op, *form->second, by);
+        if (overwrite && AreAsLarge(node, *form->second, by)) seen.push_back(*overwrite);
         has_new_strides &= HasNewStrides(node, *form->second, by);
       }
       if (seen.size() < probes.size()) continue;

@@ -172,6 +172,8 @@ PYBIND11_MODULE(_sched, m) {
       .def_readwrite("none", &program::OverwritingForm::none)
       .def_readwrite("no", &program::OverwritingForm::no)
       .def_readwrite("adds_no", &program::OverwritingForm::adds_no)
+      .def_readwrite("rest_like", &program::OverwritingForm::rest_like)
+      .def_readwrite("broadcasts", &program::OverwritingForm::broadcasts)
       .def_readwrite("keeps_layout", &program::OverwritingForm::keeps_layout);
   m.def("overwriting_forms", &program::OverwritingForms);
   m.def("unit_for", &program::UnitFor, py::arg("size_bytes"));

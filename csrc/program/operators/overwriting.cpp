@@ -43,6 +43,7 @@ void AddOperands(std::vector<OverwritingForm>& forms, const std::string& name,
       if (other != operand) form.typed.push_back(other);
     }
     form.shaped = form.typed;
+    form.broadcasts = operands.size() == 2;
     form.shaped.insert(form.shaped.end(), masks.begin(), masks.end());
     forms.push_back(std::move(form));
   }
@@ -80,13 +81,15 @@ void AddLines(std::vector<OverwritingForm>& forms) {
                    .form = "aten::native_batch_norm",
                    .form_overload = "out",
                    .target = "out",
-                   .no = "training"});
+                   .no = "training",
+                   .rest_like = "running_mean"});
   forms.push_back({.oper = "aten::_native_batch_norm_legit_no_training",
                    .argument = "input",
                    .form = "aten::native_batch_norm",
                    .form_overload = "out",
                    .target = "out",
-                   .adds_no = "training"});
+                   .adds_no = "training",
+                   .rest_like = "running_mean"});
   const Names two{"grad_output", "output"};
   AddOperands(forms, "_softmax_backward_data", "", "out", "grad_input", two);
   AddOperands(forms, "_log_softmax_backward_data", "", "out", "out", two);
@@ -117,7 +120,8 @@ void AddPointwise(std::vector<OverwritingForm>& forms) {
                      .form = "aten::masked_fill_",
                      .form_overload = overload,
                      .target = "self",
-                     .shaped = {"mask"}});
+                     .shaped = {"mask"},
+                     .broadcasts = true});
   }
 }
 
@@ -145,6 +149,7 @@ const std::vector<OverwritingForm>& OverwritingForms() {
     AddBackward(forms);
     for (OverwritingForm& form : forms) form.keeps_layout = true;
     AddLines(forms);
+    for (OverwritingForm& form : forms) form.broadcasts &= form.keeps_layout;
     return forms;
   }();
   return kForms;

@@ -8,7 +8,8 @@
 //   layout    argument and `shaped` have the strides of a new tensor of that size, and so does the
 //             result, in both forms; where `keeps_layout`: any, if the original form gives the
 //             result the strides of the argument, which is without gaps
-//   sizes     those of the argument, after broadcasting with `shaped`
+//   sizes     those of the argument, after broadcasting with `shaped`, which only operators of two
+//             operands do: kernels without vectors keep other payloads of NaNs in place
 //   overlap   a `shaped` argument may be the very same tensor; all others are apart
 //   device    the CPU
 #pragma once
@@ -27,6 +28,8 @@ struct OverwritingForm {
   std::vector<std::string> typed;   // those of `shaped` that have a say in the dtype
   std::string none, no;       // arguments that have to be None, or False; empty: there is none
   std::string adds_no;        // an argument that only the form has: False
+  std::string rest_like;      // more results of the form are empty, with the dtype of this argument
+  bool broadcasts = false;    // `shaped` may have other sizes than the argument
   bool keeps_layout = false;  // works element by element, in whatever layout
 };
 
