@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 built_for_torch: str
@@ -49,12 +50,18 @@ class Program:
         workspace_bytes: int,
         effects: Effects,
     ) -> None: ...
+    def add_overwritable(self, op: int, result: int, argument: int) -> None: ...
     def add_conflict(self, earlier: int, later: int, *, by_statistics: bool) -> None: ...
     def label(self, op: int, source: str, module_path: str) -> None: ...
     def fields(self) -> dict[str, Any]: ...
     def after(self, without: list[str]) -> list[list[int]]: ...
     def plan(
-        self, time_budget: float, memory_budget: int | None, scope: str, explain: bool
+        self,
+        time_budget: float,
+        memory_budget: int | None,
+        scope: str,
+        levers: Sequence[str],
+        explain: bool,
     ) -> tuple[dict[str, Any], list[dict[str, str]]]: ...
 
 class OverwritingForm:

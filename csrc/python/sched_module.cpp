@@ -114,6 +114,11 @@ PYBIND11_MODULE(_sched, m) {
           },
           py::arg("earlier"), py::arg("later"), py::kw_only(), py::arg("by_statistics"))
       .def(
+          "add_overwritable",
+          [](program::Program& p, program::OpId op, program::BufferId result,
+             program::BufferId argument) { p.overwritable.push_back({op, result, argument}); },
+          py::arg("op"), py::arg("result"), py::arg("argument"))
+      .def(
           "label",
           [](program::Program& p, program::OpId op, std::string source, std::string module_path) {
             p.ops.at(op).label = {std::move(source), std::move(module_path)};
@@ -133,21 +138,25 @@ PYBIND11_MODULE(_sched, m) {
       .def(
           "plan",
           [](const program::Program& p, double time_budget,
-             std::optional<std::int64_t> memory_budget, const std::string& scope, bool explain) {
-            const sched::Graph graph = program::Lower(p);
+             std::optional<std::int64_t> memory_budget, const std::string& scope,
+             const std::vector<std::string>& levers, bool explain) {
             const sched::PlanOptions options =
                 torch_ext::python::MakeOptions(time_budget, memory_budget, scope);
-            sched::Plan plan;
+            const program::Levers wanted = program::LeversNamed(levers);
+            program::LeverPlan found;
             std::vector<program::Reason> reasons;
             {
               const py::gil_scoped_release release;
-              plan = sched::MakePlan(graph, options);
-              if (explain) reasons = program::WhyNoGain(p, plan, options);
+              found = program::PlanLevers(p, wanted, options);
+              if (explain) reasons = program::WhyNoGain(found.program, found.plan, options);
             }
-            return py::make_tuple(torch_ext::python::PlanFields(graph, plan),
-                                  torch_ext::python::ReasonFields(reasons));
+            return py::make_tuple(
+                torch_ext::python::LeverPlanFields(p, found.program, found.graph, found.plan,
+                                                   found.overwrites, found.uses),
+                torch_ext::python::ReasonFields(reasons));
           },
-          py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"), py::arg("explain"));
+          py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"), py::arg("levers"),
+          py::arg("explain"));
   m.def(
       "reason",
       [](const std::string& kind, std::string detail, std::int64_t size_bytes,

@@ -33,8 +33,8 @@ from tests.fuzz.checking import (
 from tests.fuzz.comparing import Call, Comparer, difference
 from tests.fuzz.source import Program
 from torch_ext.arguments import planning
+from torch_ext.fx.apply import apply_order
 from torch_ext.fx.estimate import estimate_probe
-from torch_ext.fx.order import apply_order
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import order_edges, program_of
 from torch_ext.memory.meter import measure_peak

@@ -354,7 +354,7 @@ def test_analyze_writes_the_bottleneck_region_as_a_graph(model, tmp_path):
     assert result.returncode == 0
     fields = json.loads(result.stdout)
     planned = json.loads(run("plan", region, "--json").stdout)
-    assert planned["original_peak_bytes"] == fields["original_peak_bytes"]
+    assert fields["peak_bytes"] <= planned["original_peak_bytes"] <= fields["original_peak_bytes"]
     assert planned["peak_bytes"] <= fields["peak_bytes"]
     assert planned["ops"] <= fields["ops"]
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from tests.fuzz.checking import RULES
 from tests.fuzz.comparing import Comparer
 from tests.fuzz.graphs import random_order
-from torch_ext.fx.order import apply_order
+from torch_ext.fx.apply import apply_order
 from torch_ext.fx.probe import run_probe
 from torch_ext.fx.program import order_edges
 

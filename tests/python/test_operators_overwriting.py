@@ -190,9 +190,9 @@ def difference(form, arguments, layout=None):
     if not torch.equal(bits(result), bits(expected)):
         return "other bits"
     for name, value in given.items():
-        if isinstance(value, torch.Tensor) and name != form.argument:
-            if not torch.equal(bits(value), bits(before[name])):
-                return f"{name} is written to"
+        is_other = isinstance(value, torch.Tensor) and name != form.argument
+        if is_other and not torch.equal(bits(value), bits(before[name])):
+            return f"{name} is written to"
     saved_bytes = original.peak_bytes - memory.peak_bytes
     if saved_bytes < expected.nbytes:
         return f"it takes memory: {memory.peak_bytes} bytes, and the original {original.peak_bytes}"

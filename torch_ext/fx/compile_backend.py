@@ -6,8 +6,9 @@ Forward and backward are planned as one program: what the forward pass saves is 
 of the backward pass that needs it last. The compiler has the types of values and not the values,
 so sizes come from types and scratch memory from running each kind of op once (fx/estimate.py).
 Nothing is verified by running: as in the pass for TorchScript, only what the rules of
-csrc/program/hazards.h allow is moved, only for a gain, and after any error the graph keeps its
-order.
+csrc/program/hazards.h allow is moved, only for a gain, and after any error the graph stays as it
+is. Ops write over arguments by the table of csrc/program/operators, each entry of which is tested;
+torch runs both graphs without gradients.
 
 Both graphs free their inputs as they use them up, which the planner counts on.
 
@@ -15,7 +16,6 @@ Environment: `TORCH_EXT_DISABLE=1` leaves every graph in its order; `TORCH_EXT_L
 peak and the bound of each through the logger "torch_ext".
 """
 
-import copy
 import functools
 import logging
 import operator
@@ -28,9 +28,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import default_partition
 from torch.fx.graph import _BoxedCodeGen
 
-from torch_ext.arguments import planning, seconds
+from torch_ext.arguments import Planning, planning
+from torch_ext.fx.apply import apply_order, arrange, chosen_of, copied
 from torch_ext.fx.estimate import estimate_probe
-from torch_ext.fx.order import apply_order, arrange
+from torch_ext.fx.overwritable import find_overwritable, overwrite
 from torch_ext.fx.program import program_of
 from torch_ext.logs import Peaks, is_disabled, set_up_logging
 from torch_ext.program.plan import plan_program
@@ -44,42 +45,45 @@ Partition = tuple[fx.GraphModule, fx.GraphModule]
 def backend(
     module: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """Compile for torch.compile. `options={"time_budget": seconds}`: as of torch_ext.plan.
+    """Compile for torch.compile.
 
-    Raises ValueError for other options, or if it is not between 0 and 1e6.
+    `options`: "time_budget" in seconds, "levers" (names), as of torch_ext.optimize. Raises
+    ValueError for other options and values.
     """
     set_up_logging()
     options = dict(options or {})
-    time_budget = seconds(options.pop("time_budget", 2.0), "time_budget")
+    time_budget, levers = options.pop("time_budget", 2.0), options.pop("levers", None)
+    wanted = planning("all", time_budget, levers=levers)
     if options:
         raise ValueError(
-            f"the backend torch_ext has no option '{next(iter(options))}'; it has 'time_budget'"
+            f"the backend torch_ext has no option '{next(iter(options))}'; it has 'levers' and "
+            "'time_budget'"
         )
     compile_with = aot_autograd(
         fw_compiler=_boxed,
         bw_compiler=_boxed,
-        inference_compiler=functools.partial(_compile_inference, time_budget),
-        partition_fn=functools.partial(_partition, time_budget),
+        inference_compiler=functools.partial(_compile_inference, wanted),
+        partition_fn=functools.partial(_partition, wanted),
         keep_inference_input_mutations=True,
     )
     return compile_with(module, example_inputs)
 
 
 def _compile_inference(
-    time_budget: float, module: fx.GraphModule, _: Sequence[Any]
+    wanted: Planning, module: fx.GraphModule, _: Sequence[Any]
 ) -> Callable[..., Any]:
-    _reorder(module, time_budget)
+    _edit(module, wanted)
     return _boxed(module, _)
 
 
 def _partition(
-    time_budget: float, joint: fx.GraphModule, joint_inputs: Any, **options: Any
+    wanted: Planning, joint: fx.GraphModule, joint_inputs: Any, **options: Any
 ) -> Partition:
     """Order the joint graph, then split it where it was to be split anyway.
 
     torch splits it by the tags of its nodes and keeps their order.
     """
-    _reorder(joint, time_budget)
+    _edit(joint, wanted)
     halves: Partition = default_partition(joint, joint_inputs, **options)
     return halves
 
@@ -97,22 +101,27 @@ def _boxed(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
     return run
 
 
-# --- ordering -------------------------------------------------------------------------------------
+# --- editing --------------------------------------------------------------------------------------
 
 
-def _reorder(module: fx.GraphModule, time_budget: float) -> None:
-    """Put the nodes into an order of lower peak, if there is one; else leave them."""
+def _edit(module: fx.GraphModule, wanted: Planning) -> None:
+    """Edit the graph so that its peak is lower, if that can be; else leave it."""
     if is_disabled():
         return
     try:
-        draft = fx.GraphModule(module, copy.deepcopy(module.graph))
+        draft = fx.GraphModule(module, copied(module.graph))
         _mark_boundary(draft.graph)
         probe = estimate_probe(draft)
-        found = plan_program(program_of(probe), planning("all", time_budget))
+        uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
+        planned = plan_program(program_of(probe, uses), wanted)
+        found = planned.plan
         if found.peak_bytes < found.original_peak_bytes:
-            apply_order(draft, probe, found.order)
             nodes = {node.name: node for node in module.graph.nodes}
+            chosen = chosen_of(probe, uses, planned)
+            apply_order(draft, probe, found.order)
             arrange([nodes[node.name] for node in draft.graph.nodes if node.name in nodes])
+            for node, form in chosen:
+                overwrite(nodes[node.name], form)
             module.graph.lint()
             module.recompile()
     except Exception as error:

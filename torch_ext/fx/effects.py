@@ -74,7 +74,7 @@ def written_arguments(node: fx.Node) -> Iterator[tuple[Any, bool]]:
     if node.target in _IN_PLACE_FUNCTIONS:
         yield node.args[0], False
     if effects := _effects(node):
-        values = list(_arguments(node).values())
+        values = list(arguments_of(node).values())
         yield from ((values[position], False) for position in effects["writes"])
         yield from ((values[position], True) for position in effects["statistics"])
 
@@ -131,7 +131,7 @@ def _effects(node: fx.Node) -> dict[str, Any]:
     """What the table says; empty for what is no operator."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return {}
-    arguments = _arguments(node).items()
+    arguments = arguments_of(node).items()
     constants = [(name, value) for name, value in arguments if isinstance(value, bool | float)]
     return _looked_up(node.target, tuple(constants))
 
@@ -147,7 +147,7 @@ def _looked_up(
     return effects
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
+def arguments_of(node: fx.Node) -> dict[str, Any]:
     """All arguments in the order of the schema; the default of those that are not given."""
     assert isinstance(node.target, torch._ops.OpOverload)
     arguments = {**_defaults(node.target), **node.kwargs}

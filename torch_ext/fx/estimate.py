@@ -84,7 +84,7 @@ def _estimate(module: fx.GraphModule) -> Probe:
 def _peak_bytes(module: fx.GraphModule) -> int:
     """Of an inner graph, above its inputs."""
     found = plan_program(program_of(_estimate(module)), planning("all", 0.0))
-    return found.original_peak_bytes
+    return found.plan.original_peak_bytes
 
 
 def _concrete(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,15 +13,22 @@ from torch.utils import _pytree as pytree
 
 from torch_ext._native import _jit
 from torch_ext.arguments import MemoryAmount, Planning, flag, misfit, planning
+from torch_ext.fx.apply import apply, copied
 from torch_ext.fx.effects import is_barrier, written_arguments
-from torch_ext.fx.order import apply_order
+from torch_ext.fx.overwritable import Overwritable, find_overwritable
 from torch_ext.fx.probe import Probe, run_probe, storages_of, tensors_of
 from torch_ext.fx.program import labelled_program_of
 from torch_ext.logs import is_disabled
 from torch_ext.memory.meter import measure_peak, no_collections
-from torch_ext.program.plan import LeverPlan, Plan, Reason, plan_and_explain, plan_graph
+from torch_ext.program.plan import LeverPlan, LeverUse, Reason, plan_and_explain, plan_graph
 from torch_ext.program.program import Program
-from torch_ext.reporting.report import ProgramReport, described, held_to, in_original_order
+from torch_ext.reporting.report import (
+    ProgramReport,
+    described,
+    held_to,
+    in_original_order,
+    kept_original,
+)
 from torch_ext.tensors.compare import first_difference
 
 Graphs = fx.GraphModule | ExportedProgram
@@ -44,9 +51,10 @@ def reorder(
     scope: str = "all",
     time_budget: float = 2.0,
     memory_budget: MemoryAmount | None = None,
+    levers: Iterable[str] | None = None,
     verify: bool = True,
 ) -> tuple[AnyGraphs, GraphReport]:
-    """Return the program with its operations in an order of lower peak memory, and a report.
+    """Return the program, edited so that its peak of memory is lower, and a report.
 
     `program`: an fx.GraphModule of ATen ops (from make_fx, export or aot_autograd), or an
     ExportedProgram, whose `.module()` then runs in the new order, also after saving and loading.
@@ -56,42 +64,63 @@ def reorder(
     otherwise the original comes back and `report.reason` says why. Other arguments as of
     torch_ext.optimize. All runs without gradients.
 
+    A program that overwrites is for calls without gradients: in others torch may raise. So without
+    `levers` it is only done where no parameter requires gradients; what then is left out stands in
+    `report.levers`.
+
     Raises ValueError for inputs that do not fit or other bad arguments, and whatever the program
     raises when it runs.
     """
-    wanted, verify = planning(scope, time_budget, memory_budget), flag(verify, "verify")
+    wanted = planning(scope, time_budget, memory_budget, levers)
+    verify = flag(verify, "verify")
     given = _arguments(program, example_inputs)
+    why = _why_not_overwritten(program, levers)
+    if why:
+        wanted = dataclasses.replace(wanted, levers=("order",))
+    edited, report, is_overwritten = _reorder(program, given, wanted, verify)
+    if edited is program and is_overwritten:  # an order alone may still be good
+        why = report.reason
+        wanted = dataclasses.replace(wanted, levers=("order",))
+        edited, report, _ = _reorder(program, given, wanted, verify)
+    return edited, _with_given_up(report, why)
+
+
+def _reorder(
+    program: AnyGraphs, given: tuple[Any, ...], wanted: Planning, verify: bool
+) -> tuple[AnyGraphs, GraphReport, bool]:
+    """Also, whether overwrites were tried."""
     with torch.no_grad():
         if why := _why_left_alone():
-            return program, _unplanned(program, given, why, wanted.memory_budget)
-        probe, graph, found, reasons = _plan(program, given, wanted)
+            return program, _unplanned(program, given, why, wanted.memory_budget), False
+        probe, uses, found, reasons = _plan(program, given, wanted)
         reordered = program
         if not reasons:
-            reordered = cast(AnyGraphs, _reordered(program, probe, found.order))
+            reordered = cast(AnyGraphs, _edited(program, probe, uses, found))
+        is_overwritten = bool(found.overwrites)
         if not verify:
-            return reordered, _report(program, given, graph, found, reasons)
+            return reordered, _report(program, given, found, reasons), is_overwritten
         expected, before_bytes = _measured(program, given)
         after_bytes, difference = before_bytes, ""
         if not reasons:
             actual, after_bytes = _measured(reordered, given)
             difference = first_difference(expected, actual)
             reasons = _why_unverified(difference, before_bytes, after_bytes)
-    found, refuted = held_to(found, (before_bytes, after_bytes))
+    plan, refuted = held_to(found.plan, (before_bytes, after_bytes))
+    found = dataclasses.replace(found, plan=plan)
     if refuted:
         reasons = reasons + refuted if difference else refuted
     if reasons:
-        found = in_original_order(found, graph, wanted.memory_budget)
+        found = kept_original(found, wanted.memory_budget)
     report = _report(
         program,
         given,
-        graph,
         found,
         reasons,
         measured_original_peak_bytes=before_bytes,
         measured_peak_bytes=before_bytes if reasons else after_bytes,
         identical=not difference,
     )
-    return (program if reasons else reordered), report
+    return (program if reasons else reordered), report, is_overwritten
 
 
 def analyze(
@@ -100,19 +129,42 @@ def analyze(
     *,
     scope: str = "all",
     time_budget: float = 2.0,
+    levers: Iterable[str] | None = None,
 ) -> GraphReport:
     """Report what reorder could gain. Changes nothing and measures only the original."""
-    wanted = planning(scope, time_budget)
+    wanted = planning(scope, time_budget, levers=levers)
     given = _arguments(program, example_inputs)
+    unwanted = _why_not_overwritten(program, levers)
+    if unwanted:
+        wanted = dataclasses.replace(wanted, levers=("order",))
     with torch.no_grad():
         if why := _why_left_alone():
             return _unplanned(program, given, why, None)
-        _, graph, found, reasons = _plan(program, given, wanted)
+        _, _, found, reasons = _plan(program, given, wanted)
         _, peak_bytes = _measured(program, given)
-    found, refuted = held_to(found, (peak_bytes,))
+    plan, refuted = held_to(found.plan, (peak_bytes,))
+    found = dataclasses.replace(found, plan=plan)
     if refuted:
-        reasons, found = refuted, in_original_order(found, graph, None)
-    return _report(program, given, graph, found, reasons, measured_original_peak_bytes=peak_bytes)
+        reasons, found = refuted, kept_original(found, None)
+    report = _report(program, given, found, reasons, measured_original_peak_bytes=peak_bytes)
+    return _with_given_up(report, unwanted)
+
+
+def _why_not_overwritten(program: Graphs, levers: Iterable[str] | None) -> str:
+    """Why the lever is not used unasked; empty if it is."""
+    if levers is None and any(tensor.requires_grad for tensor in tensors_of(_state(program))):
+        return (
+            "parameters require gradients, and a program that overwrites is for calls without: "
+            'ask for it by levers=["order", "overwrite"]'
+        )
+    return ""
+
+
+def _with_given_up(report: GraphReport, why: str) -> GraphReport:
+    if not why:
+        return report
+    use = LeverUse("overwrite", report.peak_bytes, report.peak_bytes, 0, 0.0, why)
+    return dataclasses.replace(report, levers=(*report.levers, use))
 
 
 # --- both kinds of programs -----------------------------------------------------------------------
@@ -208,13 +260,15 @@ def _runnable(program: Graphs) -> Callable[..., Any]:
     return module
 
 
-def _reordered(program: Graphs, probe: Probe, order: Sequence[str]) -> Graphs:
+def _edited(
+    program: Graphs, probe: Probe, uses: Sequence[Overwritable], found: LeverPlan
+) -> Graphs:
     module = _graph_module(program)
-    result = fx.GraphModule(module, copy.deepcopy(module.graph), type(module).__name__)
+    result = fx.GraphModule(module, copied(module.graph), type(module).__name__)
     result.meta.update(module.meta)
     result.train(module.training)
     nodes = {node.name: node for node in result.graph.nodes}
-    apply_order(result, _on(probe, nodes), order)
+    apply(result, _on(probe, nodes), uses, found)
     if isinstance(program, ExportedProgram):
         updated: ExportedProgram = program._update(result, copy.deepcopy(program.graph_signature))
         return updated
@@ -279,16 +333,16 @@ def _paths(arguments: tuple[Any, ...]) -> set[str]:
 
 def _plan(
     program: Graphs, given: tuple[Any, ...], wanted: Planning
-) -> tuple[Probe, Program, Plan, tuple[Reason, ...]]:
+) -> tuple[Probe, list[Overwritable], LeverPlan, tuple[Reason, ...]]:
     """The probe's nodes are those of the program."""
     with torch.random.fork_rng(devices=[]):
         scratch = _copied(program)
         module = _graph_module(scratch)
         probe = run_probe(module, _flat_inputs(scratch, _deepcopy(given, given)))
-    labelled = labelled_program_of(probe)
-    found, reasons = plan_and_explain(labelled, wanted)
+    uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
+    found, reasons = plan_and_explain(labelled_program_of(probe, uses), wanted)
     nodes = {node.name: node for node in _graph_module(program).graph.nodes}
-    return _on(probe, nodes), Program.from_fields(labelled.fields()), found, reasons
+    return _on(probe, nodes), uses, found, reasons
 
 
 def _measured(program: Graphs, given: tuple[Any, ...]) -> tuple[dict[str, Any], int]:
@@ -315,8 +369,7 @@ def _measured(program: Graphs, given: tuple[Any, ...]) -> tuple[dict[str, Any], 
 def _report(
     program: Graphs,
     given: tuple[Any, ...],
-    graph: Program,
-    found: Plan,
+    found: LeverPlan,
     reasons: Sequence[Reason],
     *,
     measured_original_peak_bytes: int | None = None,
@@ -324,7 +377,7 @@ def _report(
     identical: bool | None = None,
 ) -> GraphReport:
     return GraphReport(
-        **described(LeverPlan.of_order(graph, found), reasons),
+        **described(found, reasons),
         measured_original_peak_bytes=measured_original_peak_bytes,
         measured_peak_bytes=measured_peak_bytes,
         identical=identical,
@@ -346,8 +399,7 @@ def _unplanned(
     return _report(
         program,
         given,
-        nothing,
-        in_original_order(found, nothing, memory_budget),
+        LeverPlan.of_original(nothing, in_original_order(found, nothing, memory_budget)),
         (Reason.of("left_alone", detail=why),),
         measured_original_peak_bytes=peak_bytes,
         measured_peak_bytes=peak_bytes,

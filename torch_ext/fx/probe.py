@@ -1,12 +1,14 @@
 """Runs an FX graph node by node: storages, their bytes, scratch memory."""
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from torch_ext.fx.effects import draws_random_numbers, has_side_effect, is_barrier, schema_of
@@ -38,6 +40,23 @@ class Op:
         return [self.node, *self.behind]
 
 
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """One tensor of a value, in memory of its own kind."""
+
+    storage: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    fills_it: bool  # all of its storage, without gaps
+
+    @property
+    def has_new_strides(self) -> bool:
+        """Those of a new tensor of that size? Contiguous ones may differ where a size is 1."""
+        steps = itertools.accumulate((max(size, 1) for size in self.shape[:0:-1]), operator.mul)
+        return self.stride == tuple([1, *steps][: len(self.shape)][::-1])
+
+
 @dataclasses.dataclass
 class Probe:
     """What a run showed."""
@@ -47,6 +66,7 @@ class Probe:
     outside: frozenset[int]  # storages of the inputs and attributes
     results: frozenset[int]  # storages that outlive the run
     values: dict[fx.Node, tuple[int, ...]]  # storages of each node's value
+    looks: dict[fx.Node, Look] = dataclasses.field(default_factory=dict)  # of its first tensor
 
 
 def run_probe(module: fx.GraphModule, inputs: Sequence[Any]) -> Probe:
@@ -56,6 +76,11 @@ def run_probe(module: fx.GraphModule, inputs: Sequence[Any]) -> Probe:
     """
     with no_collections():
         return Runner(module, inputs).run()
+
+
+def buffer_name(storage: int) -> str:
+    """What a program calls a storage."""
+    return f"s{storage}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +224,22 @@ class Runner:
             self.holders[number] += 1
         self.environment[node] = value
         self.probe.values[node] = tuple(numbers)
+        if look := self._look(value):
+            self.probe.looks[node] = look
         return made
+
+    def _look(self, value: Any) -> Look | None:
+        first = value[0] if isinstance(value, tuple) and value else value
+        is_plain = type(first) in (torch.Tensor, torch.nn.Parameter, FakeTensor)
+        if not is_plain or first.layout is not torch.strided or first.device.type != "cpu":
+            return None
+        if first.is_conj() or first.is_neg():
+            return None
+        memory = first.untyped_storage()
+        is_dense = torch.ops.aten.is_non_overlapping_and_dense.default(first)
+        fills_it = is_dense and memory.nbytes() == first.nbytes
+        look = tuple(first.shape), tuple(first.stride()), first.dtype, fills_it
+        return Look(self.alive[memory._cdata], *look)
 
     def _drop(self, node: fx.Node) -> None:
         del self.environment[node]

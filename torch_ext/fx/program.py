@@ -22,7 +22,8 @@ from torch_ext.fx.effects import (
     undeclared,
     written_arguments,
 )
-from torch_ext.fx.probe import Op, Probe, tensors_of
+from torch_ext.fx.overwritable import Overwritable
+from torch_ext.fx.probe import Op, Probe, buffer_name, tensors_of
 
 TORCH_FOLDER, OUR_FOLDER = (
     os.path.join(os.path.dirname(file), "") for file in (torch.__file__, torch_ext.__file__)
@@ -30,7 +31,7 @@ TORCH_FOLDER, OUR_FOLDER = (
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
-def program_of(probe: Probe) -> _sched.Program:
+def program_of(probe: Probe, overwritable: Sequence[Overwritable] = ()) -> _sched.Program:
     """Return the program, without labels."""
     program = _sched.Program()
     buffer_of: dict[int, int] = {}
@@ -40,7 +41,9 @@ def program_of(probe: Probe) -> _sched.Program:
             buffer_of[storage] = len(buffer_of)
             shape, dtype = look
             kept = storage in probe.results
-            program.add_buffer(f"s{storage}", size_bytes, kept=kept, shape=shape, dtype=dtype)
+            program.add_buffer(
+                buffer_name(storage), size_bytes, kept=kept, shape=shape, dtype=dtype
+            )
     for index, op in enumerate(probe.ops):
         used = [node for one in op.nodes for node in one.all_input_nodes]
         read = {storage for held in op.storages.values() for storage in held} - probe.outside
@@ -55,15 +58,17 @@ def program_of(probe: Probe) -> _sched.Program:
             workspace_bytes=op.workspace_bytes,
             effects=_effects(probe, op),
         )
+    for use in overwritable:
+        program.add_overwritable(use.op, buffer_of[use.result], buffer_of[use.argument])
     for by_statistics in (False, True):
         for earlier, later in _conflicts(probe, by_statistics):
             program.add_conflict(earlier, later, by_statistics=by_statistics)
     return program
 
 
-def labelled_program_of(probe: Probe) -> _sched.Program:
+def labelled_program_of(probe: Probe, overwritable: Sequence[Overwritable] = ()) -> _sched.Program:
     """Return the program with the names of the user's program, for reports."""
-    program = program_of(probe)
+    program = program_of(probe, overwritable)
     for index, op in enumerate(probe.ops):
         program.label(index, _source(op.node), _module_path(op.node))
     return program

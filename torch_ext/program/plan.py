@@ -130,10 +130,9 @@ class LeverPlan:
         )
 
     @classmethod
-    def of_order(cls, graph: Program, plan: Plan) -> Self:
-        """Take a plan of the original program."""
-        use = LeverUse("order", plan.original_peak_bytes, plan.peak_bytes, plan.moved_ops, 0.0, "")
-        return cls(graph, graph, (), plan, (use,))
+    def of_original(cls, graph: Program, plan: Plan) -> Self:
+        """Take a plan of a program that nobody edited."""
+        return cls(graph, graph, (), plan, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,18 +155,24 @@ def plan_graph(graph: Graph, wanted: Planning, without: Sequence[str] = ()) -> P
     return Plan(**plan_fields(_sched.plan(graph.builder, *options, list(without))))
 
 
-def plan_program(program: _sched.Program, wanted: Planning) -> Plan:
+def plan_program(program: _sched.Program, wanted: Planning) -> LeverPlan:
     """Plan what an adaptor knows of a program."""
-    options = wanted.time_budget, wanted.memory_budget, wanted.scope
-    fields, _ = program.plan(*options, explain=False)
-    return Plan(**plan_fields(fields))
+    return _planned(program, wanted, explain=False)[0]
 
 
-def plan_and_explain(program: _sched.Program, wanted: Planning) -> tuple[Plan, tuple[Reason, ...]]:
+def plan_and_explain(
+    program: _sched.Program, wanted: Planning
+) -> tuple[LeverPlan, tuple[Reason, ...]]:
     """The same, with why nothing was gained, if so: that may take planning it once more."""
-    options = wanted.time_budget, wanted.memory_budget, wanted.scope
-    fields, reasons = program.plan(*options, explain=True)
-    return Plan(**plan_fields(fields)), reasons_of(reasons)
+    return _planned(program, wanted, explain=True)
+
+
+def _planned(
+    program: _sched.Program, wanted: Planning, explain: bool
+) -> tuple[LeverPlan, tuple[Reason, ...]]:
+    options = wanted.time_budget, wanted.memory_budget, wanted.scope, wanted.levers
+    fields, reasons = program.plan(*options, explain=explain)
+    return LeverPlan.from_fields(fields), reasons_of(reasons)
 
 
 def reasons_of(fields: Sequence[Mapping[str, str]]) -> tuple[Reason, ...]:

@@ -124,6 +124,14 @@ def in_original_order(plan: Plan, graph: Program, memory_budget: int | None) -> 
     )
 
 
+def kept_original(found: LeverPlan, memory_budget: int | None) -> LeverPlan:
+    """Return what the plan says of the original program, which is kept."""
+    plan = in_original_order(found.plan, found.graph, memory_budget)
+    if found.overwrites:  # it may be of an op or a buffer that the original does not have
+        plan = dataclasses.replace(plan, bottleneck=None)
+    return dataclasses.replace(found, edited=found.graph, overwrites=(), plan=plan)
+
+
 def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
     """Those fields of a ProgramReport that follow from a program, its plan, and why it is so."""
     findings = Findings(found.graph, found.plan, edited=found.edited, overwrites=found.overwrites)

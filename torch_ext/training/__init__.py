@@ -1,6 +1,6 @@
 """One line in a training script: the whole step as one graph, in an order of low peak memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ def training_step(
     max_graphs: int = 8,
     runtime: Runtime = "fx",
     time_budget: float = 5.0,
+    levers: Iterable[str] | None = None,
 ) -> TrainingStep:
     """Return `step`; `loss = step(*batch)` replaces forward, backward, update and zero_grad.
 
@@ -45,6 +46,7 @@ def training_step(
     `max_graphs`; beyond that, or with on_new_shape="eager", it runs as the eager loop.
     `runtime`: what runs a graph, the Python code of "fx" or TorchScript's interpreter, which makes
     `step.save(path)` possible: a file that trains in C++. `time_budget`: seconds to plan a graph.
+    `levers`: "order", "overwrite", default both, as of torch_ext.optimize.
 
     Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line
     if it is in the model, ValueError for other arguments, and whatever the model raises.
@@ -67,5 +69,5 @@ def training_step(
         on_new_shape=on_new_shape,
         max_graphs=arguments.count(max_graphs, "max_graphs"),
         runtime=runtime,
-        time_budget=arguments.seconds(time_budget, "time_budget"),
+        wanted=arguments.planning("all", time_budget, levers=levers),
     )

@@ -12,14 +12,14 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from torch_ext import attributes
-from torch_ext.arguments import planning
+from torch_ext.arguments import Planning
 from torch_ext.files import first_line
-from torch_ext.fx.order import apply_order
+from torch_ext.fx.apply import apply
+from torch_ext.fx.overwritable import find_overwritable
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import labelled_program_of, written_storages
 from torch_ext.memory.meter import measure_peak
-from torch_ext.program.plan import LeverPlan, Reason, plan_and_explain
-from torch_ext.program.program import Program
+from torch_ext.program.plan import Reason, plan_and_explain
 from torch_ext.reporting.report import ProgramReport, described, held_to
 from torch_ext.tensors.compare import first_difference
 from torch_ext.training.capture import Batch, Captured, loss_of
@@ -84,9 +84,9 @@ class _Verified:
 
 
 def make_graph(
-    world: World, now: Now, updates: bool, runtime: Runtime, time_budget: float
+    world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning
 ) -> PlannedGraph:
-    """Capture, probe, plan, reorder, verify: all on copies.
+    """Capture, probe, plan, edit, verify: all on copies.
 
     Raises UnsupportedError for what the loop can do and a captured step cannot, and whatever the
     loop itself raises.
@@ -95,7 +95,7 @@ def make_graph(
     with torch.inference_mode(False):  # copies would be of its kind, which autograd refuses
         try:
             with only_torchs_numbers():
-                return _made(world, now, updates, runtime, time_budget)
+                return _made(world, now, updates, runtime, wanted)
         except UnsupportedError:
             raise
         except Exception as error:
@@ -107,7 +107,7 @@ def make_graph(
 
 
 def _made(
-    world: World, now: Now, updates: bool, runtime: Runtime, time_budget: float
+    world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning
 ) -> PlannedGraph:
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
@@ -124,16 +124,20 @@ def _made(
             probe = run_probe(captured.module, inputs)
         _require_constants_kept(captured.module, probe, scratch)
         del scratch, looked, inputs
-    program = labelled_program_of(probe)
-    found, reasons = plan_and_explain(program, planning("all", time_budget))
-    apply_order(captured.module, probe, _common(world, found.order)[0])
+    uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
+    found, reasons = plan_and_explain(labelled_program_of(probe, uses), wanted)
+    found = _common(world, found)[0]
+    apply(captured.module, probe, uses, found)
     if runtime == "torchscript":
         captured = as_torchscript(captured)
     verified = _verify(world, captured, now, updates)
     refusal = next(filter(None, _common(world, verified.refusal)), "")
+    if refusal and found.overwrites:
+        return _made(world, now, updates, runtime, dataclasses.replace(wanted, levers=("order",)))
     if refusal:
         raise UnsupportedError(refusal)
-    found, refuted = held_to(found, (verified.peak_bytes,))
+    plan, refuted = held_to(found.plan, (verified.peak_bytes,))
+    found = dataclasses.replace(found, plan=plan)
     if verified.peak_bytes > verified.eager_peak_bytes:
         why = Reason.of(
             "loop_is_lower",
@@ -144,10 +148,7 @@ def _made(
     one_batch = updates and now.group_of.keys().isdisjoint(now.accumulated)
     hooks_peak_bytes = _hooks_peak(world, now) if one_batch else None
     report = TrainingReport(
-        **described(
-            LeverPlan.of_order(Program.from_fields(program.fields()), found),
-            (*refuted, *reasons),
-        ),
+        **described(found, (*refuted, *reasons)),
         measured_original_peak_bytes=verified.eager_peak_bytes,
         measured_hooks_peak_bytes=hooks_peak_bytes,
         measured_peak_bytes=verified.peak_bytes,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from torch_ext.arguments import FilePath
+from torch_ext.arguments import FilePath, Planning
 from torch_ext.memory.process import return_free_memory
 from torch_ext.progress import progress
 from torch_ext.training.capture import Batch, Clipping, LossFunction, Objective
@@ -45,7 +45,7 @@ class TrainingStep:
         on_new_shape: Literal["capture", "eager"],
         max_graphs: int,
         runtime: Runtime,
-        time_budget: float,
+        wanted: Planning,
     ) -> None:
         module, replicas = unwrapped(model)
         if replicas is not None and accumulate != 1:
@@ -56,7 +56,7 @@ class TrainingStep:
         self._on_new_shape = on_new_shape
         self._max_graphs = max_graphs
         self._runtime = runtime
-        self._time_budget = time_budget
+        self._wanted = wanted
         # With and without an update, one for each answer to what a step asks about its batch.
         self._graphs: dict[tuple[bool, Key], list[PlannedGraph]] = {}
         self._told: set[str] = set()  # why the loop made a step
@@ -186,7 +186,7 @@ class TrainingStep:
 
     def _make_graph(self, world: World, now: Now) -> PlannedGraph:
         with progress("capturing a training step"):
-            return make_graph(world, now, self._updates(), self._runtime, self._time_budget)
+            return make_graph(world, now, self._updates(), self._runtime, self._wanted)
 
 
 def _as_batch(example: Sequence[Any] | Mapping[str, Any], loss_fn: LossFunction | None) -> Batch:

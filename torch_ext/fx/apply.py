@@ -1,0 +1,58 @@
+"""From a plan of ops back to the nodes of an FX graph."""
+
+import copy
+import itertools
+from collections.abc import Sequence
+
+from torch import fx
+
+from torch_ext._sched import OverwritingForm
+from torch_ext.fx.overwritable import Overwritable, overwrite
+from torch_ext.fx.probe import Probe, buffer_name
+from torch_ext.program.plan import LeverPlan
+
+
+def apply(
+    module: fx.GraphModule, probe: Probe, uses: Sequence[Overwritable], found: LeverPlan
+) -> None:
+    """Edit the graph as planned. `probe` is of it; `uses` are those that were planned with."""
+    chosen = chosen_of(probe, uses, found)
+    apply_order(module, probe, found.plan.order)
+    for node, form in chosen:
+        overwrite(node, form)
+    module.graph.lint()
+    module.recompile()
+
+
+def chosen_of(
+    probe: Probe, uses: Sequence[Overwritable], found: LeverPlan
+) -> list[tuple[fx.Node, OverwritingForm]]:
+    """The nodes that the plan lets overwrite, and how."""
+    chosen = {(done.op, done.argument) for done in found.overwrites}
+    nodes = [(probe.ops[use.op].node, use) for use in uses]
+    return [
+        (node, use.form) for node, use in nodes if (node.name, buffer_name(use.argument)) in chosen
+    ]
+
+
+def apply_order(module: fx.GraphModule, probe: Probe, order: Sequence[str]) -> None:
+    """Put the nodes into the given order of ops and compile the graph anew."""
+    ops = {op.node.name: op for op in probe.ops}
+    arrange([*probe.first, *(node for name in order for node in ops[name].nodes)])
+    module.graph.lint()
+    module.recompile()
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """A copy with the names of the original: torch's own renames what is called like a builtin."""
+    copy_of = copy.deepcopy(graph)
+    for node, twin in zip(graph.nodes, copy_of.nodes, strict=True):
+        twin.name = node.name
+    return copy_of
+
+
+def arrange(nodes: Sequence[fx.Node]) -> None:
+    """Put the nodes of a graph one behind the other, as they come, from the first on."""
+    for previous, node in itertools.pairwise(nodes):
+        if previous.next is not node:
+            previous.append(node)

@@ -1,0 +1,173 @@
+"""What nodes of torch.fx may write over, by the table of operators, and how they do it.
+
+A graph is captured for given shapes and strides, so storages and looks are those of the probe.
+Where sizes are symbolic, only what holds for all of them counts, and ops that copy in one run and
+return their input in another are left alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
+
+from torch_ext import _sched
+from torch_ext.fx.effects import arguments_of, schema_of
+from torch_ext.fx.probe import Look, Op, Probe
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Overwritable:
+    """One use of a form. Storages by their numbers."""
+
+    op: int  # place in probe.ops
+    form: _sched.OverwritingForm
+    result: int
+    argument: int
+
+
+def find_overwritable(probe: Probe) -> list[Overwritable]:
+    """All uses that the operators allow, so far as it concerns one op alone."""
+    touching: dict[int, list[Op]] = {}
+    for op in probe.ops:
+        for storage in {s for held in op.storages.values() for s in held} | op.made.keys():
+            touching.setdefault(storage, []).append(op)
+    is_symbolic = any(map(_is_symbolic, probe.values))
+    return [
+        Overwritable(index, form, result.storage, argument.storage)
+        for index, op in enumerate(probe.ops)
+        for form, result, argument in _uses(probe, op)
+        if not is_symbolic or not any(map(_may_alias_elsewhere, touching[argument.storage]))
+    ]
+
+
+def overwrite(node: fx.Node, form: _sched.OverwritingForm) -> None:
+    """Let the node call the form instead."""
+    given = arguments_of(node)
+    argument = given[form.argument]
+    target = getattr(torch.ops.aten, form.form.removeprefix("aten::"))
+    target = getattr(target, form.form_overload or "default")
+    args, kwargs = [], {}
+    for place in target._schema.arguments:
+        is_written = place.alias_info is not None and place.alias_info.is_write
+        if place.name == form.target:
+            value = argument
+        elif is_written:
+            value = _empty_like(node, given[form.rest_like])
+        else:
+            value = False if place.name == form.adds_no else given[place.name]
+        if place.kwarg_only:
+            kwargs[place.name] = value
+        else:
+            args.append(value)
+    node.target, node.args, node.kwargs = target, tuple(args), kwargs
+
+
+def _empty_like(node: fx.Node, like: fx.Node) -> fx.Node:
+    with node.graph.inserting_before(node):
+        return node.graph.call_function(torch.ops.aten.new_empty.default, (like, [0]))
+
+
+def _uses(probe: Probe, op: Op) -> Iterator[tuple[_sched.OverwritingForm, Look, Look]]:
+    schema, result = schema_of(op.node), probe.looks.get(op.node)
+    if schema is None or result is None or len(op.made) != _results_with_memory(probe, op):
+        return
+    for form in _forms().get((schema.name, schema.overload_name), ()):
+        given = arguments_of(op.node)
+        argument = probe.looks.get(given[form.argument])
+        if argument is not None and _is_allowed(probe, op, form, result, argument):
+            yield form, result, argument
+
+
+def _results_with_memory(probe: Probe, op: Op) -> int:
+    """One, and those of no bytes beside it."""
+    return 1 + sum(size == 0 for size in op.made.values())
+
+
+@functools.cache
+def _forms() -> dict[tuple[str, str], list[_sched.OverwritingForm]]:
+    forms: dict[tuple[str, str], list[_sched.OverwritingForm]] = {}
+    for form in _sched.overwriting_forms():
+        forms.setdefault((form.oper, form.overload), []).append(form)
+    return forms
+
+
+def _is_allowed(
+    probe: Probe, op: Op, form: _sched.OverwritingForm, result: Look, argument: Look
+) -> bool:
+    given = arguments_of(op.node)
+    if form.none and given[form.none] is not None:
+        return False
+    if form.no and given[form.no] is not False:
+        return False
+    if any(isinstance(value, complex) for value in given.values()):
+        return False
+    if argument.storage in probe.outside or result.storage not in op.made:
+        return False
+    are_alike = (result.shape, result.stride, result.dtype) == (
+        *(argument.shape, argument.stride),
+        argument.dtype,
+    )
+    fill_theirs = result.fills_it and argument.fills_it
+    if not are_alike or not fill_theirs or result.dtype not in _FLOATING:
+        return False
+    twins = [given[name] for name in form.shaped]
+    others = [node for node in op.node.all_input_nodes if node is not given[form.argument]]
+    if any(argument.storage in probe.values[node] for node in others):
+        return False
+    if len([v for v in given.values() if v is given[form.argument]]) > 1 + sum(
+        twin is given[form.argument] for twin in twins
+    ):
+        return False
+    looks = [probe.looks.get(twin) if isinstance(twin, fx.Node) else None for twin in twins]
+    if any(look is None for look in looks):
+        return False
+    if not form.broadcasts and any(look.shape != argument.shape for look in looks if look):
+        return False
+    has_new_strides = all(look.has_new_strides for look in (argument, *looks) if look)
+    if not has_new_strides and not form.keeps_layout:
+        return False
+    same_sizes = [] if form.broadcasts else twins
+    return all(_are_alike_always(given[form.argument], node) for node in (op.node, *same_sizes))
+
+
+# --- symbolic sizes -------------------------------------------------------------------------------
+
+
+def _numbers(node: fx.Node) -> list[Any]:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, tuple | list) and value else value
+    return [*first.shape, *first.stride()] if isinstance(first, torch.Tensor) else []
+
+
+def _is_symbolic(node: fx.Node) -> bool:
+    return any(isinstance(number, torch.SymInt) for number in _numbers(node))
+
+
+def _are_alike_always(a: fx.Node, b: fx.Node) -> bool:
+    """Have they the same shape and strides, whatever the symbols stand for?"""
+    if not _is_symbolic(a) and not _is_symbolic(b):
+        return True
+    ours, theirs = _numbers(a), _numbers(b)
+    return len(ours) == len(theirs) and all(
+        statically_known_true(sym_eq(x, y)) for x, y in zip(ours, theirs, strict=True)
+    )
+
+
+def _may_alias_elsewhere(op: Op) -> bool:
+    """Did it make something here which may be a view of its input for other sizes?"""
+    schema = schema_of(op.node)
+    if schema is None:
+        return True
+    name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+    is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
+    may_be_view = any(
+        result.alias_info is not None and not result.alias_info.is_write
+        for result in schema.returns
+    )
+    return bool(op.made) and (is_composite or may_be_view)
