@@ -1,11 +1,9 @@
 #include "jit/effects.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/jit/ir/constants.h>
 
 #include <algorithm>
 #include <array>
-#include <optional>
 #include <string_view>
 
 namespace torch_ext::jit {
@@ -18,10 +16,6 @@ namespace {
 template <std::size_t N>
 bool IsOneOf(const Node* node, const std::array<std::string_view, N>& kinds) {
   return std::ranges::find(kinds, node->kind().toQualString()) != kinds.end();
-}
-
-std::optional<c10::OperatorHandle> FindOperator(const c10::FunctionSchema& schema) {
-  return c10::Dispatcher::singleton().findSchema(schema.operator_name());
 }
 
 Constants ConstantsOf(const Node* node, const c10::FunctionSchema& schema) {
@@ -61,11 +55,6 @@ bool IsKnownWithoutSchema(Node* node) {
                                         c10::prim::unchecked_unwrap_optional,
                                         c10::prim::isinstance};
   return std::find(kKnown.begin(), kKnown.end(), node->kind()) != kKnown.end();
-}
-
-bool HasAliasAnnotation(const c10::FunctionSchema& schema) {
-  return std::any_of(schema.arguments().begin(), schema.arguments().end(),
-                     [](const c10::Argument& a) { return a.alias_info() != nullptr; });
 }
 
 }  // namespace
@@ -115,55 +104,8 @@ bool HasStatistics(Node* node) {
 }
 
 bool HidesAliases(Node* node) {
-  // Composite ops that make something new whatever they are given. Those that follow a convolution
-  // or a norm by an in-place op are common, and must not tie the whole network together.
-  static constexpr auto kMakeNew = std::to_array<std::string_view>({
-      "aten::conv1d",
-      "aten::conv2d",
-      "aten::conv3d",
-      "aten::conv_transpose1d",
-      "aten::conv_transpose2d",
-      "aten::conv_transpose3d",
-      "aten::_convolution",
-      "aten::_convolution_mode",
-      "aten::linear",
-      "aten::matmul",
-      "aten::bilinear",
-      "aten::prelu",
-      "aten::batch_norm",
-      "aten::instance_norm",
-      "aten::layer_norm",
-      "aten::group_norm",
-      "aten::rms_norm",
-      "aten::max_pool1d",
-      "aten::max_pool2d",
-      "aten::max_pool3d",
-      "aten::avg_pool1d",
-      "aten::adaptive_avg_pool1d",
-      "aten::adaptive_avg_pool2d",
-      "aten::adaptive_avg_pool3d",
-      "aten::upsample_nearest2d",
-      "aten::upsample_bilinear2d",
-      "aten::upsample_bicubic2d",
-      "aten::softmax",
-      "aten::log_softmax",
-      "aten::relu6",
-      "aten::selu",
-      "aten::scaled_dot_product_attention",
-      "aten::pad",
-      "aten::square",
-  });
-  // Not composite, and yet they do not declare whose memory is shared afterwards.
-  static constexpr auto kUnsafe = std::to_array<std::string_view>(
-      {"aten::_unsafe_view", "aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::set_",
-       "aten::set_data"});
   const c10::FunctionSchema* schema = node->maybeSchema();
-  if (IsOneOf(node, kUnsafe)) return true;
-  if (schema == nullptr || node->kind().is_prim() || HasAliasAnnotation(*schema)) return false;
-  if (!node->kind().is_aten()) return true;
-  const auto op = FindOperator(*schema);
-  return op && op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
-         !IsOneOf(node, kMakeNew);
+  return schema != nullptr && !node->kind().is_prim() && EffectsOf(*schema, {}).hides_aliases;
 }
 
 }  // namespace torch_ext::jit

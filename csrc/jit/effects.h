@@ -16,11 +16,7 @@ OperatorEffects EffectsOf(torch::jit::Node* node);
 
 bool HasStatistics(torch::jit::Node* node);  // of a norm
 
-// May the node return what it was given, or a view of it, without saying so? Its schema tells of
-// something new, and AliasDb believes it; but composite ops do what the ops they call do: dropout
-// out of training, type_as, sum_to_size, einsum, chain_matmul of one matrix, ... return their
-// input. Ops with kernels of their own are held to their schemas by torch's own tests, but for a
-// few. After `set_` two of the inputs share memory.
+// See OperatorEffects::hides_aliases; prim nodes are known to AliasDb.
 bool HidesAliases(torch::jit::Node* node);
 
 }  // namespace torch_ext::jit

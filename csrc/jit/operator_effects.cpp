@@ -42,6 +42,49 @@ constexpr auto kStatisticFlags =
     std::to_array<std::string_view>({"train", "training", "use_input_stats"});
 constexpr auto kStatistics = std::to_array<std::string_view>({"running_mean", "running_var"});
 
+// Composite ops that make something new whatever they are given. Those that follow a convolution
+// or a norm by an in-place op are common, and must not tie the whole network together.
+constexpr auto kMakeNew = std::to_array<std::string_view>({
+    "aten::conv1d",
+    "aten::conv2d",
+    "aten::conv3d",
+    "aten::conv_transpose1d",
+    "aten::conv_transpose2d",
+    "aten::conv_transpose3d",
+    "aten::_convolution",
+    "aten::_convolution_mode",
+    "aten::linear",
+    "aten::matmul",
+    "aten::bilinear",
+    "aten::prelu",
+    "aten::batch_norm",
+    "aten::instance_norm",
+    "aten::layer_norm",
+    "aten::group_norm",
+    "aten::rms_norm",
+    "aten::max_pool1d",
+    "aten::max_pool2d",
+    "aten::max_pool3d",
+    "aten::avg_pool1d",
+    "aten::adaptive_avg_pool1d",
+    "aten::adaptive_avg_pool2d",
+    "aten::adaptive_avg_pool3d",
+    "aten::upsample_nearest2d",
+    "aten::upsample_bilinear2d",
+    "aten::upsample_bicubic2d",
+    "aten::softmax",
+    "aten::log_softmax",
+    "aten::relu6",
+    "aten::selu",
+    "aten::scaled_dot_product_attention",
+    "aten::pad",
+    "aten::square",
+});
+// Not composite, and yet they do not declare whose memory is shared afterwards.
+constexpr auto kUnsafe = std::to_array<std::string_view>(
+    {"aten::_unsafe_view", "aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::set_",
+     "aten::set_data"});
+
 // --------------------------------------------------------------------------------------------------
 
 template <std::size_t N>
@@ -105,6 +148,12 @@ bool IsCollective(const FunctionSchema& schema) {
          name_space == "_dtensor";
 }
 
+bool HidesAliases(const FunctionSchema& schema, bool is_composite) {
+  if (IsOneOf(schema.name(), kUnsafe)) return true;
+  if (HasAliasAnnotation(schema)) return false;
+  return NamespaceOf(schema) != "aten" || (is_composite && !IsOneOf(schema.name(), kMakeNew));
+}
+
 }  // namespace
 
 OperatorEffects EffectsOf(const FunctionSchema& schema, const Constants& constants) {
@@ -128,6 +177,8 @@ OperatorEffects EffectsOf(const FunctionSchema& schema, const Constants& constan
   effects.changes_metadata =
       has_tag(at::Tag::inplace_view) || IsOneOf(schema.name(), kChangeMetadata);
   effects.is_collective = IsCollective(schema);
+  effects.hides_aliases = HidesAliases(
+      schema, op && op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd));
   return effects;
 }
 

@@ -29,6 +29,13 @@ struct OperatorEffects {
   bool has_side_effect = false;   // raises, prints: keeps its place among what others show
   bool changes_metadata = false;  // gives a tensor other sizes, strides or memory
   bool is_collective = false;     // has to meet the same op of other processes
+
+  // May it return what it was given, or a view of it, without saying so? Its schema tells of
+  // something new, and AliasDb believes it; but composite ops do what the ops they call do: dropout
+  // out of training, type_as, sum_to_size, einsum, chain_matmul of one matrix, ... return their
+  // input. Ops with kernels of their own are held to their schemas by torch's own tests, but for a
+  // few. After `set_` two of the inputs share memory.
+  bool hides_aliases = false;
 };
 
 OperatorEffects EffectsOf(const c10::FunctionSchema& schema, const Constants& constants);

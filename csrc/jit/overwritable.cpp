@@ -234,9 +234,12 @@ std::vector<Value*> Conditions(Builder& build, const Node* node, const Overwriti
       continue;
     }
     Value* sizes = build.Sizes(argument);
-    Value* broadcast =
-        build.Call("aten::_infer_size", {sizes, build.Sizes(other)}, c10::ListType::ofInts());
-    all.push_back(build.Equal(broadcast, sizes));
+    Value* result_sizes = build.Sizes(other);
+    if (form.broadcasts) {
+      result_sizes =
+          build.Call("aten::_infer_size", {sizes, result_sizes}, c10::ListType::ofInts());
+    }
+    all.push_back(build.Equal(result_sizes, sizes));
     all.push_back(build.HasNewStrides(other));
     if (std::ranges::count(form.typed, name) > 0) {
       all.push_back(build.Equal(build.Dtype(argument), build.Dtype(other)));
@@ -273,10 +276,10 @@ Value* CallForm(Builder& build, const Node* node, const OverwritingForm& form) {
       inputs.push_back(Argument(node, form.argument));
     } else if (is_written) {  // a second result, that is empty in this form
       Value* none = build.Constant({});
-      inputs.push_back(
-          build.Call("aten::empty",
-                     {build.Constant(std::vector<std::int64_t>{0}), none, none, none, none, none},
-                     c10::TensorType::get()));
+      Value* sizes = build.Constant(std::vector<std::int64_t>{0});
+      Value* dtype = build.Dtype(Argument(node, form.rest_like));
+      inputs.push_back(build.Call("aten::empty", {sizes, dtype, none, none, none, none},
+                                  c10::TensorType::get()));
     } else if (argument.name() == form.adds_no) {
       inputs.push_back(build.Constant(false));
     } else {

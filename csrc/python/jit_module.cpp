@@ -225,6 +225,7 @@ PYBIND11_MODULE(_jit, m) {
         fields["has_side_effect"] = effects.has_side_effect;
         fields["changes_metadata"] = effects.changes_metadata;
         fields["is_collective"] = effects.is_collective;
+        fields["hides_aliases"] = effects.hides_aliases;
         return fields;
       },
       py::arg("name"), py::arg("overload"), py::arg("constants"));

@@ -124,6 +124,11 @@ def is_collective(node: fx.Node) -> bool:
     return bool(_effects(node).get("is_collective"))
 
 
+def hides_aliases(node: fx.Node) -> bool:
+    """May it return what it was given, although its schema does not say so?"""
+    return bool(_effects(node).get("hides_aliases"))
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -178,8 +183,12 @@ def _held(value: Any) -> Any:
 
 def _is_pure(called: Any) -> bool:
     if isinstance(called, torch._ops.OpOverload):
-        return not any(_looked_up(called, ()).values())
+        return _is_without_effects(_looked_up(called, ()))
     return isinstance(called, fx.GraphModule) and all(map(_is_pure_node, called.graph.nodes))
+
+
+def _is_without_effects(effects: dict[str, Any]) -> bool:
+    return not any(effect for name, effect in effects.items() if name != "hides_aliases")
 
 
 def _is_pure_node(node: fx.Node) -> bool:
@@ -187,5 +196,5 @@ def _is_pure_node(node: fx.Node) -> bool:
         return isinstance(_held(node), fx.GraphModule)
     if node.op != "call_function":
         return node.op in ("placeholder", "output")
-    is_pure = not is_barrier(node) and not any(_effects(node).values())
+    is_pure = not is_barrier(node) and _is_without_effects(_effects(node))
     return is_pure and not has_side_effect(node) and node.target not in _IN_PLACE_FUNCTIONS

@@ -15,7 +15,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 
 from torch_ext import _sched
-from torch_ext.fx.effects import arguments_of, schema_of
+from torch_ext.fx.effects import arguments_of, hides_aliases, schema_of
 from torch_ext.fx.probe import Look, Op, Probe
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -164,10 +164,8 @@ def _may_alias_elsewhere(op: Op) -> bool:
     schema = schema_of(op.node)
     if schema is None:
         return True
-    name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
-    is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
     may_be_view = any(
         result.alias_info is not None and not result.alias_info.is_write
         for result in schema.returns
     )
-    return bool(op.made) and (is_composite or may_be_view)
+    return bool(op.made) and (may_be_view or hides_aliases(op.node))
