@@ -19,6 +19,7 @@ def optimize(
     scope: str,
     levers: Sequence[str],
     verify: bool,
+    without: Sequence[str] = ...,
 ) -> tuple[Any, bool, bool, tuple[Any, ...]]: ...
 def analyze(
     module: Any,

@@ -149,13 +149,15 @@ class Condition {
     return choice->output();
   }
 
-  Value* MustFallBack(const Sources& sources) {
+  Value* MustFallBack(const Sources& sources, const OverwriteRules& rules) {
     Value* gradients_are_on = Ask("aten::is_grad_enabled");
-    std::vector<Value*> reasons{IsAutocast(gradients_are_on)};
+    std::vector<Value*> reasons;
+    if (rules.autocast) reasons.push_back(IsAutocast(gradients_are_on));
+
     for (Value* input : sources.inputs) {
       reasons.push_back(Ask("aten::__not__", {Ask("prim::is_cpu", {input})}));
     }
-    reasons.push_back(RecordsGradients(sources, gradients_are_on));
+    if (rules.gradients) reasons.push_back(RecordsGradients(sources, gradients_are_on));
     return Any(reasons);
   }
 
@@ -211,11 +213,12 @@ void CopyInto(Block* target, Block* source, std::unordered_map<Value*, Value*> v
 
 }  // namespace
 
-void AddFallback(const std::shared_ptr<Graph>& graph, const std::shared_ptr<Graph>& fallback) {
+void AddFallback(const std::shared_ptr<Graph>& graph, const std::shared_ptr<Graph>& fallback,
+                 const OverwriteRules& rules) {
   const std::vector<Node*> nodes = OpNodes(graph->block());
   const Sources sources = FindSources(*graph);
   const WithInsertPoint at_end(graph->return_node());
-  Value* must_fall_back = Condition(*graph).MustFallBack(sources);
+  Value* must_fall_back = Condition(*graph).MustFallBack(sources, rules);
   Node* choice =
       graph->insertNode(graph->create(c10::prim::If, {must_fall_back}, graph->outputs().size()));
   Block* original = choice->addBlock();

@@ -14,11 +14,14 @@
 
 #include <memory>
 
+#include "jit/overwrite_rules.h"
+
 namespace torch_ext::jit {
 
 // Makes the graph such an If. Both graphs have the same inputs and outputs.
 void AddFallback(const std::shared_ptr<torch::jit::Graph>& graph,
-                 const std::shared_ptr<torch::jit::Graph>& fallback);
+                 const std::shared_ptr<torch::jit::Graph>& fallback,
+                 const OverwriteRules& rules = {});
 
 // Undoes it: leaves in the graph what runs without gradients, and returns the fallback. Nothing for
 // any other graph, which stays as it is. `graph` is inlined.

@@ -119,7 +119,8 @@ class Subject {
     interference_ = FindInterference(graph_, nodes_, probes_);
     const bool is_elsewhere = std::ranges::any_of(probes_, &Probe::other_devices);
     if (levers_.overwrite && !is_elsewhere) {
-      overwritable_ = FindOverwritable(graph_, nodes_, probes_, interference_);
+      overwritable_ =
+          FindOverwritable(graph_, nodes_, probes_, interference_, options_.overwrite_rules);
     }
     for (std::size_t i = 0; i < probes_.size(); ++i) {
       program::Program& program =
@@ -159,8 +160,10 @@ class Subject {
   void Apply() {
     if (overwrites() && fallback_ == nullptr) fallback_ = graph_->copy();
     ApplyOrder(graph_->block(), nodes_, OldOrder());
-    for (const std::size_t i : report_.overwrites) ApplyOverwrite(overwritable_.forms[i]);
-    if (fallback_ != nullptr) AddFallback(graph_, fallback_);
+    for (const std::size_t i : report_.overwrites) {
+      ApplyOverwrite(overwritable_.forms[i], options_.overwrite_rules);
+    }
+    if (fallback_ != nullptr) AddFallback(graph_, fallback_, options_.overwrite_rules);
   }
 
   // Runs the original as it is, on copies of all that it may write to, for nobody looked.

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "jit/overwrite_rules.h"
 #include "jit/values.h"
 #include "program/levers/levers.h"
 #include "program/program.h"
@@ -26,6 +27,8 @@ namespace torch_ext::jit {
 struct OptimizeOptions {
   sched::PlanOptions plan;
   program::Levers levers;
+  OverwriteRules overwrite_rules;
+
   bool verify = true;
 };
 

@@ -75,9 +75,13 @@ bool HasComplexNumber(const Node* node) {
 }
 
 // Is it so in every run?
-bool IsAllowed(const Node* node, const OverwritingForm& form, const Origins& origins) {
+bool IsAllowed(const Node* node, const OverwritingForm& form, const Origins& origins,
+               const OverwriteRules& rules) {
   const Value* argument = Argument(node, form.argument);
-  if (!IsTensor(argument) || !origins.IsOurs(argument) || !origins.IsWhole(argument)) return false;
+  if (!IsTensor(argument)) return false;
+  if (rules.ours && !origins.IsOurs(argument)) return false;
+  if (rules.whole && !origins.IsWhole(argument)) return false;
+
   if (!HasConstants(node, form) || HasComplexNumber(node)) return false;
   std::vector<const Value*> twins;  // may be the very same tensor
   for (const std::string& name : form.shaped) twins.push_back(Argument(node, name));
@@ -86,7 +90,8 @@ bool IsAllowed(const Node* node, const OverwritingForm& form, const Origins& ori
            const bool is_twin = input == argument && std::ranges::count(twins, input) > 0;
            const bool is_itself =
                input == argument && std::ranges::count(node->inputs(), input) == 1;
-           return is_twin || is_itself || !IsMutable(input) || !origins.MayShare(input, argument);
+           return is_twin || is_itself || !rules.apart || !IsMutable(input) ||
+                  !origins.MayShare(input, argument);
          });
 }
 
@@ -134,7 +139,8 @@ bool HasNewStrides(Node* node, const OverwritingForm& form, const NodeProbe& see
 }  // namespace
 
 Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
-                              const std::vector<Probe>& probes, const Interference& interference) {
+                              const std::vector<Probe>& probes, const Interference& interference,
+                              const OverwriteRules& rules) {
   const AliasDb alias_db(graph);
   const Origins origins(alias_db, nodes, interference.effects);
   Overwritable found;
@@ -146,7 +152,7 @@ Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::ve
     const auto [first, last] =
         FormsByOperator().equal_range({schema->name(), schema->overload_name()});
     for (auto form = first; form != last; ++form) {
-      if (!IsAllowed(node, *form->second, origins)) continue;
+      if (!IsAllowed(node, *form->second, origins, rules)) continue;
       const auto op = static_cast<program::OpId>(i);
       std::vector<Overwrite> seen;
       bool has_new_strides = true;
@@ -160,6 +166,7 @@ Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::ve
       if (!has_new_strides && !form->second->keeps_layout) continue;
       std::vector<program::OpId> others = origins.Touchers(Argument(node, form->second->argument));
       std::erase(others, op);
+      if (!rules.others) others.clear();
       for (std::size_t p = 0; p < probes.size(); ++p) {
         seen[p].others = others;
         found.overwrites[p].push_back(std::move(seen[p]));
@@ -220,11 +227,13 @@ class Builder {
 
 // All that OverwritingForm takes for granted, as far as it may be different in another call; for
 // tensors with new strides. It costs a call about a microsecond.
-std::vector<Value*> Conditions(Builder& build, const Node* node, const OverwritingForm& form) {
+std::vector<Value*> Conditions(Builder& build, const Node* node, const OverwritingForm& form,
+                               const OverwriteRules& rules) {
   Value* argument = Argument(node, form.argument);
   const c10::TypePtr boolean = c10::BoolType::get();
-  std::vector<Value*> all{build.HasNewStrides(argument),
-                          build.Call("aten::is_floating_point", {argument}, boolean)};
+  std::vector<Value*> all;
+  if (rules.strides) all.push_back(build.HasNewStrides(argument));
+  if (rules.dtypes) all.push_back(build.Call("aten::is_floating_point", {argument}, boolean));
   for (const std::string& name : form.shaped) {
     Value* other = Argument(node, name);
     if (other == argument) continue;
@@ -239,9 +248,9 @@ std::vector<Value*> Conditions(Builder& build, const Node* node, const Overwriti
       result_sizes =
           build.Call("aten::_infer_size", {sizes, result_sizes}, c10::ListType::ofInts());
     }
-    all.push_back(build.Equal(result_sizes, sizes));
-    all.push_back(build.HasNewStrides(other));
-    if (std::ranges::count(form.typed, name) > 0) {
+    if (rules.sizes) all.push_back(build.Equal(result_sizes, sizes));
+    if (rules.strides) all.push_back(build.HasNewStrides(other));
+    if (rules.dtypes && std::ranges::count(form.typed, name) > 0) {
       all.push_back(build.Equal(build.Dtype(argument), build.Dtype(other)));
     }
   }
@@ -291,15 +300,15 @@ Value* CallForm(Builder& build, const Node* node, const OverwritingForm& form) {
 
 }  // namespace
 
-void ApplyOverwrite(const OverwriteForm& overwrite) {
+void ApplyOverwrite(const OverwriteForm& overwrite, const OverwriteRules& rules) {
   Node* node = overwrite.node;
   Graph* graph = node->owningGraph();
   const torch::jit::WithInsertPoint before(node);
   Builder build(node);
   const std::vector<Value*> conditions = overwrite.has_new_strides
-                                             ? Conditions(build, node, *overwrite.form)
+                                             ? Conditions(build, node, *overwrite.form, rules)
                                              : ExactConditions(build, node, *overwrite.form);
-  Value* all = conditions[0];
+  Value* all = conditions.empty() ? build.Constant(true) : conditions[0];
   for (std::size_t i = 1; i < conditions.size(); ++i) {
     all = build.Call("aten::__and__", {all, conditions[i]}, c10::BoolType::get());
   }

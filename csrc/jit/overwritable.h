@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "jit/interference.h"
+#include "jit/overwrite_rules.h"
 #include "jit/probe.h"
 #include "program/operators/overwriting.h"
 #include "program/program.h"
@@ -30,10 +31,11 @@ struct Overwritable {
 // `nodes` are OpNodes of the graph's block, whose values `interference` tells of without refusal.
 Overwritable FindOverwritable(const std::shared_ptr<torch::jit::Graph>& graph,
                               const std::vector<torch::jit::Node*>& nodes,
-                              const std::vector<Probe>& probes, const Interference& interference);
+                              const std::vector<Probe>& probes, const Interference& interference,
+                              const OverwriteRules& rules = {});
 
 // Replaces the node by an If: the form that overwrites, or, where sizes, dtypes or strides of the
 // argument would not be those of the result, the node as it was.
-void ApplyOverwrite(const OverwriteForm& overwrite);
+void ApplyOverwrite(const OverwriteForm& overwrite, const OverwriteRules& rules = {});
 
 }  // namespace torch_ext::jit

@@ -97,9 +97,11 @@ py::tuple ReportFields(const jit::Report& report) {
 
 jit::OptimizeOptions ToOptions(double time_budget, std::optional<std::int64_t> memory_budget,
                                const std::string& scope, const std::vector<std::string>& levers,
-                               bool verify) {
+                               bool verify, const std::vector<std::string>& without = {}) {
   return {torch_ext::python::MakeOptions(time_budget, memory_budget, scope),
-          torch_ext::program::LeversNamed(levers), verify};
+          torch_ext::program::LeversNamed(levers),
+          torch_ext::python::RulesWithout<jit::OverwriteRules>(without, jit::kOverwriteRuleNames),
+          verify};
 }
 
 }  // namespace
@@ -117,10 +119,11 @@ PYBIND11_MODULE(_jit, m) {
       "optimize",
       [](const torch::jit::Module& module, const std::vector<py::tuple>& examples,
          double time_budget, std::optional<std::int64_t> memory_budget, const std::string& scope,
-         const std::vector<std::string>& levers, bool verify) {
+         const std::vector<std::string>& levers, bool verify,
+         const std::vector<std::string>& without) {
         const std::vector<jit::Stack> stacks = ToStacks(module, examples);
         const jit::OptimizeOptions options =
-            ToOptions(time_budget, memory_budget, scope, levers, verify);
+            ToOptions(time_budget, memory_budget, scope, levers, verify, without);
         std::optional<jit::Optimized> optimized;
         {
           const py::gil_scoped_release release;
@@ -131,7 +134,8 @@ PYBIND11_MODULE(_jit, m) {
         return py::make_tuple(optimized->module, optimized->changed, failed, ReportFields(report));
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("memory_budget"),
-      py::arg("scope"), py::arg("levers"), py::arg("verify"));
+      py::arg("scope"), py::arg("levers"), py::arg("verify"),
+      py::arg("without") = std::vector<std::string>());
 
   m.def(
       "analyze",
