@@ -1,52 +1,57 @@
 #include "jit/shuffle.h"
 
-#include <random>
-#include <utility>
-
+#include "jit/execute.h"
+#include "jit/fallback.h"
 #include "jit/interference.h"
 #include "jit/nodes.h"
+#include "jit/overwritable.h"
 #include "jit/prepare.h"
 #include "jit/to_program.h"
-#include "program/lower.h"
+#include "program/shuffle.h"
 
 namespace torch_ext::jit {
-namespace {
 
-sched::Order RandomOrder(const sched::Graph& graph, std::uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::vector<std::size_t> missing;
-  std::vector<sched::OpId> ready;
-  for (sched::OpId v = 0; v < graph.num_ops(); ++v) {
-    missing.push_back(graph.op(v).predecessors.size());
-    if (missing.back() == 0) ready.push_back(v);
-  }
-  sched::Order order;
-  while (!ready.empty()) {
-    std::swap(ready[random() % ready.size()], ready.back());
-    const sched::OpId v = ready.back();
-    ready.pop_back();
-    order.push_back(v);
-    for (sched::OpId s : graph.op(v).successors) {
-      if (--missing[s] == 0) ready.push_back(s);
-    }
-  }
-  return order;
-}
+using torch::jit::Graph;
+using torch::jit::Module;
+using torch::jit::Node;
 
-}  // namespace
-
-torch::jit::Module Shuffle(const torch::jit::Module& module, std::uint64_t seed,
-                           const program::HazardRules& rules) {
-  torch::jit::Module shuffled = module.clone(/*inplace=*/true);
-  std::shared_ptr<torch::jit::Graph> graph = ForwardGraph(shuffled);
+Module Shuffle(const Module& module, std::uint64_t seed, const program::HazardRules& rules) {
+  Module shuffled = module.clone(/*inplace=*/true);
+  std::shared_ptr<Graph> graph = ForwardGraph(shuffled);
   PrepareGraph(graph);
-  const std::vector<torch::jit::Node*> nodes = OpNodes(graph->block());
+  const std::vector<Node*> nodes = OpNodes(graph->block());
   const Interference interference = FindInterference(graph, nodes, {});
   TORCH_CHECK(interference.refusal.empty(), interference.refusal);
   Probe no_memory;
   no_memory.nodes.resize(nodes.size());
   const program::Program program = ToProgram(nodes, no_memory, interference);
-  ApplyOrder(graph->block(), nodes, RandomOrder(program::Lower(program, rules), seed));
+  ApplyOrder(graph->block(), nodes, program::Shuffled(program, seed, rules).order);
+  return shuffled;
+}
+
+Module ShuffleOverwriting(const Module& module, const Stack& example, std::uint64_t seed) {
+  Module shuffled = module.clone(/*inplace=*/true);
+  std::shared_ptr<Graph> graph = ForwardGraph(shuffled);
+  PrepareGraph(graph);
+  const std::vector<Node*> nodes = OpNodes(graph->block());
+  const QuietRun quiet;
+  const std::vector<Probe> probes{RunProbe(graph, [&] {
+    quiet.RewindRandomState();
+    Stack inputs{DeepCopy(shuffled)._ivalue()};
+    ValueCopier copier;
+    for (const c10::IValue& input : example) inputs.push_back(copier.Copy(input));
+    return inputs;
+  })};
+  const Interference interference = FindInterference(graph, nodes, probes);
+  TORCH_CHECK(interference.refusal.empty(), interference.refusal);
+  const Overwritable overwritable = FindOverwritable(graph, nodes, probes, interference);
+  program::Program program = ToProgram(nodes, probes[0], interference);
+  program.overwritable = overwritable.overwrites[0];
+  const program::RandomEdits edits = program::Shuffled(program, seed);
+  const std::shared_ptr<Graph> fallback = graph->copy();
+  ApplyOrder(graph->block(), nodes, edits.order);
+  for (const std::size_t i : edits.overwrites) ApplyOverwrite(overwritable.forms[i]);
+  AddFallback(graph, fallback);
   return shuffled;
 }
 

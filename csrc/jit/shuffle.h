@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "jit/values.h"
 #include "program/hazards.h"
 
 namespace torch_ext::jit {
@@ -14,5 +15,10 @@ namespace torch_ext::jit {
 // the graph, as Optimize would.
 torch::jit::Module Shuffle(const torch::jit::Module& module, std::uint64_t seed,
                            const program::HazardRules& rules = {});
+
+// The same with as many overwrites as can be done together, taken at random; probed on copies of
+// the example. Throws whatever the module throws.
+torch::jit::Module ShuffleOverwriting(const torch::jit::Module& module, const Stack& example,
+                                      std::uint64_t seed);
 
 }  // namespace torch_ext::jit

@@ -81,9 +81,9 @@ struct Program {
   std::vector<Op> ops;
   std::vector<Buffer> buffers;
   std::vector<Conflict> conflicts;
-  // What the operators allow (operators/overwriting.h), so far as it concerns one op alone: there is
-  // a form of it that keeps the bits, and the storages look alike. Whether the argument dies with
-  // the op is not in it.
+  // What the operators allow (operators/overwriting.h), so far as it concerns one op alone: there
+  // is a form of it that keeps the bits, and the storages look alike. Whether the argument dies
+  // with the op is not in it.
   std::vector<Overwrite> overwritable;
 };
 

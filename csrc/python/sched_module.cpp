@@ -8,6 +8,7 @@
 
 #include "program/amount.h"
 #include "program/operators/overwriting.h"
+#include "program/shuffle.h"
 #include "python/program_types.h"
 #include "python/sched_types.h"
 #include "sched/decompose.h"
@@ -135,6 +136,13 @@ PYBIND11_MODULE(_sched, m) {
             return after;
           },
           py::arg("without"))
+      .def(
+          "shuffled",
+          [](const program::Program& p, std::uint64_t seed) {
+            program::RandomEdits edits = program::Shuffled(p, seed);
+            return py::make_tuple(std::move(edits.order), std::move(edits.overwrites));
+          },
+          py::arg("seed"))
       .def(
           "plan",
           [](const program::Program& p, double time_budget,

@@ -33,8 +33,9 @@ from tests.fuzz.checking import (
 from tests.fuzz.comparing import Call, Comparer, difference
 from tests.fuzz.source import Program
 from torch_ext.arguments import planning
-from torch_ext.fx.apply import apply_order
+from torch_ext.fx.apply import apply_order, copied
 from torch_ext.fx.estimate import estimate_probe
+from torch_ext.fx.overwritable import find_overwritable, overwrite
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import order_edges, program_of
 from torch_ext.memory.meter import measure_peak
@@ -123,7 +124,8 @@ class Captured(Original):
                 order = random_order(order_edges(probe), seed)
                 verdict.moved_by_shuffle |= order != original
                 yield f"{kind}shuffle {seed}", self._differs(order, probe)
-            found = plan_program(program_of(probe), planning("all", 0.05))
+                yield f"{kind}overwriting {seed}", self._differs_overwriting(seed, probe)
+            found = plan_program(program_of(probe), planning("all", 0.05)).plan
             verdict.moved_by_optimize |= found.moved_ops > 0
             yield f"{kind}plan", self._differs(found.order, probe)
             if kind == "" and not self.calls[0].error:
@@ -133,6 +135,20 @@ class Captured(Original):
 
     def _differs(self, order: Sequence[str], probe: Probe) -> Callable[[], str]:
         return functools.partial(self.difference_to, self.ordered(order, probe))
+
+    def _differs_overwriting(self, seed: int, probe: Probe) -> Callable[[], str]:
+        """In an order at random, with as many overwrites as can be done together."""
+        uses = find_overwritable(probe)
+        order, overwrites = program_of(probe, uses).shuffled(seed)
+        edited = fx.GraphModule(self.module, copied(self.module.graph))
+        probe = probe.on({node.name: node for node in edited.graph.nodes})
+        apply_order(edited, probe, [probe.ops[index].node.name for index in order])
+        for use in (uses[index] for index in overwrites):
+            overwrite(probe.ops[use.op].node, use.form)
+        edited.recompile()
+        return functools.partial(
+            self.difference_to, functools.partial(type(edited).forward, edited)
+        )
 
     def _inputs_are_separate(self) -> bool:
         """As a compiler makes them: what it estimates, it estimates of these."""

@@ -84,6 +84,16 @@ class Scripted(Original):
         module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
         return module
 
+    def _overwriting(self, seed: int) -> torch.jit.ScriptModule | None:
+        """In an order at random, with as many overwrites as can be done; None if it raises."""
+        if self.calls[0].error:
+            return None
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        inputs = copy.deepcopy(self.inputs)
+        cpp_module = _jit.shuffle_overwriting(self.module._c, inputs, seed)
+        module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
+        return module
+
     def variants(self, shuffles: int, verdict: Verdict) -> Iterator[tuple[str, Callable[[], str]]]:
         chosen = random.Random(self.program.seed)
         orders = set()
@@ -97,6 +107,8 @@ class Scripted(Original):
             if seed == 0 and self.program.can_be_saved and chosen.random() < 0.5:
                 loaded = _saved_and_loaded(module)
                 yield "loaded shuffle 0", functools.partial(self.difference_to, loaded)
+            if overwriting := self._overwriting(seed):
+                yield f"overwriting {seed}", functools.partial(self.difference_to, overwriting)
         optimized: list[torch.jit.ScriptModule] = []
         yield "optimize", functools.partial(self._check_optimize, verdict, optimized)
         for module in optimized:

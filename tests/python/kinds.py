@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 import torch_ext
+from torch_ext.arguments import planning
 from torch_ext.tensors.compare import first_difference
 
 aten = torch.ops.aten
@@ -261,7 +262,7 @@ def through_backend() -> None:
     module = make_fx(program, tracing_mode="fake")(*inputs)
     expected = module(*inputs)
     before = [node.name for node in module.graph.nodes]
-    compile_backend._reorder(module, 2.0)
+    compile_backend._edit(module, planning("all", 2.0))
     assert before != [node.name for node in module.graph.nodes]
     check(expected, module(*inputs))
 

@@ -9,6 +9,7 @@ from test_cli import complains, run
 
 import torch_ext
 from torch_ext.inductor.dump import Buffer, Node, to_graph
+from torch_ext.planning import read_graph
 
 MIB = 2**20
 
@@ -76,7 +77,7 @@ def write(tmp_path):
 
 
 def test_several_results_are_allocated_together_and_freed_one_by_one(write):
-    text = torch_ext.planning.read_graph(write(dump())).to_text()
+    text = read_graph(write(dump())).to_text()
     assert f"buffer buf3 {MIB} kept" in text
     assert "op op2 reads buf0 writes buf2 buf3 buf4" in text
     assert "op op3 reads buf2 buf3" in text

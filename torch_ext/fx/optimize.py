@@ -268,22 +268,11 @@ def _edited(
     result.meta.update(module.meta)
     result.train(module.training)
     nodes = {node.name: node for node in result.graph.nodes}
-    apply(result, _on(probe, nodes), uses, found)
+    apply(result, probe.on(nodes), uses, found)
     if isinstance(program, ExportedProgram):
         updated: ExportedProgram = program._update(result, copy.deepcopy(program.graph_signature))
         return updated
     return result
-
-
-def _on(probe: Probe, nodes: dict[str, fx.Node]) -> Probe:
-    """The same probe for a copy of the graph."""
-    ops = [
-        dataclasses.replace(
-            op, node=nodes[op.node.name], behind=[nodes[node.name] for node in op.behind]
-        )
-        for op in probe.ops
-    ]
-    return dataclasses.replace(probe, first=[nodes[n.name] for n in probe.first], ops=ops)
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -342,7 +331,7 @@ def _plan(
     uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
     found, reasons = plan_and_explain(labelled_program_of(probe, uses), wanted)
     nodes = {node.name: node for node in _graph_module(program).graph.nodes}
-    return _on(probe, nodes), uses, found, reasons
+    return probe.on(nodes), uses, found, reasons
 
 
 def _measured(program: Graphs, given: tuple[Any, ...]) -> tuple[dict[str, Any], int]:

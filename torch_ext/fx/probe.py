@@ -68,6 +68,16 @@ class Probe:
     values: dict[fx.Node, tuple[int, ...]]  # storages of each node's value
     looks: dict[fx.Node, Look] = dataclasses.field(default_factory=dict)  # of its first tensor
 
+    def on(self, nodes: dict[str, fx.Node]) -> "Probe":
+        """The same for a copy of the graph, whose nodes are given by name; to order it."""
+        ops = [
+            dataclasses.replace(
+                op, node=nodes[op.node.name], behind=[nodes[node.name] for node in op.behind]
+            )
+            for op in self.ops
+        ]
+        return dataclasses.replace(self, first=[nodes[n.name] for n in self.first], ops=ops)
+
 
 def run_probe(module: fx.GraphModule, inputs: Sequence[Any]) -> Probe:
     """Run the graph once on `inputs`, with all its effects. Raises what the graph raises.
@@ -233,7 +243,7 @@ class Runner:
         is_plain = type(first) in (torch.Tensor, torch.nn.Parameter, FakeTensor)
         if not is_plain or first.layout is not torch.strided or first.device.type != "cpu":
             return None
-        if first.is_conj() or first.is_neg():
+        if first.is_nested or first.is_conj() or first.is_neg():
             return None
         memory = first.untyped_storage()
         is_dense = torch.ops.aten.is_non_overlapping_and_dense.default(first)

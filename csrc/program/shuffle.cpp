@@ -1,0 +1,73 @@
+#include "program/shuffle.h"
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <random>
+#include <utility>
+
+#include "program/levers/overwrite.h"
+#include "program/lower.h"
+
+namespace torch_ext::program {
+namespace {
+
+using Generator = std::mt19937_64;
+
+sched::Order RandomOrder(const sched::Graph& graph, Generator& random) {
+  std::vector<std::size_t> missing;
+  std::vector<sched::OpId> ready;
+  for (sched::OpId v = 0; v < graph.num_ops(); ++v) {
+    missing.push_back(graph.op(v).predecessors.size());
+    if (missing.back() == 0) ready.push_back(v);
+  }
+  sched::Order order;
+  while (!ready.empty()) {
+    std::swap(ready[random() % ready.size()], ready.back());
+    const sched::OpId v = ready.back();
+    ready.pop_back();
+    order.push_back(v);
+    for (const sched::OpId s : graph.op(v).successors) {
+      if (--missing[s] == 0) ready.push_back(s);
+    }
+  }
+  return order;
+}
+
+// May the storage be given up for the result, and is neither given away already?
+bool IsFree(const Program& program, const Overwrite& overwrite,
+            const std::vector<Overwrite>& chosen) {
+  const Buffer& argument = program.buffers[overwrite.argument];
+  return !argument.is_input && !argument.kept &&
+         std::ranges::none_of(chosen, [&](const Overwrite& other) {
+           return other.argument == overwrite.argument || other.result == overwrite.result;
+         });
+}
+
+}  // namespace
+
+RandomEdits Shuffled(const Program& program, std::uint64_t seed, const HazardRules& rules) {
+  Generator random(seed);
+  std::vector<std::size_t> places(program.overwritable.size());
+  std::iota(places.begin(), places.end(), 0);
+  for (std::size_t i = places.size(); i > 1; --i) std::swap(places[random() % i], places[i - 1]);
+  RandomEdits edits;
+  std::vector<Overwrite> chosen;
+  std::optional<Overwritten> edited = WithOverwrites(program, chosen);
+  for (const std::size_t i : places) {
+    if (!IsFree(program, program.overwritable[i], chosen)) continue;
+    chosen.push_back(program.overwritable[i]);
+    if (std::optional<Overwritten> more = WithOverwrites(program, chosen)) {
+      edited = std::move(more);
+      edits.overwrites.push_back(i);
+    } else {
+      chosen.pop_back();
+    }
+  }
+  for (const sched::OpId v : RandomOrder(Lower(edited->program, rules), random)) {
+    edits.order.push_back(edited->old_ops[v]);
+  }
+  return edits;
+}
+
+}  // namespace torch_ext::program
