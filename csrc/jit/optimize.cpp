@@ -321,7 +321,8 @@ class Subject {
   }
 
   void ExplainNoGain() {
-    report_.reasons = program::WhyNoGain(report_.program, report_.plan, options_.plan);
+    report_.reasons =
+        program::WhyNoGain(report_.program, report_.plan, options_.plan, levers_.overwrite);
     if (!is_best_as_planned_ || report_.plan.is_optimal()) return;
     for (program::Reason& reason : report_.reasons) {
       if (reason.kind == ReasonKind::kUnproven) reason.kind = ReasonKind::kUncertain;

@@ -38,6 +38,15 @@ bool MayHoldAll(Node* node) {
   return !node->blocks().empty() || node->maybeSchema() == nullptr || HidesAliases(node);
 }
 
+// A tensor that the schema calls new. AliasDb knows that too, and yet takes it for a view of all
+// that is kept somewhere, the inputs of the graph among them, once it has been in a list.
+bool IsNewTensor(const Node* node, const Value* output) {
+  const c10::FunctionSchema* schema = node->maybeSchema();
+  return schema != nullptr && output->offset() < schema->returns().size() &&
+         schema->returns()[output->offset()].alias_info() == nullptr &&
+         output->type()->kind() == c10::TypeKind::TensorType;
+}
+
 }  // namespace
 
 Origins::Origins(const AliasDb& alias_db, const std::vector<Node*>& nodes,
@@ -62,7 +71,8 @@ void Origins::AddNode(const AliasDb& alias_db, program::OpId op, Node* node,
     if (!IsMutable(output)) continue;
     std::vector<Value*> held;
     for (Value* value : read) {
-      if (MayHoldAll(node) || alias_db.mayContainAlias(value, output)) held.push_back(value);
+      const bool is_told = !IsNewTensor(node, output) && alias_db.mayContainAlias(value, output);
+      if (MayHoldAll(node) || is_told) held.push_back(value);
     }
     const bool is_given_whole = !node->inputs().empty() && held.size() == 1 &&
                                 held[0] == node->input(0) && IsWhole(held[0]);

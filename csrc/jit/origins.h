@@ -1,10 +1,11 @@
 // Where the memory of a value may come from, in any run: what an op may write over depends on it.
 //
 // An origin is a result of one op that may be new memory. A value may hold memory of its own
-// origin, and of those of whatever it may be a view of, or contain: told by torch's AliasDb op by
-// op, and by HidesAliases where schemas do not tell. So a `contiguous` that copies in one run and
-// returns its input in another has both origins. Two values may share memory only if they have an
-// origin in common (origins_test.cpp compares with AliasDb's answer for all pairs).
+// origin, and of those of whatever it may be a view of, or contain: told op by op, by schemas, by
+// torch's AliasDb where they name a view, and by HidesAliases where they tell too little. So a
+// `contiguous` that copies in one run and returns its input in another has both origins. Two values
+// may share memory only if they have an origin in common (origins_test.cpp compares with AliasDb's
+// answer for all pairs).
 #pragma once
 
 #include <torch/csrc/jit/ir/alias_analysis.h>

@@ -29,7 +29,9 @@ Reason OptimalAt(const Program& program, const sched::Bottleneck& bottleneck) {
 
 std::string EnglishOptimal(const Reason& reason) {
   constexpr std::size_t kMost = 4;
-  std::string text = "the original order is optimal: no order runs " + reason.op;
+  std::string text = "the original order is optimal";
+  if (reason.is_over_overwrites) text += ", whatever ops overwrite";
+  text += ": no order runs " + reason.op;
   if (!reason.source.empty()) text += " (" + reason.source + ")";
   text += " with less than " + Amount(reason.bytes);
   for (std::size_t i = 0; i < reason.buffers.size() && i < kMost; ++i) {
@@ -105,7 +107,7 @@ std::string English(const std::vector<Reason>& reasons) {
 }
 
 std::vector<Reason> WhyNoGain(const Program& program, const sched::Plan& plan,
-                              const sched::PlanOptions& options) {
+                              const sched::PlanOptions& options, bool with_overwrites) {
   if (plan.peak_bytes < plan.original_peak_bytes) return {};
   if (program.ops.empty() || plan.original_peak_bytes == 0) {
     return {{.kind = ReasonKind::kNoMemory}};
@@ -113,6 +115,7 @@ std::vector<Reason> WhyNoGain(const Program& program, const sched::Plan& plan,
   std::vector<Reason> reasons;
   if (plan.is_optimal() && plan.bottleneck) {
     reasons.push_back(OptimalAt(program, *plan.bottleneck));
+    reasons.back().is_over_overwrites = with_overwrites;
   }
   if (!OrderEdges(program).empty()) {
     Program free = program;

@@ -53,6 +53,7 @@ struct Reason {
   std::string op, source;
   std::vector<std::pair<std::string, std::int64_t>> buffers;
   std::int64_t workspace_bytes = 0;
+  bool is_over_overwrites = false;  // whatever ops overwrite, too
 };
 
 std::string NameOf(ReasonKind kind);
@@ -63,8 +64,8 @@ std::string English(const Reason& reason);
 std::string English(const std::vector<Reason>& reasons);
 
 // Why the plan gains nothing: empty if it gains something. Plans the program once more, without
-// its hazards, where these may be why.
+// its hazards, where these may be why. `with_overwrites`: its bound is over all of them, too.
 std::vector<Reason> WhyNoGain(const Program& program, const sched::Plan& plan,
-                              const sched::PlanOptions& options);
+                              const sched::PlanOptions& options, bool with_overwrites = false);
 
 }  // namespace torch_ext::program

@@ -156,7 +156,8 @@ PYBIND11_MODULE(_sched, m) {
             {
               const py::gil_scoped_release release;
               found = program::PlanLevers(p, wanted, options);
-              if (explain) reasons = program::WhyNoGain(found.program, found.plan, options);
+              if (explain)
+                reasons = program::WhyNoGain(found.program, found.plan, options, wanted.overwrite);
             }
             return py::make_tuple(
                 torch_ext::python::LeverPlanFields(p, found.program, found.graph, found.plan,

@@ -8,6 +8,7 @@ from torch_ext.cli.options import (
     with_budget,
     with_force,
     with_inputs,
+    with_levers,
     with_model,
     with_scope,
 )
@@ -25,6 +26,7 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> None:
     with_inputs(sub)
     with_budget(sub)
     with_scope(sub)
+    with_levers(sub)
     with_report_files(sub)
     sub.add_argument("--graph", metavar="FILE", help="write the whole graph as text")
     sub.add_argument(
@@ -52,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
             make_inputs(options.input),
             scope=options.scope,
             time_budget=options.time_budget,
+            levers=options.levers,
         )
     if options.graph is not None:
         write_text(options.graph, analysis.report.graph.to_graph().to_text())

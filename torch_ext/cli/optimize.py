@@ -8,6 +8,7 @@ from torch_ext.cli.options import (
     with_budget,
     with_force,
     with_inputs,
+    with_levers,
     with_model,
     with_scope,
     with_target,
@@ -29,6 +30,7 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> None:
     with_inputs(sub)
     with_budget(sub)
     with_scope(sub)
+    with_levers(sub)
     with_report_files(sub)
     with_target(sub)
     with_force(sub)
@@ -52,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
             scope=options.scope,
             time_budget=options.time_budget,
             memory_budget=options.memory_budget,
+            levers=options.levers,
         )
     report = optimized.report
     if optimized.failed:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from torch_ext.amounts import parse_memory
+from torch_ext.arguments import lever_names
 
 Commands = argparse._SubParsersAction  # of the parser: where a command adds its own
 
@@ -66,6 +67,16 @@ def with_scope(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def with_levers(sub: argparse.ArgumentParser) -> None:
+    """Take the kinds of edits."""
+    sub.add_argument(
+        "--levers",
+        type=_levers,
+        metavar="NAMES",
+        help="kinds of edits, e.g. order,overwrite, which is the default",
+    )
+
+
 def with_force(sub: argparse.ArgumentParser) -> None:
     """Take leave to replace the input."""
     sub.add_argument(
@@ -97,6 +108,13 @@ def price(text: str) -> float:
     if not 0 <= value <= 1e9:
         raise argparse.ArgumentTypeError("must be between 0 and 1e9")
     return value
+
+
+def _levers(text: str) -> tuple[str, ...]:
+    try:
+        return lever_names(text.split(","), "the levers")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _memory(text: str) -> int:

@@ -61,6 +61,7 @@ class ProgramReport(Plan):
         sizes = f"{amount(self.parameter_bytes)}, {amount(self.input_bytes)}"
         rows = [
             *super().rows(),
+            *self._edits(),
             ("measured before", amount(self.measured_original_peak_bytes)),
             ("measured after", amount(self.measured_peak_bytes)),
             ("outputs", identical),
@@ -70,6 +71,11 @@ class ProgramReport(Plan):
         if self.reason:
             rows.append(("no gain because", self.reason))
         return rows
+
+    def _edits(self) -> Rows:
+        """What was done beside the order, and what was given up."""
+        rows = [("overwrites", str(len(self.overwrites)))] if self.overwrites else []
+        return [*rows, *((f"no {use.name}", use.reason) for use in self.levers if use.reason)]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, `"format": 1` included; without the graphs."""

@@ -79,9 +79,14 @@ def lead(findings: Findings) -> str:
     if saved_bytes == 0:
         sentence = "Another order of the operations gains nothing here."
     else:
+        overwrites = len(getattr(plan, "overwrites", ()))
+        edits = f"in another order, {plan.moved_ops:,} of them moved," if plan.moved_ops else ""
+        if overwrites:
+            edits += " and" if edits else ""
+            edits += f" {overwrites:,} of them writing over what nobody needs any more,"
         sentence = (
-            f"The same {counted(plan.ops, 'operation')} in another order, {plan.moved_ops:,} of "
-            f"them moved, take {amount(saved_bytes)} less at the peak."
+            f"The same {counted(plan.ops, 'operation')} {edits.strip()} take "
+            f"{amount(saved_bytes)} less at the peak."
         )
     budget = {
         None: "",
