@@ -3,9 +3,11 @@
 One row per model, batch size and form (traced; traced and frozen), each in processes of its own.
 What is measured (--measure A,B; by default all):
 
-  ours              peaks before and after, planned, proven and by the allocator in the settled
-                    executor; identical outputs; time after / before (median and spread, the
-                    interquartile range, of pairs); joules per call where the machine tells
+  ours              of order alone: peaks before and after, planned, proven and by the allocator in
+                    the settled executor; identical outputs; time after / before (median and spread,
+                    the interquartile range, of pairs); joules per call where the machine tells
+  overwrite         the same with overwriting, too: peak, bound over all orders and overwrites, how
+                    many ops overwrite, time
   orders            the peaks of Inductor's three memory orders on our graph
   eager             the nn.Module
   for inference     torch.jit.freeze and optimize_for_inference
@@ -88,6 +90,10 @@ HEADER = (
     "resident after MiB",
     "joules before",
     "joules after",
+    "overwrite MiB",
+    "overwrite bound MiB",
+    "overwrites",
+    "overwrite time",
     "remark",
 )
 WORDS = ("model", "form", "group", "status", "identical", "joules before", "joules after", "remark")
@@ -99,7 +105,7 @@ Values = dict[str, Any]
 
 @functools.cache
 def _optimized(subject: Subject) -> tuple[torch.jit.ScriptModule, Report]:
-    return optimize(subject.script, subject.inputs)
+    return optimize(subject.script, subject.inputs, levers=["order"])
 
 
 def _ours(subject: Subject, options: argparse.Namespace) -> Values:
@@ -165,6 +171,28 @@ def _joules(run: Callable[[], object]) -> str:
     return "not measurable here" if spent is None else f"{spent:.3g}"
 
 
+def _overwriting(subject: Subject, options: argparse.Namespace) -> Values:
+    script, inputs = subject.script, subject.inputs
+    optimized, report = optimize(script, inputs)
+
+    def before() -> object:
+        return script(*inputs)
+
+    def after() -> object:
+        return optimized(*inputs)
+
+    settled_peak(before)
+    settled_peak(after)
+    ratios = time_ratios(before, after, options.pairs, LATENCY_SECONDS)
+    return {
+        "overwrite MiB": mib(report.measured_peak_bytes),
+        "overwrite bound MiB": mib(report.lower_bound_bytes),
+        "overwrites": str(len(report.overwrites)),
+        "overwrite time": f"{statistics.median(ratios):.3f}",
+        "failures": [f"overwriting: {told}" for told in _told(report)["failures"]],
+    }
+
+
 def _orders(subject: Subject, options: argparse.Namespace) -> Values:
     import peers  # with Inductor, which takes seconds
     import program
@@ -220,13 +248,14 @@ def _resident_file(folder: str, column: str) -> Values:
 
 MEASUREMENTS: dict[str, Callable[[Subject, argparse.Namespace], Values]] = {
     "ours": _ours,
+    "overwrite": _overwriting,
     "orders": _orders,
     "eager": _eager,
     "for inference": _for_inference,
     **{compiler: functools.partial(_compiled, f"{compiler} MiB") for compiler in COMPILERS},
     RESIDENT: _resident,
 }
-IN_QUICK = ("ours", "orders", "eager", "for inference")
+IN_QUICK = ("ours", "overwrite", "orders", "eager", "for inference")
 TOGETHER = (*IN_QUICK, RESIDENT)  # in one process: none disturbs another
 EVERY_FORM = "-"  # of what does not depend on the form
 
@@ -242,9 +271,10 @@ def measure(subject: Subject, measurements: Sequence[str], options: argparse.Nam
         remarks.append(told)
     for measurement in measurements:
         try:
-            row |= MEASUREMENTS[measurement](subject, options)
+            found = MEASUREMENTS[measurement](subject, options)
+            row |= {**found, "failures": [*row["failures"], *found.get("failures", ())]}
         except Exception as error:  # of another's code: an empty cell, not a failure of the run
-            if measurement == "ours":
+            if measurement in ("ours", "overwrite"):
                 raise
             remarks.append(f"{measurement}: {_line(error)}")
     return {**row, "remark": "; ".join(remarks)}

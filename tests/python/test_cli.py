@@ -1,7 +1,6 @@
 """python -m torch_ext: files in, files out, exit codes."""
 
 import ctypes.util
-import io
 import itertools
 import json
 import os
@@ -289,14 +288,12 @@ def test_an_optimized_model_goes_into_a_pipe_and_through_a_link(model, tmp_path)
     pipe, link, target = (tmp_path / name for name in ("pipe", "link.pt", "target.pt"))
     os.mkfifo(pipe)
     link.symlink_to(target.name)
-    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+    received = tmp_path / "received.pt"
+    with received.open("wb") as file, subprocess.Popen(["cat", pipe], stdout=file):
         result = run("optimize", model, "-o", pipe, "--html", link, "--input", SPEC)
-        content, _ = reader.communicate()
     assert (result.returncode, result.stderr) == (0, "")
     assert pipe.is_fifo()
-    assert torch.equal(
-        torch.jit.load(io.BytesIO(content))(wide_input()), traced_wide()(wide_input())
-    )
+    assert torch.equal(torch.jit.load(received)(wide_input()), traced_wide()(wide_input()))
     assert link.is_symlink()
     assert "<title>model.pt" in target.read_text(encoding="utf-8")
 
