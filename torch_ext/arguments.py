@@ -156,6 +156,12 @@ def planning(
     )
 
 
+def without_overwrites(wanted: Planning) -> Planning:
+    """The same without that lever."""
+    levers = tuple(lever for lever in wanted.levers if lever != "overwrite")
+    return dataclasses.replace(wanted, levers=levers)
+
+
 def lever_names(values: Iterable[str], name: str) -> tuple[str, ...]:
     """Names of levers, in any sequence, each once."""
     names = texts(values, name)

@@ -88,7 +88,8 @@ void Origins::AddNode(const AliasDb& alias_db, program::OpId op, Node* node,
     ids_[output] = std::move(ids);
   }
   const bool keeps_unseen = effects.is_stateful || !effects.undeclared.empty() ||
-                            effects.changes_metadata || FillsContainer(node);
+                            effects.is_collective || effects.changes_metadata ||
+                            FillsContainer(node);
   for (const std::size_t id : touched) {
     if (keeps_unseen) is_ours_[id] = 0;
     touchers_[id].push_back(op);

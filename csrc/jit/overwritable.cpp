@@ -81,7 +81,6 @@ bool IsAllowed(const Node* node, const OverwritingForm& form, const Origins& ori
   if (!IsTensor(argument)) return false;
   if (rules.ours && !origins.IsOurs(argument)) return false;
   if (rules.whole && !origins.IsWhole(argument)) return false;
-
   if (!HasConstants(node, form) || HasComplexNumber(node)) return false;
   std::vector<const Value*> twins;  // may be the very same tensor
   for (const std::string& name : form.shaped) twins.push_back(Argument(node, name));
@@ -141,10 +140,12 @@ bool HasNewStrides(Node* node, const OverwritingForm& form, const NodeProbe& see
 Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
                               const std::vector<Probe>& probes, const Interference& interference,
                               const OverwriteRules& rules) {
-  const AliasDb alias_db(graph);
-  const Origins origins(alias_db, nodes, interference.effects);
   Overwritable found;
   found.overwrites.resize(probes.size());
+  // They may turn gradients on, or run beside the graph.
+  if (std::ranges::any_of(interference.effects, &program::Effects::is_stateful)) return found;
+  const AliasDb alias_db(graph);
+  const Origins origins(alias_db, nodes, interference.effects);
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     Node* node = nodes[i];
     const c10::FunctionSchema* schema = node->maybeSchema();

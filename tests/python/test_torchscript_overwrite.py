@@ -413,6 +413,25 @@ def test_what_others_hold_is_not_overwritten(trap, planned):
         assert torch.equal(script.kept, rows(8))
 
 
+class TurnsGradientsOn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(rows(1, 512))
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)
+        wide = torch.tanh(x.repeat(1, 8) * self.weight)
+        torch.set_grad_enabled(False)
+        return wide.sum(1)
+
+
+def test_where_gradients_are_turned_on_inside_nothing_is_overwritten():
+    script, result, report = optimized(TurnsGradientsOn(), rows(8))
+    assert not report.overwrites
+    with torch.no_grad():
+        require_same(script, result, lambda: (rows(8),))
+
+
 @pytest.mark.parametrize("shape", [(8, 16, 5, 5), (8, 16, 1, 1), (1, 1, 4, 4)])
 def test_channels_last_keeps_its_strides(shape):
     class Convolved(nn.Module):

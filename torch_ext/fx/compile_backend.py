@@ -31,7 +31,8 @@ from torch.fx.graph import _BoxedCodeGen
 from torch_ext.arguments import Planning, planning
 from torch_ext.fx.apply import apply_order, arrange, chosen_of, copied
 from torch_ext.fx.estimate import estimate_probe
-from torch_ext.fx.overwritable import find_overwritable, overwrite
+from torch_ext.fx.overwritable import Overwritable, find_overwritable, overwrite
+from torch_ext.fx.probe import Probe
 from torch_ext.fx.program import program_of
 from torch_ext.logs import Peaks, is_disabled, set_up_logging
 from torch_ext.program.plan import plan_program
@@ -112,7 +113,7 @@ def _edit(module: fx.GraphModule, wanted: Planning) -> None:
         draft = fx.GraphModule(module, copied(module.graph))
         _mark_boundary(draft.graph)
         probe = estimate_probe(draft)
-        uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
+        uses = _own(probe, find_overwritable(probe)) if "overwrite" in wanted.levers else []
         planned = plan_program(program_of(probe, uses), wanted)
         found = planned.plan
         if found.peak_bytes < found.original_peak_bytes:
@@ -136,6 +137,18 @@ def _edit(module: fx.GraphModule, wanted: Planning) -> None:
         found.status,
         extra={"peaks": Peaks.of(found)},
     )
+
+
+def _own(probe: Probe, uses: Sequence[Overwritable]) -> list[Overwritable]:
+    """Those by which no backward pass overwrites what it was given.
+
+    The gradients are the caller's, and what the forward pass has saved may be needed again, by
+    `backward(retain_graph=True)`.
+    """
+    calls = [op.node.target for op in probe.ops]
+    arrival = calls.index(_arrive) if _arrive in calls else -1
+    given = {storage for op in probe.ops[: arrival + 1] for storage in op.made}
+    return [use for use in uses if use.op <= arrival or use.argument not in given]
 
 
 def _mark_boundary(graph: fx.Graph) -> None:

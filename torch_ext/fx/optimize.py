@@ -12,7 +12,14 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from torch_ext._native import _jit
-from torch_ext.arguments import MemoryAmount, Planning, flag, misfit, planning
+from torch_ext.arguments import (
+    MemoryAmount,
+    Planning,
+    flag,
+    misfit,
+    planning,
+    without_overwrites,
+)
 from torch_ext.fx.apply import apply, copied
 from torch_ext.fx.effects import is_barrier, written_arguments
 from torch_ext.fx.overwritable import Overwritable, find_overwritable
@@ -74,13 +81,13 @@ def reorder(
     wanted = planning(scope, time_budget, memory_budget, levers)
     verify = flag(verify, "verify")
     given = _arguments(program, example_inputs)
-    why = _why_not_overwritten(program, levers)
+    why = _why_not_overwritten(program, wanted, is_asked=levers is not None)
     if why:
-        wanted = dataclasses.replace(wanted, levers=("order",))
+        wanted = without_overwrites(wanted)
     edited, report, is_overwritten = _reorder(program, given, wanted, verify)
     if edited is program and is_overwritten:  # an order alone may still be good
         why = report.reason
-        wanted = dataclasses.replace(wanted, levers=("order",))
+        wanted = without_overwrites(wanted)
         edited, report, _ = _reorder(program, given, wanted, verify)
     return edited, _with_given_up(report, why)
 
@@ -134,9 +141,9 @@ def analyze(
     """Report what reorder could gain. Changes nothing and measures only the original."""
     wanted = planning(scope, time_budget, levers=levers)
     given = _arguments(program, example_inputs)
-    unwanted = _why_not_overwritten(program, levers)
+    unwanted = _why_not_overwritten(program, wanted, is_asked=levers is not None)
     if unwanted:
-        wanted = dataclasses.replace(wanted, levers=("order",))
+        wanted = without_overwrites(wanted)
     with torch.no_grad():
         if why := _why_left_alone():
             return _unplanned(program, given, why, None)
@@ -150,9 +157,16 @@ def analyze(
     return _with_given_up(report, unwanted)
 
 
-def _why_not_overwritten(program: Graphs, levers: Iterable[str] | None) -> str:
-    """Why the lever is not used unasked; empty if it is."""
-    if levers is None and any(tensor.requires_grad for tensor in tensors_of(_state(program))):
+def _why_not_overwritten(program: Graphs, wanted: Planning, is_asked: bool) -> str:
+    """Why the lever is not used, or not unasked; empty if it is."""
+    if "overwrite" not in wanted.levers:
+        return ""
+    if isinstance(program, ExportedProgram) and program.dialect != "TRAINING":
+        return (
+            "torch allows no ops that write in place in a program that was decomposed: reorder it "
+            "before run_decompositions, or reorder its module()"
+        )
+    if not is_asked and any(tensor.requires_grad for tensor in tensors_of(_state(program))):
         return (
             "parameters require gradients, and a program that overwrites is for calls without: "
             'ask for it by levers=["order", "overwrite"]'

@@ -7,6 +7,7 @@ return their input in another are left alone.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,13 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 
 from torch_ext import _sched
-from torch_ext.fx.effects import arguments_of, hides_aliases, schema_of
+from torch_ext.fx.effects import (
+    arguments_of,
+    hides_aliases,
+    is_barrier,
+    is_collective,
+    schema_of,
+)
 from torch_ext.fx.probe import Look, Op, Probe
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -42,8 +49,15 @@ def find_overwritable(probe: Probe) -> list[Overwritable]:
         Overwritable(index, form, result.storage, argument.storage)
         for index, op in enumerate(probe.ops)
         for form, result, argument in _uses(probe, op)
-        if not is_symbolic or not any(map(_may_alias_elsewhere, touching[argument.storage]))
+        if not any(map(_keeps_unseen, touching[argument.storage]))
+        and not (is_symbolic and any(map(_may_alias_elsewhere, touching[argument.storage])))
     ]
+
+
+def _keeps_unseen(op: Op) -> bool:
+    """May it hold what it was given for longer than it runs? A collective does until its wait."""
+    node = op.node
+    return op.is_hidden or is_barrier(node) or is_collective(node)
 
 
 def overwrite(node: fx.Node, form: _sched.OverwritingForm) -> None:
@@ -65,12 +79,29 @@ def overwrite(node: fx.Node, form: _sched.OverwritingForm) -> None:
             kwargs[place.name] = value
         else:
             args.append(value)
+    has_one_result = len(node.target._schema.returns) == 1  # type: ignore[union-attr]
     node.target, node.args, node.kwargs = target, tuple(args), kwargs
+    if has_one_result and len(target._schema.returns) > 1:
+        _take_first(node)
 
 
 def _empty_like(node: fx.Node, like: fx.Node) -> fx.Node:
     with node.graph.inserting_before(node):
-        return node.graph.call_function(torch.ops.aten.new_empty.default, (like, [0]))
+        empty = node.graph.call_function(torch.ops.aten.new_empty.default, (like, [0]))
+    if "val" in like.meta:
+        empty.meta["val"] = like.meta["val"].new_empty([0])
+    return empty
+
+
+def _take_first(node: fx.Node) -> None:
+    """Let those who read the node read the first of its results."""
+    with node.graph.inserting_after(node):
+        first = node.graph.call_function(operator.getitem, (node, 0))
+    first.meta = dict(node.meta)
+    node.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
+    written = [value for value in node.kwargs.values() if isinstance(value, fx.Node)]
+    if "val" in node.meta:
+        node.meta["val"] = tuple(value.meta["val"] for value in written)
 
 
 def _uses(probe: Probe, op: Op) -> Iterator[tuple[_sched.OverwritingForm, Look, Look]]:

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "program/hazards.h"
+#include "program/levers/levers.h"
 #include "program/lower.h"
 #include "sched/simulate.h"
 #include "support/random_graphs.h"
@@ -254,6 +255,78 @@ TEST(Overwrite, WhatTheCallerHoldsIsNotWrittenTo) {
     EXPECT_TRUE(found.overwrites.empty());
     EXPECT_EQ(found.plan.peak_bytes, 8);
   }
+}
+
+TEST(Levers, AreAsLowAsTheirBestAndEditNoMoreThanThatNeeds) {
+  std::uint64_t edited = 0;
+  for (std::uint64_t seed = 0; seed < Cases(1000); ++seed) {
+    const Program program = RandomProgram(seed);
+    SCOPED_TRACE(Shown(program, seed));
+    const Oracle oracle(program);
+    const LeverPlan found = PlanLevers(program, {}, {});
+    const std::int64_t lowest = oracle.LowestPeak(/*overwrites=*/true);
+    ASSERT_EQ(found.plan.peak_bytes, lowest);
+    ASSERT_EQ(found.plan.lower_bound_bytes, lowest);
+    ASSERT_NE(found.plan.proof, sched::Proof::kNone);
+    ASSERT_EQ(sched::PeakBytes(found.graph, found.plan.order), lowest);
+    const sched::Graph original = Lower(program);
+    ASSERT_EQ(found.plan.original_peak_bytes, sched::PeakBytes(original, original.OriginalOrder()));
+    ASSERT_EQ(found.uses.size(), 2U);
+    ASSERT_EQ(found.uses[0].peak_bytes_after, oracle.LowestPeak(/*overwrites=*/false));
+    ASSERT_EQ(found.uses[1].peak_bytes_after, lowest);
+    // Without any of them this order has a higher peak.
+    for (const std::size_t left_out : found.overwrites) {
+      std::vector<Overwrite> fewer;
+      for (const std::size_t i : found.overwrites) {
+        if (i != left_out) fewer.push_back(program.overwritable[i]);
+      }
+      const Overwritten other = *WithOverwrites(program, fewer);
+      sched::Order order;
+      for (const OpId v : found.plan.order) {
+        const auto place = std::ranges::find(other.old_ops, found.old_ops[v]);
+        order.push_back(static_cast<OpId>(place - other.old_ops.begin()));
+      }
+      ASSERT_GT(sched::PeakBytes(Lower(other.program), order), lowest);
+    }
+    edited += !found.overwrites.empty();
+    if (found.overwrites.empty()) ASSERT_EQ(found.program.ops.size(), program.ops.size());
+  }
+  EXPECT_GT(edited, Cases(1000) / 20);
+}
+
+TEST(Levers, OrderAloneIsAPlanOfTheProgram) {
+  for (std::uint64_t seed = 0; seed < Cases(200); ++seed) {
+    const Program program = RandomProgram(seed);
+    SCOPED_TRACE(Shown(program, seed));
+    const LeverPlan found = PlanLevers(program, {.order = true, .overwrite = false}, {});
+    const sched::Plan plan = sched::MakePlan(Lower(program), {});
+    ASSERT_EQ(found.plan.order, plan.order);
+    ASSERT_EQ(found.plan.lower_bound_bytes, plan.lower_bound_bytes);
+    ASSERT_EQ(found.plan.proof, plan.proof);
+    ASSERT_EQ(found.uses.size(), 1U);
+  }
+}
+
+TEST(Levers, WithoutOrderAllOpsStay) {
+  std::uint64_t gains = 0;
+  for (std::uint64_t seed = 0; seed < Cases(500); ++seed) {
+    const Program program = RandomProgram(seed);
+    SCOPED_TRACE(Shown(program, seed));
+    const LeverPlan found = PlanLevers(program, {.order = false, .overwrite = true}, {});
+    ASSERT_EQ(found.plan.moved_ops, 0);
+    for (std::size_t i = 0; i < found.plan.order.size(); ++i) {
+      ASSERT_EQ(found.old_ops[found.plan.order[i]], static_cast<OpId>(i));
+    }
+    ASSERT_LE(found.plan.peak_bytes, found.plan.original_peak_bytes);
+    gains += found.plan.peak_bytes < found.plan.original_peak_bytes;
+  }
+  EXPECT_GT(gains, 0U);
+}
+
+TEST(Levers, AreNamed) {
+  EXPECT_TRUE(LeversNamed({"overwrite", "order"}).order);
+  EXPECT_FALSE(LeversNamed({"order"}).overwrite);
+  EXPECT_THROW(LeversNamed({"slices"}), std::invalid_argument);
 }
 
 }  // namespace
