@@ -71,9 +71,9 @@ def reorder(
     otherwise the original comes back and `report.reason` says why. Other arguments as of
     torch_ext.optimize. All runs without gradients.
 
-    A program that overwrites is for calls without gradients: in others torch may raise. So without
-    `levers` it is only done where no parameter requires gradients; what then is left out stands in
-    `report.levers`.
+    A program that overwrites is for calls without gradients, in which torch may raise, and outside
+    of autocast. So without `levers` it is only done where no parameter requires gradients; what is
+    left out, and why, stands in `report.levers`.
 
     Raises ValueError for inputs that do not fit or other bad arguments, and whatever the program
     raises when it runs.
