@@ -9,6 +9,9 @@
 
 #include "program/hazards.h"
 #include "program/lower.h"
+#include "sched/bound.h"
+#include "sched/budget.h"
+#include "sched/simulate.h"
 
 namespace torch_ext::program {
 namespace {
@@ -162,11 +165,41 @@ Relaxation Relaxed(const Program& program, const std::vector<char>& is_open) {
   return relaxed;
 }
 
+// The highest of the ops' own bounds: what is alive in the cheapest state in which an op can run,
+// less what it would overwrite. See BOUND in the header. Ops by falling hill in an order, as long
+// as that can help: one flow each.
+std::int64_t BoundOfOps(const sched::Graph& graph, const sched::Order& order,
+                        const std::vector<char>& is_open, sched::Budget budget) {
+  const sched::Profile profile = sched::Simulate(graph, order);
+  std::vector<std::int64_t> open_bytes(order.size(), 0);
+  std::vector<std::pair<std::int64_t, OpId>> hills;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    const OpId v = order[i];
+    for (const BufferId b : graph.op(v).writes) {
+      if (is_open[b]) open_bytes[v] += graph.buffer(b).size_bytes;
+    }
+    hills.emplace_back(profile.hill_bytes[i] - open_bytes[v], v);
+  }
+  std::ranges::sort(hills, std::greater<>());
+  std::int64_t best_bytes = 0;
+  for (const auto& [hill_bytes, v] : hills) {
+    if (hill_bytes <= best_bytes) break;
+    const std::int64_t bound_bytes = sched::ClosureBound(graph, v, budget).bytes - open_bytes[v];
+    best_bytes = std::max(best_bytes, bound_bytes);
+  }
+  return best_bytes;
+}
+
+// Of the budget in seconds, for each plan below the root.
+constexpr double kShareOfANode = 1.0 / 16;
+
 // Branch and bound over the choices of a program; they are named by places in its `overwritable`.
 class Chooser {
  public:
   Chooser(const Program& program, const sched::PlanOptions& options)
-      : program_(program), options_(options), readers_(ReadersOf(program)) {}
+      : program_(program), options_(options), part_(options), readers_(ReadersOf(program)) {
+    part_.time_budget_seconds *= kShareOfANode;
+  }
 
   struct Found {
     std::vector<std::size_t> choices;
@@ -180,10 +213,20 @@ class Chooser {
     for (std::size_t i = 0; i < program_.overwritable.size(); ++i) {
       none.is_closed[i] = !IsPossible(program_, program_.overwritable[i]);
     }
+    std::vector<char> is_open(program_.buffers.size(), 0);
+    for (std::size_t i = 0; i < none.is_closed.size(); ++i) {
+      if (!none.is_closed[i]) is_open[program_.overwritable[i].result] = 1;
+    }
     Visit(std::move(none));
+    is_root_ = false;
+    const sched::Graph graph = Lower(program_);
+    const std::int64_t bound_of_ops_bytes =
+        BoundOfOps(graph, graph.OriginalOrder(), is_open,
+                   sched::Budget(options_.time_budget_seconds, options_.search_memory_bytes));
     for (int nodes = 1; nodes < most_nodes && !open_.empty() && !IsDone(); nodes += 2) {
       Node node = open_.top();
-      if (node.bound_bytes >= best_.plan.peak_bytes) break;
+      const std::int64_t least_bytes = std::max(node.bound_bytes, bound_of_ops_bytes);
+      if (least_bytes >= best_.plan.peak_bytes) break;
       open_.pop();
       Decisions with = node.decisions, without = std::move(node.decisions);
       with.done.push_back(node.branch);
@@ -192,6 +235,7 @@ class Chooser {
       Visit(std::move(without));
     }
     if (!open_.empty()) bound_bytes_ = std::min(bound_bytes_, open_.top().bound_bytes);
+    bound_bytes_ = std::max(bound_bytes_, bound_of_ops_bytes);
     sched::Plan& plan = best_.plan;
     if (bound_bytes_ < plan.lower_bound_bytes) {
       plan.lower_bound_bytes = bound_bytes_;
@@ -227,8 +271,10 @@ class Chooser {
     return WithOverwrites(program_, overwrites);
   }
 
+  // The plans of the root, where all choices are open, get the whole budget each: it often ends
+  // there.
   sched::Plan Plan(const sched::Graph& graph) {
-    sched::Plan plan = sched::MakePlan(graph, options_);
+    sched::Plan plan = sched::MakePlan(graph, is_root_ ? options_ : part_);
     seconds_ += plan.seconds;
     clock_stopped_ |= plan.clock_stopped;
     return plan;
@@ -309,8 +355,10 @@ class Chooser {
 
   const Program& program_;
   const sched::PlanOptions& options_;
+  sched::PlanOptions part_;
   const std::vector<std::vector<OpId>> readers_;
   std::priority_queue<Node> open_;
+  bool is_root_ = true;
   bool has_plan_ = false;
   Found best_;
   // Of all choices that were looked at to their end.

@@ -22,6 +22,13 @@
 // relaxed program is one over all orders and all its open choices. Branch and bound over choices
 // ends where the lowest open bound meets the best program found.
 //
+// BOUND. Overwriting changes no state, only the hill of the op itself, and that by the bytes of its
+// result at most: what is alive after an op is the same. So over all orders and choices the peak is
+// at least what is alive in the cheapest state in which an op can run (a minimum cut, bound.h),
+// with its results and its workspace, less the results that may overwrite. The relaxation is better
+// where few choices are open; it may put off the second steps of many ops, which this bound does
+// not.
+//
 // Attack: overwrite_test.cpp, against all orders and all choices, by dynamic programming over sets
 // of ops that shares no code with this.
 #pragma once
@@ -61,7 +68,8 @@ struct OverwritePlan {
 };
 
 // The lowest plan over orders and choices that is found; never higher than the original. Work: one
-// plan, and where there are choices up to three for each node of branch and bound.
+// plan, and where there are choices up to three for each node of branch and bound; those below the
+// root have a sixteenth of the budget each.
 OverwritePlan PlanOverwrites(const Program& program, const sched::PlanOptions& options,
                              int most_nodes = 32);
 
