@@ -154,22 +154,59 @@ def overwritten(form, arguments):
 
 
 def bits(tensor):
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    flat = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.reshape(-1))
+    return flat.view(torch.uint8)
 
 
-def copied(arguments, layout=None):
-    def copy(value):
+def with_steps(tensor):
+    """The same values, every second element of a larger tensor."""
+    if not tensor.dim():
+        return tensor
+    large = tensor.new_zeros(*tensor.shape[:-1], 2 * tensor.shape[-1])
+    large[..., ::2] = tensor
+    return large[..., ::2]
+
+
+def transposed(tensor):
+    return tensor if tensor.dim() < 2 else tensor.mT.contiguous().mT
+
+
+def channels_last(tensor):
+    return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def as_it_is(tensor):
+    return tensor
+
+
+# Of the argument, and of the other operands.
+LAYOUTS = [
+    (as_it_is, as_it_is),
+    (channels_last, channels_last),
+    *(
+        (argument, other)
+        for argument in (as_it_is, transposed)
+        for other in (with_steps, transposed)
+    ),
+]
+
+
+def copied(arguments, form=None, layout=LAYOUTS[0]):
+    """`form`: whose argument and operands get the layout."""
+
+    def copy(name, value):
         if not isinstance(value, torch.Tensor):
             return value
-        clone = value.clone()
-        return clone if layout is None or value.dim() != 4 else clone.to(memory_format=layout)
+        if form is None or name not in (form.argument, *form.shaped):
+            return value.clone()
+        return layout[name != form.argument](value.clone())
 
-    return {name: copy(value) for name, value in arguments.items()}
+    return {name: copy(name, value) for name, value in arguments.items()}
 
 
-def difference(form, arguments, layout=None):
+def difference(form, arguments, layout):
     """Of one call of either form: empty if there is none."""
-    before = copied(arguments, layout)
+    before = copied(arguments, form, layout)
     try:
         with torch_ext.measure_peak() as original:
             expected = called(overload(form.oper, form.overload), before)
@@ -180,9 +217,9 @@ def difference(form, arguments, layout=None):
         or expected.dtype != before[form.argument].dtype
     ):
         return ""  # not claimed
-    if layout is not None and expected.stride() != before[form.argument].stride():
+    if layout != LAYOUTS[0] and expected.stride() != before[form.argument].stride():
         return ""
-    given = copied(arguments, layout)
+    given = copied(arguments, form, layout)
     with torch_ext.measure_peak() as memory:
         result = overwritten(form, given)
     if result.stride() != expected.stride():
@@ -199,11 +236,16 @@ def difference(form, arguments, layout=None):
     return ""
 
 
+def layouts_of(form, size):
+    if not form.keeps_layout:
+        return LAYOUTS[:1]
+    return LAYOUTS if form.shaped and size in SIZES[1:4:2] else LAYOUTS[:2]
+
+
 def fault_of(form):
     """The first fault of an entry; empty if there is none."""
     for arguments in cases(form):
-        layouts = (None, torch.channels_last) if form.keeps_layout else (None,)
-        for layout in layouts:
+        for layout in layouts_of(form, arguments[form.argument].shape):
             if found := difference(form, arguments, layout):
                 shown = {
                     name: (tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else v

@@ -147,7 +147,7 @@ const std::vector<OverwritingForm>& OverwritingForms() {
     AddUnary(forms);
     AddPointwise(forms);
     AddBackward(forms);
-    for (OverwritingForm& form : forms) form.keeps_layout = true;
+    for (OverwritingForm& form : forms) form.keeps_layout = form.typed.size() < 2;
     AddLines(forms);
     for (OverwritingForm& form : forms) form.broadcasts &= form.keeps_layout;
     return forms;

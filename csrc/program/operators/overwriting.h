@@ -7,7 +7,8 @@
 //   dtypes    floating point: the result has the dtype of the argument then
 //   layout    argument and `shaped` have the strides of a new tensor of that size, and so does the
 //             result, in both forms; where `keeps_layout`: any, if the original form gives the
-//             result the strides of the argument, which is without gaps
+//             result the strides of the argument, which is without gaps (not with three operands,
+//             for the same reason as below)
 //   sizes     those of the argument, after broadcasting with `shaped`, which only operators of two
 //             operands do: kernels without vectors keep other payloads of NaNs in place
 //   overlap   a `shaped` argument may be the very same tensor; all others are apart
