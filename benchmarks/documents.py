@@ -43,6 +43,7 @@ WORDS = {
     "models": standard_models.WORDS,
     "models-batch8": standard_models.WORDS,
     "models-compilers": standard_models.WORDS,
+    "models-overwrite": standard_models.WORDS,
     "models-quick": standard_models.WORDS,
     "noticing": noticing.WORDS,
     "passes": passes.WORDS,
@@ -101,6 +102,23 @@ def _gainers() -> list[dict[str, str]]:
 
 def _zeros() -> list[dict[str, str]]:
     return [record for record in _table("models-quick").records() if _gain(record) <= 0]
+
+
+def _overwrite_table() -> str:
+    header = ("model", "before", "order", "and overwriting", "bound", "overwrites", "time")
+    rows: list[Row] = [
+        (
+            record["model"],
+            record["measured before MiB"],
+            record["measured after MiB"],
+            record["overwrite MiB"],
+            record["overwrite bound MiB"],
+            record["overwrites"],
+            record["overwrite time"],
+        )
+        for record in _table("models-overwrite").records()
+    ]
+    return Table(header, rows, ("model",)).markdown()
 
 
 def _models_table() -> str:
@@ -330,6 +348,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "free-most": lambda: f"{max(_gains_of(freedom=True)):.1f}",
     "models-zeros-count": lambda: str(len(_zeros())),
     "models-zeros": lambda: ", ".join(record["model"] for record in _zeros()),
+    "overwrite-table": _overwrite_table,
+    "overwrite-machine": lambda: _comment("models-overwrite", "machine"),
+    "overwrite-threads": lambda: _comment("models-overwrite", "threads").partition(",")[0],
     "models-threads": lambda: _comment("models-quick", "threads").partition(",")[0],
     "all-models": lambda: (
         standard_models.by_model(_all_models()).without_empty_columns().markdown()
