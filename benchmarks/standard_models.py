@@ -109,18 +109,10 @@ def _optimized(subject: Subject) -> tuple[torch.jit.ScriptModule, Report]:
 
 
 def _ours(subject: Subject, options: argparse.Namespace) -> Values:
-    script, inputs = subject.script, subject.inputs
     optimized, report = _optimized(subject)
-
-    def before() -> object:
-        return script(*inputs)
-
-    def after() -> object:
-        return optimized(*inputs)
-
-    settled_peak(before)
-    settled_peak(after)
-    quarters = statistics.quantiles(time_ratios(before, after, options.pairs, LATENCY_SECONDS), n=4)
+    before = functools.partial(subject.script, *subject.inputs)
+    after = functools.partial(optimized, *subject.inputs)
+    quarters = statistics.quantiles(_settled_ratios(before, after, options), n=4)
     return {
         **_told(report),
         "time": f"{quarters[1]:.3f}",
@@ -128,6 +120,14 @@ def _ours(subject: Subject, options: argparse.Namespace) -> Values:
         "joules before": _joules(before),
         "joules after": _joules(after),
     }
+
+
+def _settled_ratios(
+    before: Callable[[], object], after: Callable[[], object], options: argparse.Namespace
+) -> list[float]:
+    settled_peak(before)
+    settled_peak(after)
+    return time_ratios(before, after, options.pairs, LATENCY_SECONDS)
 
 
 def _told(report: Report) -> Values:
@@ -172,18 +172,10 @@ def _joules(run: Callable[[], object]) -> str:
 
 
 def _overwriting(subject: Subject, options: argparse.Namespace) -> Values:
-    script, inputs = subject.script, subject.inputs
-    optimized, report = optimize(script, inputs)
-
-    def before() -> object:
-        return script(*inputs)
-
-    def after() -> object:
-        return optimized(*inputs)
-
-    settled_peak(before)
-    settled_peak(after)
-    ratios = time_ratios(before, after, options.pairs, LATENCY_SECONDS)
+    optimized, report = optimize(subject.script, subject.inputs)
+    before = functools.partial(subject.script, *subject.inputs)
+    after = functools.partial(optimized, *subject.inputs)
+    ratios = _settled_ratios(before, after, options)
     return {
         "overwrite MiB": mib(report.measured_peak_bytes),
         "overwrite bound MiB": mib(report.lower_bound_bytes),

@@ -77,6 +77,18 @@ bool IsMutable(const Value* value) {
   }
 }
 
+bool MayHoldTensors(const c10::TypePtr& type) {
+  switch (type->kind()) {
+    case c10::TypeKind::TensorType:
+    case c10::TypeKind::ClassType:
+    case c10::TypeKind::InterfaceType:
+    case c10::TypeKind::AnyType:
+      return true;
+    default:
+      return std::ranges::any_of(type->containedTypes(), MayHoldTensors);
+  }
+}
+
 OperatorEffects EffectsOf(Node* node) {
   static constexpr auto kStateful =
       std::to_array<std::string_view>({"prim::fork", "prim::Enter", "prim::Exit"});

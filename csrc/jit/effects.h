@@ -11,6 +11,9 @@ namespace torch_ext::jit {
 // Can the value be written to, or hold something that can? (AliasDb's own test is not exported.)
 bool IsMutable(const torch::jit::Value* value);
 
+// Can a value of the type be a tensor, or hold one?
+bool MayHoldTensors(const c10::TypePtr& type);
+
 // What the node itself (not its inner blocks) does. Positions are of the node's inputs.
 OperatorEffects EffectsOf(torch::jit::Node* node);
 

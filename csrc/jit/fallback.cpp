@@ -22,12 +22,6 @@ using torch::jit::WithInsertPoint;
 
 constexpr std::size_t kOriginal = 0, kOverwriting = 1;  // blocks of the If
 
-bool MayHoldTensors(const c10::TypePtr& type) {
-  if (type->isSubtypeOf(*c10::TensorType::get())) return true;
-  return type->kind() == c10::TypeKind::AnyType ||
-         std::ranges::any_of(type->containedTypes(), MayHoldTensors);
-}
-
 bool IsModule(const Value* value) {
   return value->type()->is_module();
 }

@@ -78,11 +78,7 @@ std::vector<Stack> Arguments(const Module& module, const std::vector<Stack>& exa
 class Subject {
  public:
   Subject(const Module& module, const std::vector<Stack>& examples, const OptimizeOptions& options)
-      : module_(module),
-        examples_(examples),
-        options_(options),
-        levers_(options.levers),
-        reordered_(module) {
+      : module_(module), examples_(examples), options_(options), reordered_(module) {
     graph_ = ForwardGraph(reordered_.module());
     report_.threads = at::get_num_threads();
     report_.examples.resize(examples.size());
@@ -118,7 +114,7 @@ class Subject {
     for (const Stack& example : examples_) probes_.push_back(ProbeExample(example));
     interference_ = FindInterference(graph_, nodes_, probes_);
     const bool is_elsewhere = std::ranges::any_of(probes_, &Probe::other_devices);
-    if (levers_.overwrite && !is_elsewhere) {
+    if (options_.levers.overwrite && !is_elsewhere) {
       overwritable_ =
           FindOverwritable(graph_, nodes_, probes_, interference_, options_.overwrite_rules);
     }
@@ -196,9 +192,8 @@ class Subject {
                                .bytes = measured,
                                .other_bytes = plan.lower_bound_bytes});
     plan.lower_bound_bytes = 0;
-    plan.proof = sched::Proof::kNone;
+    plan.DropProof();
     plan.bottleneck.reset();
-    for (sched::Region& region : plan.regions) region.proof = sched::Proof::kNone;
     return true;
   }
 
@@ -249,7 +244,8 @@ class Subject {
   }
 
   void PlanWorst() {
-    program::LeverPlan planned = program::PlanLevers(report_.original, levers_, options_.plan);
+    program::LeverPlan planned =
+        program::PlanLevers(report_.original, options_.levers, options_.plan);
     report_.program = std::move(planned.program);
     report_.graph = std::move(planned.graph);
     report_.plan = std::move(planned.plan);
@@ -268,15 +264,9 @@ class Subject {
 
   // Of the program of any example, edited as that of the worst one.
   std::int64_t PlannedPeak(const program::Program& original) const {
-    std::vector<program::Overwrite> overwrites;
-    for (const std::size_t i : report_.overwrites) overwrites.push_back(original.overwritable[i]);
-    const auto edited = program::WithOverwrites(original, overwrites);
+    const auto edited = program::WithOverwrites(original, report_.overwrites);
     if (!edited) return std::numeric_limits<std::int64_t>::max();
-    std::vector<sched::OpId> new_ops(edited->old_ops.size());
-    for (std::size_t v = 0; v < new_ops.size(); ++v) new_ops[edited->old_ops[v]] = v;
-    sched::Order order = OldOrder();
-    for (sched::OpId& v : order) v = new_ops[v];
-    return sched::PeakBytes(program::Lower(edited->program), order);
+    return sched::PeakBytes(program::Lower(edited->program), edited->ToNewOps(OldOrder()));
   }
 
   // A bound of the planned sizes says nothing of the program where those are not certain.
@@ -288,7 +278,8 @@ class Subject {
     if (KeepCertain(CertainNodes(graph_), probe)) {
       program::Program certain = ToProgram(nodes_, probe, interference_);
       certain.overwritable = report_.original.overwritable;
-      const program::LeverPlan bounding = program::PlanLevers(certain, levers_, options_.plan);
+      const program::LeverPlan bounding =
+          program::PlanLevers(certain, options_.levers, options_.plan);
       plan.seconds += bounding.plan.seconds;
       bound_bytes = std::min(bound_bytes, bounding.plan.lower_bound_bytes);
       plan.bottleneck = bounding.plan.bottleneck;
@@ -303,8 +294,7 @@ class Subject {
     bound_bytes = std::max<std::int64_t>(0, bound_bytes - probe.released_bytes);
     if (bound_bytes == plan.lower_bound_bytes) return;
     plan.lower_bound_bytes = bound_bytes;
-    plan.proof = sched::Proof::kNone;
-    for (sched::Region& region : plan.regions) region.proof = sched::Proof::kNone;
+    plan.DropProof();
   }
 
   ExamplePeaks& worst() { return report_.examples[report_.worst_example]; }
@@ -322,7 +312,7 @@ class Subject {
 
   void ExplainNoGain() {
     report_.reasons =
-        program::WhyNoGain(report_.program, report_.plan, options_.plan, levers_.overwrite);
+        program::WhyNoGain(report_.program, report_.plan, options_.plan, options_.levers.overwrite);
     if (!is_best_as_planned_ || report_.plan.is_optimal()) return;
     for (program::Reason& reason : report_.reasons) {
       if (reason.kind == ReasonKind::kUnproven) reason.kind = ReasonKind::kUncertain;
@@ -332,7 +322,6 @@ class Subject {
   const Module& module_;
   const std::vector<Stack>& examples_;
   const OptimizeOptions& options_;
-  const program::Levers levers_;
   QuietRun quiet_;
   ScratchModule reordered_;
   std::shared_ptr<Graph> graph_;

@@ -69,10 +69,11 @@ void Origins::AddNode(const AliasDb& alias_db, program::OpId op, Node* node,
   Ids touched = All(read);
   for (Value* output : node->outputs()) {
     if (!IsMutable(output)) continue;
+    const bool may_hold_all = MayHoldAll(node), is_new = IsNewTensor(node, output);
     std::vector<Value*> held;
     for (Value* value : read) {
-      const bool is_told = !IsNewTensor(node, output) && alias_db.mayContainAlias(value, output);
-      if (MayHoldAll(node) || is_told) held.push_back(value);
+      const bool is_told = !is_new && alias_db.mayContainAlias(value, output);
+      if (may_hold_all || is_told) held.push_back(value);
     }
     const bool is_given_whole = !node->inputs().empty() && held.size() == 1 &&
                                 held[0] == node->input(0) && IsWhole(held[0]);

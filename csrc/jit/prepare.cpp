@@ -172,18 +172,6 @@ NodeId IdOf(const Node* node) {
   return {node, node->outputs().empty() ? 0 : node->outputs()[0]->unique()};
 }
 
-bool MayHoldTensors(const c10::TypePtr& type) {
-  switch (type->kind()) {
-    case c10::TypeKind::TensorType:
-    case c10::TypeKind::ClassType:
-    case c10::TypeKind::InterfaceType:
-    case c10::TypeKind::AnyType:
-      return true;
-    default:
-      return std::ranges::any_of(type->containedTypes(), MayHoldTensors);
-  }
-}
-
 // May the node hold memory, or change what others hold?
 bool TouchesMemory(const Node* node) {
   const auto may_hold = [](const Value* value) { return MayHoldTensors(value->type()); };

@@ -36,12 +36,12 @@ sched::Order RandomOrder(const sched::Graph& graph, Generator& random) {
 
 // May the storage be given up for the result, and is neither given away already?
 bool IsFree(const Program& program, const Overwrite& overwrite,
-            const std::vector<Overwrite>& chosen) {
+            const std::vector<std::size_t>& chosen) {
   const Buffer& argument = program.buffers[overwrite.argument];
-  return !argument.is_input && !argument.kept &&
-         std::ranges::none_of(chosen, [&](const Overwrite& other) {
-           return other.argument == overwrite.argument || other.result == overwrite.result;
-         });
+  return !argument.is_input && !argument.kept && std::ranges::none_of(chosen, [&](std::size_t i) {
+    const Overwrite& other = program.overwritable[i];
+    return other.argument == overwrite.argument || other.result == overwrite.result;
+  });
 }
 
 }  // namespace
@@ -52,21 +52,17 @@ RandomEdits Shuffled(const Program& program, std::uint64_t seed, const HazardRul
   std::iota(places.begin(), places.end(), 0);
   for (std::size_t i = places.size(); i > 1; --i) std::swap(places[random() % i], places[i - 1]);
   RandomEdits edits;
-  std::vector<Overwrite> chosen;
-  std::optional<Overwritten> edited = WithOverwrites(program, chosen);
+  std::optional<Overwritten> edited = WithOverwrites(program, {});
   for (const std::size_t i : places) {
-    if (!IsFree(program, program.overwritable[i], chosen)) continue;
-    chosen.push_back(program.overwritable[i]);
-    if (std::optional<Overwritten> more = WithOverwrites(program, chosen)) {
+    if (!IsFree(program, program.overwritable[i], edits.overwrites)) continue;
+    edits.overwrites.push_back(i);
+    if (std::optional<Overwritten> more = WithOverwrites(program, edits.overwrites)) {
       edited = std::move(more);
-      edits.overwrites.push_back(i);
     } else {
-      chosen.pop_back();
+      edits.overwrites.pop_back();
     }
   }
-  for (const sched::OpId v : RandomOrder(Lower(edited->program, rules), random)) {
-    edits.order.push_back(edited->old_ops[v]);
-  }
+  edits.order = edited->ToOldOps(RandomOrder(Lower(edited->program, rules), random));
   return edits;
 }
 

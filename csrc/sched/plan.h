@@ -60,6 +60,12 @@ struct Plan {
   bool clock_stopped = false;      // the clock, not the counted work, ended the search
 
   bool is_optimal() const { return peak_bytes == lower_bound_bytes; }
+
+  // Nothing is proven of the plan nor of its regions.
+  void DropProof() {
+    proof = Proof::kNone;
+    for (Region& region : regions) region.proof = Proof::kNone;
+  }
 };
 
 Plan MakePlan(const Graph& graph, const PlanOptions& options = {});

@@ -81,9 +81,7 @@ def reorder(
     wanted = planning(scope, time_budget, memory_budget, levers)
     verify = flag(verify, "verify")
     given = _arguments(program, example_inputs)
-    why = _why_not_overwritten(program, wanted, is_asked=levers is not None)
-    if why:
-        wanted = without_overwrites(wanted)
+    wanted, why = _allowed(program, wanted, is_asked=levers is not None)
     edited, report, is_overwritten = _reorder(program, given, wanted, verify)
     if edited is program and is_overwritten:  # an order alone may still be good
         why = report.reason
@@ -141,9 +139,7 @@ def analyze(
     """Report what reorder could gain. Changes nothing and measures only the original."""
     wanted = planning(scope, time_budget, levers=levers)
     given = _arguments(program, example_inputs)
-    unwanted = _why_not_overwritten(program, wanted, is_asked=levers is not None)
-    if unwanted:
-        wanted = without_overwrites(wanted)
+    wanted, unwanted = _allowed(program, wanted, is_asked=levers is not None)
     with torch.no_grad():
         if why := _why_left_alone():
             return _unplanned(program, given, why, None)
@@ -155,6 +151,12 @@ def analyze(
         reasons, found = refuted, kept_original(found, None)
     report = _report(program, given, found, reasons, measured_original_peak_bytes=peak_bytes)
     return _with_given_up(report, unwanted)
+
+
+def _allowed(program: Graphs, wanted: Planning, is_asked: bool) -> tuple[Planning, str]:
+    """What of it may be done, and why not all of it."""
+    why = _why_not_overwritten(program, wanted, is_asked)
+    return (without_overwrites(wanted) if why else wanted), why
 
 
 def _why_not_overwritten(program: Graphs, wanted: Planning, is_asked: bool) -> str:

@@ -140,12 +140,8 @@ def _is_allowed(
         return False
     if argument.storage in probe.outside or result.storage not in op.made:
         return False
-    are_alike = (result.shape, result.stride, result.dtype) == (
-        *(argument.shape, argument.stride),
-        argument.dtype,
-    )
-    fill_theirs = result.fills_it and argument.fills_it
-    if not are_alike or not fill_theirs or result.dtype not in _FLOATING:
+    are_alike = dataclasses.replace(result, storage=argument.storage) == argument
+    if not are_alike or not result.fills_it or result.dtype not in _FLOATING:
         return False
     twins = [given[name] for name in form.shaped]
     others = [node for node in op.node.all_input_nodes if node is not given[form.argument]]

@@ -64,9 +64,7 @@ std::vector<std::size_t> Needed(const Program& program, const OverwritePlan& edi
 void HoldToBound(sched::Plan& plan, std::int64_t bound_bytes, sched::Proof proof) {
   plan.lower_bound_bytes = bound_bytes;
   plan.proof = proof == sched::Proof::kNone ? sched::Proof::kSearch : proof;
-  if (plan.is_optimal()) return;
-  plan.proof = sched::Proof::kNone;
-  for (sched::Region& region : plan.regions) region.proof = sched::Proof::kNone;
+  if (!plan.is_optimal()) plan.DropProof();
 }
 
 }  // namespace
@@ -102,22 +100,15 @@ LeverPlan PlanLevers(const Program& program, const Levers& levers,
     const bool clock_stopped = found.plan.clock_stopped || edited.plan.clock_stopped;
     const bool is_lower = edited.plan.peak_bytes < ordered_bytes;
     if (is_lower) found.overwrites = Needed(program, edited);
-    std::vector<Overwrite> overwrites;
-    for (const std::size_t i : found.overwrites) overwrites.push_back(program.overwritable[i]);
-    Overwritten kept = *WithOverwrites(program, overwrites);  // the order of the plan is one of it
+    Overwritten kept = *WithOverwrites(program, found.overwrites);  // it has the plan's order, too
     const auto bottleneck = Bottleneck(edited, kept);
     if (is_lower) {
       found.plan = std::move(edited.plan);
       found.plan.original_peak_bytes = original_bytes;
+      const sched::Order old_order = edited.overwritten.ToOldOps(std::move(found.plan.order));
+      found.plan.moved_ops = sched::MovedOps(old_order);
+      found.plan.order = kept.ToNewOps(old_order);
       found.old_ops = std::move(kept.old_ops);
-      std::vector<OpId> new_ops(found.old_ops.size());
-      for (std::size_t v = 0; v < new_ops.size(); ++v) {
-        new_ops[found.old_ops[v]] = static_cast<OpId>(v);
-      }
-      sched::Order& order = found.plan.order;
-      for (OpId& v : order) v = edited.overwritten.old_ops[v];
-      found.plan.moved_ops = sched::MovedOps(order);
-      for (OpId& v : order) v = new_ops[v];
       found.program = std::move(kept.program);
       found.graph = Lower(found.program);
     } else {

@@ -265,12 +265,6 @@ class Chooser {
     return options_.memory_budget_bytes && best_.plan.peak_bytes <= *options_.memory_budget_bytes;
   }
 
-  std::optional<Overwritten> With(const std::vector<std::size_t>& choices) const {
-    std::vector<Overwrite> overwrites;
-    for (const std::size_t i : choices) overwrites.push_back(program_.overwritable[i]);
-    return WithOverwrites(program_, overwrites);
-  }
-
   // The plans of the root, where all choices are open, get the whole budget each: it often ends
   // there.
   sched::Plan Plan(const sched::Graph& graph) {
@@ -282,7 +276,7 @@ class Chooser {
 
   // Plans the program with what is decided, and bounds what is open.
   void Visit(Decisions decisions) {
-    const std::optional<Overwritten> decided = With(decisions.done);
+    const std::optional<Overwritten> decided = WithOverwrites(program_, decisions.done);
     if (!decided) return;  // no order has these choices
     Close(decisions);
     const std::int64_t decided_bound_bytes = Offer(decisions.done, *decided);
@@ -337,7 +331,8 @@ class Chooser {
       }
     }
     if (has_more) {
-      if (const auto followed = With(decisions.done)) Offer(decisions.done, *followed);
+      if (const auto followed = WithOverwrites(program_, decisions.done))
+        Offer(decisions.done, *followed);
     }
     return undone.value_or(*first);
   }
@@ -369,13 +364,26 @@ class Chooser {
 
 }  // namespace
 
+sched::Order Overwritten::ToOldOps(sched::Order order) const {
+  for (OpId& v : order) v = old_ops[v];
+  return order;
+}
+
+sched::Order Overwritten::ToNewOps(sched::Order order) const {
+  std::vector<OpId> new_ops(old_ops.size());
+  for (std::size_t v = 0; v < old_ops.size(); ++v) new_ops[old_ops[v]] = static_cast<OpId>(v);
+  for (OpId& v : order) v = new_ops[v];
+  return order;
+}
+
 std::optional<Overwritten> WithOverwrites(const Program& program,
-                                          std::span<const Overwrite> overwrites) {
+                                          std::span<const std::size_t> overwrites) {
   const std::vector<std::vector<OpId>> readers = ReadersOf(program);
   std::vector<BufferId> root_of(program.buffers.size());
   std::iota(root_of.begin(), root_of.end(), 0);
   Edges added;
-  for (const Overwrite& overwrite : overwrites) {
+  for (const std::size_t i : overwrites) {
+    const Overwrite& overwrite = program.overwritable[i];
     root_of[overwrite.result] = overwrite.argument;
     for (const OpId v : OthersOf(overwrite, readers)) added.emplace_back(v, overwrite.op);
     for (const OpId v : readers[overwrite.result]) added.emplace_back(overwrite.op, v);
@@ -429,10 +437,8 @@ std::vector<std::size_t> ForcedOverwrites(const Program& program) {
 OverwritePlan PlanOverwrites(const Program& program, const sched::PlanOptions& options,
                              int most_nodes) {
   std::vector<std::size_t> done = ForcedOverwrites(program);
-  std::vector<Overwrite> forced;
-  for (const std::size_t i : done) forced.push_back(program.overwritable[i]);
   // They add no edge that was not there, so there is such a program, in the same order.
-  Overwritten base = *WithOverwrites(program, forced);
+  Overwritten base = *WithOverwrites(program, done);
   Chooser::Found found = Chooser(base.program, options).Run(most_nodes);
   for (const std::size_t i : found.choices) done.push_back(base.old_overwritable[i]);
   for (OpId& v : found.overwritten.old_ops) v = base.old_ops[v];

@@ -51,11 +51,14 @@ struct Overwritten {
   std::vector<OpId> old_ops;                  // of each op: what it was
   std::vector<BufferId> new_buffers;          // of each old buffer: the one that it is in
   std::vector<std::size_t> old_overwritable;  // of each that is left: its old place
+
+  sched::Order ToOldOps(sched::Order order) const;
+  sched::Order ToNewOps(sched::Order order) const;  // of all old ops
 };
 
-// Nothing if they cannot all be done: no order has them.
+// `overwrites` are places in `overwritable`. Nothing if they cannot all be done: no order has them.
 std::optional<Overwritten> WithOverwrites(const Program& program,
-                                          std::span<const Overwrite> overwrites);
+                                          std::span<const std::size_t> overwrites);
 
 // Places in `program.overwritable` of all that are forced, at most one for each result and
 // argument. O(overwritable * edges) at worst, mostly linear.

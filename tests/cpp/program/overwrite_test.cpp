@@ -203,11 +203,7 @@ TEST(Overwrite, WhatIsForcedNeverCosts) {
   for (std::uint64_t seed = 0; seed < Cases(1500); ++seed) {
     const Program program = RandomProgram(seed);
     SCOPED_TRACE(Shown(program, seed));
-    std::vector<Overwrite> forced;
-    for (const std::size_t i : ForcedOverwrites(program)) {
-      forced.push_back(program.overwritable[i]);
-    }
-    const std::optional<Overwritten> base = WithOverwrites(program, forced);
+    const std::optional<Overwritten> base = WithOverwrites(program, ForcedOverwrites(program));
     ASSERT_TRUE(base.has_value());
     for (std::size_t i = 0; i < base->old_ops.size(); ++i) {
       ASSERT_EQ(base->old_ops[i], static_cast<OpId>(i));  // no order is lost
@@ -276,20 +272,17 @@ TEST(Levers, AreAsLowAsTheirBestAndEditNoMoreThanThatNeeds) {
     ASSERT_EQ(found.uses[1].peak_bytes_after, lowest);
     // Without any of them this order has a higher peak.
     for (const std::size_t left_out : found.overwrites) {
-      std::vector<Overwrite> fewer;
-      for (const std::size_t i : found.overwrites) {
-        if (i != left_out) fewer.push_back(program.overwritable[i]);
-      }
+      std::vector<std::size_t> fewer = found.overwrites;
+      std::erase(fewer, left_out);
       const Overwritten other = *WithOverwrites(program, fewer);
-      sched::Order order;
-      for (const OpId v : found.plan.order) {
-        const auto place = std::ranges::find(other.old_ops, found.old_ops[v]);
-        order.push_back(static_cast<OpId>(place - other.old_ops.begin()));
-      }
-      ASSERT_GT(sched::PeakBytes(Lower(other.program), order), lowest);
+      sched::Order old_order;
+      for (const OpId v : found.plan.order) old_order.push_back(found.old_ops[v]);
+      ASSERT_GT(sched::PeakBytes(Lower(other.program), other.ToNewOps(old_order)), lowest);
     }
     edited += !found.overwrites.empty();
-    if (found.overwrites.empty()) ASSERT_EQ(found.program.ops.size(), program.ops.size());
+    if (found.overwrites.empty()) {
+      ASSERT_EQ(found.program.ops.size(), program.ops.size());
+    }
   }
   EXPECT_GT(edited, Cases(1000) / 20);
 }
