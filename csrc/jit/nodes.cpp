@@ -38,15 +38,15 @@ bool IsOutside(const Value* value, const Node* node) {
 
 std::vector<Value*> ReadValues(Node* node) {
   std::vector<Value*> values(node->inputs().begin(), node->inputs().end());
-  for (Block* block : node->blocks()) {
-    const auto add_captured = [&](Node* inner) {
-      for (Value* input : inner->inputs()) {
-        if (IsOutside(input, node)) values.push_back(input);
-      }
-    };
-    for (Node* inner : block->nodes()) ForEachInnerNode(inner, add_captured);
-    add_captured(block->return_node());
-  }
+  const auto add_captured = [&](Node* inner) {
+    for (Value* input : inner->inputs()) {
+      if (IsOutside(input, node)) values.push_back(input);
+    }
+  };
+  ForEachInnerNode(node, [&](Node* inner) {
+    if (inner != node) add_captured(inner);
+    for (Block* block : inner->blocks()) add_captured(block->return_node());
+  });
   std::vector<Value*> unique;
   for (Value* value : values) {
     if (std::find(unique.begin(), unique.end(), value) == unique.end()) unique.push_back(value);

@@ -250,6 +250,10 @@ class Subject {
     report_.graph = std::move(planned.graph);
     report_.plan = std::move(planned.plan);
     report_.levers = std::move(planned.uses);
+    if (!overwritable_.refusal.empty()) {
+      report_.levers.back().reasons = {
+          {.kind = ReasonKind::kLeftAlone, .detail = overwritable_.refusal}};
+    }
     old_ops_ = std::move(planned.old_ops);
     report_.overwrites = std::move(planned.overwrites);
     KeepCertainBound();

@@ -135,6 +135,23 @@ bool HasNewStrides(Node* node, const OverwritingForm& form, const NodeProbe& see
   return has_new_strides(form.argument) && std::ranges::all_of(form.shaped, has_new_strides);
 }
 
+// Ops that change the state others run in may turn gradients on, or run beside the graph. And where
+// an op does not declare what it does, it depends on the executor's own passes what the program
+// computes: they merge ops and run some in advance, and with other ops, or with the original beside
+// them (fallback.h), not the same ones.
+std::string WhyRefused(const std::vector<Node*>& nodes, const Interference& interference) {
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    const program::Effects& effects = interference.effects[i];
+    if (effects.is_stateful) {
+      return OpName(nodes[i], i) + " changes the state that other ops run in";
+    }
+    if (!effects.undeclared.empty()) {
+      return OpName(nodes[i], i) + " may write to anything: " + effects.undeclared;
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
@@ -142,8 +159,8 @@ Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::ve
                               const OverwriteRules& rules) {
   Overwritable found;
   found.overwrites.resize(probes.size());
-  // They may turn gradients on, or run beside the graph.
-  if (std::ranges::any_of(interference.effects, &program::Effects::is_stateful)) return found;
+  found.refusal = WhyRefused(nodes, interference);
+  if (!found.refusal.empty()) return found;
   const AliasDb alias_db(graph);
   const Origins origins(alias_db, nodes, interference.effects);
   for (std::size_t i = 0; i < nodes.size(); ++i) {

@@ -6,6 +6,7 @@
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "jit/interference.h"
@@ -24,6 +25,7 @@ struct OverwriteForm {
 
 // The i-th overwrite of each probe and `forms[i]` are the same.
 struct Overwritable {
+  std::string refusal;  // why nothing may be overwritten, if so
   std::vector<OverwriteForm> forms;
   std::vector<std::vector<program::Overwrite>> overwrites;  // of each probe
 };

@@ -20,6 +20,7 @@
 #include <optional>
 #include <set>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "jit/effects.h"
@@ -47,6 +48,29 @@ NormCounts CountNorms(Block* block) {
     counts.updating += !EffectsOf(node).statistics.empty();
   });
   return counts;
+}
+
+// How many values with tensors are returned or put into attributes, lists and tuples taken apart?
+std::size_t CountEscaping(Block* block) {
+  std::vector<const Value*> open(block->outputs().begin(), block->outputs().end());
+  ForEachNode(block, [&](const Node* node) {
+    if (node->kind() == c10::prim::SetAttr) open.push_back(node->input(1));
+  });
+  std::unordered_set<const Value*> seen;
+  std::size_t count = 0;
+  while (!open.empty()) {
+    const Value* value = open.back();
+    open.pop_back();
+    if (!MayHoldTensors(value->type()) || !seen.insert(value).second) continue;
+    const Node* maker = value->node();
+    if (maker->kind() == c10::prim::ListConstruct || maker->kind() == c10::prim::TupleConstruct ||
+        maker->kind() == c10::prim::DictConstruct) {
+      open.insert(open.end(), maker->inputs().begin(), maker->inputs().end());
+    } else {
+      ++count;
+    }
+  }
+  return count;
 }
 
 bool DeclaresTooLittle(Block* block) {
@@ -153,8 +177,11 @@ std::shared_ptr<Graph> PrepareGraph(std::shared_ptr<Graph>& graph) {
   });
   if (DeclaresTooLittle(graph->block())) return fallback;
   const NormCounts before = CountNorms(graph->block());
+  const std::size_t escaping = CountEscaping(graph->block());
   const ReadDtypes read = DtypesRead(graph->block());
   CleanUp(graph);
+  TORCH_CHECK(CountEscaping(graph->block()) >= escaping,
+              "torch's own passes merge two results that have equal values");
   const NormCounts after = CountNorms(graph->block());
   TORCH_CHECK(after.all == before.all || after.updating == before.updating,
               "torch's own passes drop a norm that updates running statistics");
@@ -229,6 +256,7 @@ std::vector<char> CertainNodes(const std::shared_ptr<Graph>& graph) {
       torch::jit::UnrollLoops(copy);
       torch::jit::RemoveListMutation(copy);
       CleanUp(copy);
+      CleanUp(copy);  // what is seen through lists may be computed twice
     });
   } catch (const std::exception&) {
     return std::vector<char>(nodes.size(), 0);  // torch's own passes fail

@@ -23,8 +23,9 @@ std::shared_ptr<torch::jit::Graph> ForwardGraph(const torch::jit::Module& module
 //
 // Throws c10::Error, which says why the graph must be left alone: torch's passes fail; they lose
 // the update of running statistics by a norm whose output nobody reads, for the executor may keep
-// it; or the graph enters torch.autocast, whose casts the executor adds when it compiles the graph,
-// if it does: that depends on switches of that moment.
+// it; they merge two results of equal values into one tensor, for the executor may have folded them
+// before; or the graph enters torch.autocast, whose casts the executor adds when it compiles the
+// graph, if it does: that depends on switches of that moment.
 //
 // Returns the fallback of a graph that has one (fallback.h), and nothing for others. What is left
 // then is the graph for calls without gradients.

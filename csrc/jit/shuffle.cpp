@@ -51,7 +51,7 @@ Module ShuffleOverwriting(const Module& module, const Stack& example, std::uint6
   const std::shared_ptr<Graph> fallback = graph->copy();
   ApplyOrder(graph->block(), nodes, edits.order);
   for (const std::size_t i : edits.overwrites) ApplyOverwrite(overwritable.forms[i]);
-  AddFallback(graph, fallback);
+  if (!edits.overwrites.empty()) AddFallback(graph, fallback);
   return shuffled;
 }
 

@@ -371,6 +371,23 @@ def test_a_norm_that_torch_would_drop_is_left_alone():
     )
 
 
+def test_equal_results_stay_two_tensors():
+    # The executor folds all three; torch's own passes merge them where that is yet to come.
+    class Constants(torch.nn.Module):
+        def forward(self, x: torch.Tensor):
+            read = torch.tensor([1.0, 2.0, 3.0])
+            first = torch.tensor([1.0, 2.0, 3.0])
+            second = torch.tensor([1.0, 2.0, 3.0])
+            a = torch.sin(x.repeat(1, 8))
+            b = torch.sin(x.repeat(1, 9))
+            return first, second, read.sum(), a.sum(1), b.sum(1)
+
+    _, report = torch_ext.optimize(torch.jit.script(Constants()), (torch.ones(16, 16),))
+    assert report.reason == (
+        "the graph cannot be prepared: torch's own passes merge two results that have equal values"
+    )
+
+
 def test_prints_after_a_wait_are_not_shown_either(capfd):
     # The program goes on in another thread.
     class Waits(torch.nn.Module):
@@ -957,6 +974,14 @@ class DropsFromALoop(nn.Module):
         return kept[0]
 
 
+class TwiceFromAList(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = [x.repeat(1, 8), x]
+        both.append(x)
+        first, second = both[0] * 1.5, both[0] * 1.5
+        return torch.cat([first.sum(1), second.sum(1)])
+
+
 class NotCleanedUp(nn.Module):
     """Beside a call of Python nothing is cleaned up ahead of time; the executor does it later."""
 
@@ -981,6 +1006,7 @@ class Tasks(nn.Module):
         Unrolled,
         DropsFromAList,
         DropsFromALoop,
+        TwiceFromAList,
         NotCleanedUp,
         Tasks,
     ],

@@ -432,6 +432,40 @@ def test_where_gradients_are_turned_on_inside_nothing_is_overwritten():
         require_same(script, result, lambda: (rows(8),))
 
 
+LIBRARY = torch.library.Library("torch_ext_overwrite_test", "DEF")
+LIBRARY.define("noise(Tensor x) -> Tensor")  # without a word of what it draws
+LIBRARY.impl("noise", lambda x: x + torch.rand_like(x), "CompositeExplicitAutograd")
+
+
+class Noisy(Held):
+    """The executor may draw while it makes its plan: once for each copy of the op."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.ops.torch_ext_overwrite_test.noise(torch.ones([3]))
+        return torch.tanh(x.repeat(1, 8) * 2).sum(1) + noise.sum()
+
+
+@torch.jit.ignore
+def halve(x: Tensor) -> Tensor:
+    return x.mul_(0.5)
+
+
+class Halves(Held):
+    """The executor computes one of two equal products, unless they are written in two ways."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        wide = x.repeat(1, 8)
+        first, second = wide * 2.0, wide * 2.0
+        return halve(first), second
+
+
+@pytest.mark.parametrize(("trap", "op"), [(Noisy, "noise."), (Halves, "PythonOp.")])
+def test_beside_an_op_that_declares_too_little_nothing_is_overwritten(trap, op):
+    _, report = torch_ext.optimize(torch.jit.script(trap()), (rows(8),))
+    assert not report.overwrites
+    assert op in report.levers[1].reason
+
+
 @pytest.mark.parametrize("shape", [(8, 16, 5, 5), (8, 16, 1, 1), (1, 1, 4, 4)])
 def test_channels_last_keeps_its_strides(shape):
     class Convolved(nn.Module):
