@@ -51,11 +51,22 @@ class Program:
         effects: Effects,
     ) -> None: ...
     def add_overwritable(self, op: int, result: int, argument: int) -> None: ...
+    def add_copyable(
+        self,
+        op: int,
+        value: str,
+        *,
+        makers: list[int],
+        reads: list[int],
+        is_read_beside: bool,
+        size_bytes: int,
+        dtype: str,
+    ) -> None: ...
     def add_conflict(self, earlier: int, later: int, *, by_statistics: bool) -> None: ...
     def label(self, op: int, source: str, module_path: str) -> None: ...
     def fields(self) -> dict[str, Any]: ...
     def after(self, without: list[str]) -> list[list[int]]: ...
-    def shuffled(self, seed: int) -> tuple[list[int], list[int]]: ...
+    def shuffled(self, seed: int) -> tuple[list[int], list[int], list[int]]: ...
     def plan(
         self,
         time_budget: float,
@@ -74,7 +85,7 @@ class OverwritingForm:
     target: str
     shaped: list[str]
     typed: list[str]
-    none: str
+    dtype: str
     no: str
     adds_no: str
     rest_like: str

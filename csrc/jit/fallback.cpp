@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "jit/builder.h"
 #include "jit/effects.h"
 #include "jit/nodes.h"
 
@@ -72,26 +73,9 @@ Sources FindSources(Graph& graph) {
   return sources;
 }
 
-// Nodes at the insertion point of a graph.
-class Condition {
+class Condition : public Builder {
  public:
-  explicit Condition(Graph& graph) : graph_(graph) {}
-
-  Value* Call(const char* oper, const std::vector<Value*>& inputs, const c10::TypePtr& type) {
-    Node* node = graph_.create(c10::Symbol::fromQualString(oper), inputs);
-    node->output()->setType(type);
-    return graph_.insertNode(node)->output();
-  }
-
-  Value* Ask(const char* oper, const std::vector<Value*>& inputs = {}) {
-    return Call(oper, inputs, c10::BoolType::get());
-  }
-
-  Value* Any(const std::vector<Value*>& values) {
-    Value* any = values.empty() ? graph_.insertConstant(false) : values[0];
-    for (std::size_t i = 1; i < values.size(); ++i) any = Ask("aten::__or__", {any, values[i]});
-    return any;
-  }
+  explicit Condition(Graph& graph) : Builder(graph), graph_(graph) {}
 
   Value* Attribute(const std::vector<Node*>& path) {
     Value* value = path.front()->input();
@@ -107,25 +91,18 @@ class Condition {
   // compiler walks over it). The product is of 0 x 0 numbers, or 1 x 1 where gradients are on: of a
   // size that is no constant, or the executor would answer once and for all.
   Value* IsAutocast(Value* gradients_are_on) {
-    const c10::TypePtr integer = c10::IntType::get(), tensor = c10::TensorType::get();
-    Value* none = graph_.insertConstant({});
-    Value* float32 = graph_.insertConstant(c10::ScalarType::Float);
-    Value* side = Call("aten::Int", {gradients_are_on}, integer);
-    Value* sizes = Call("prim::ListConstruct", {side, side}, c10::ListType::ofInts());
-    Value* square = Call("aten::empty", {sizes, float32, none, none, none, none}, tensor);
-    Value* product = Call("aten::mm", {square, square}, tensor);
-    return Ask("aten::ne", {Call("prim::dtype", {product}, integer), float32});
+    Value* none = Constant({});
+    Value* float32 = Constant(c10::ScalarType::Float);
+    Value* side = Number("aten::Int", {gradients_are_on});
+    Value* sizes = Numbers("prim::ListConstruct", {side, side});
+    Value* square = Tensor("aten::empty", {sizes, float32, none, none, none, none});
+    return Ask("aten::ne", {Dtype(Tensor("aten::mm", {square, square})), float32});
   }
 
   // Asks about the sources only where gradients are on.
   Value* RecordsGradients(const Sources& sources, Value* is_on) {
     if (!sources.is_complete) return is_on;
-    Node* choice = graph_.insertNode(graph_.create(c10::prim::If, {is_on}, 1));
-    choice->output()->setType(c10::BoolType::get());
-    Block* on = choice->addBlock();
-    Block* off = choice->addBlock();
-    {
-      const WithInsertPoint inside(on);
+    const auto any_requires_grad = [&] {
       std::vector<Value*> requires_grad;
       for (Value* input : sources.inputs) {
         requires_grad.push_back(Ask("prim::requires_grad", {input}));
@@ -134,17 +111,13 @@ class Condition {
         Value* tensor = Attribute(*PathOf(attribute, graph_));
         requires_grad.push_back(Ask("prim::requires_grad", {tensor}));
       }
-      on->registerOutput(Any(requires_grad));
-    }
-    {
-      const WithInsertPoint inside(off);
-      off->registerOutput(graph_.insertConstant(false));
-    }
-    return choice->output();
+      return Any(requires_grad);
+    };
+    return If(is_on, c10::BoolType::get(), any_requires_grad, [&] { return Constant(false); });
   }
 
   Value* MustFallBack(const Sources& sources, const OverwriteRules& rules) {
-    Value* gradients_are_on = Ask("aten::is_grad_enabled");
+    Value* gradients_are_on = Ask("aten::is_grad_enabled", {});
     std::vector<Value*> reasons;
     if (rules.autocast) reasons.push_back(IsAutocast(gradients_are_on));
 

@@ -8,11 +8,11 @@
 #include <sstream>
 #include <unordered_set>
 
+#include "jit/apply.h"
 #include "jit/execute.h"
 #include "jit/fallback.h"
 #include "jit/interference.h"
 #include "jit/nodes.h"
-#include "jit/overwritable.h"
 #include "jit/pass.h"
 #include "jit/prepare.h"
 #include "jit/probe.h"
@@ -117,11 +117,13 @@ class Subject {
     if (options_.levers.overwrite && !is_elsewhere) {
       overwritable_ =
           FindOverwritable(graph_, nodes_, probes_, interference_, options_.overwrite_rules);
+      if (overwritable_.refusal.empty()) copyable_ = FindCopyable(nodes_, probes_);
     }
     for (std::size_t i = 0; i < probes_.size(); ++i) {
       program::Program& program =
           programs_.emplace_back(ToProgram(nodes_, probes_[i], interference_));
       if (!overwritable_.forms.empty()) program.overwritable = overwritable_.overwrites[i];
+      if (!copyable_.forms.empty()) program.copyable = copyable_.copies[i];
       Label(program, nodes_, reordered_.module());
       const sched::Graph graph = program::Lower(program);
       ExamplePeaks& peaks = report_.examples[i];
@@ -151,14 +153,10 @@ class Subject {
     return true;
   }
 
-  bool overwrites() const { return !report_.overwrites.empty(); }
-
   void Apply() {
-    if (overwrites() && fallback_ == nullptr) fallback_ = graph_->copy();
-    ApplyOrder(graph_->block(), nodes_, OldOrder());
-    for (const std::size_t i : report_.overwrites) {
-      ApplyOverwrite(overwritable_.forms[i], options_.overwrite_rules);
-    }
+    if (!report_.edits.empty() && fallback_ == nullptr) fallback_ = graph_->copy();
+    ApplyEdits(graph_->block(), nodes_, OldOrder(), report_.edits, overwritable_, copyable_,
+               options_.overwrite_rules);
     if (fallback_ != nullptr) AddFallback(graph_, fallback_, options_.overwrite_rules);
   }
 
@@ -200,8 +198,8 @@ class Subject {
   // The report tells of the original program from here on.
   void KeepOriginal() {
     sched::Plan& plan = report_.plan;
-    if (overwrites()) plan.bottleneck.reset();  // of an op of the edited program
-    report_.overwrites.clear();
+    if (!report_.edits.empty()) plan.bottleneck.reset();  // of an op of the edited program
+    report_.edits = {};
     report_.program = report_.original;
     report_.graph = program::Lower(report_.program);
     plan.order = report_.graph.OriginalOrder();
@@ -255,7 +253,7 @@ class Subject {
           {.kind = ReasonKind::kLeftAlone, .detail = overwritable_.refusal}};
     }
     old_ops_ = std::move(planned.old_ops);
-    report_.overwrites = std::move(planned.overwrites);
+    report_.edits = std::move(planned.edits);
     KeepCertainBound();
   }
 
@@ -268,7 +266,7 @@ class Subject {
 
   // Of the program of any example, edited as that of the worst one.
   std::int64_t PlannedPeak(const program::Program& original) const {
-    const auto edited = program::WithOverwrites(original, report_.overwrites);
+    const auto edited = program::WithEdits(original, report_.edits);
     if (!edited) return std::numeric_limits<std::int64_t>::max();
     return sched::PeakBytes(program::Lower(edited->program), edited->ToNewOps(OldOrder()));
   }
@@ -279,16 +277,26 @@ class Subject {
     is_best_as_planned_ = plan.is_optimal();
     Probe probe = probes_[report_.worst_example];
     std::int64_t bound_bytes = plan.lower_bound_bytes;
-    if (KeepCertain(CertainNodes(graph_), probe)) {
+    const std::vector<char> is_certain = CertainNodes(graph_);
+    if (KeepCertain(is_certain, probe)) {
       program::Program certain = ToProgram(nodes_, probe, interference_);
       certain.overwritable = report_.original.overwritable;
+      certain.copyable = report_.original.copyable;
+      std::erase_if(certain.copyable, [&](const program::Copy& copy) {
+        return !is_certain[copy.op];  // it takes nothing, so it copies nothing
+      });
+      for (program::Copy& copy : certain.copyable) {
+        const std::vector<program::BufferId>& read = certain.ops[copy.op].reads;
+        std::erase_if(copy.reads,
+                      [&](program::BufferId b) { return std::ranges::count(read, b) == 0; });
+      }
       const program::LeverPlan bounding =
           program::PlanLevers(certain, options_.levers, options_.plan);
       plan.seconds += bounding.plan.seconds;
       bound_bytes = std::min(bound_bytes, bounding.plan.lower_bound_bytes);
       plan.bottleneck = bounding.plan.bottleneck;
       // Edited programs have ids of their own.
-      if (overwrites() || !bounding.overwrites.empty()) plan.bottleneck.reset();
+      if (!report_.edits.empty() || !bounding.edits.empty()) plan.bottleneck.reset();
       if (plan.bottleneck) {
         std::erase_if(plan.bottleneck->buffers,
                       [&](sched::BufferId b) { return bounding.graph.buffer(b).size_bytes == 0; });
@@ -335,6 +343,7 @@ class Subject {
   std::vector<Probe> probes_;
   std::vector<program::Program> programs_;  // of each example
   Overwritable overwritable_;
+  Copyable copyable_;
   std::vector<sched::OpId> old_ops_;  // of the ops of the plan
   bool is_best_as_planned_ = false;
   Report report_;

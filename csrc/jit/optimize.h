@@ -44,11 +44,11 @@ struct ExamplePeaks {
 enum class Verification { kNotRun, kPassed, kFailed };
 
 struct Report {
-  program::Program original;            // of the example with the highest peak, before any edit
-  program::Program program;             // the same with overwrites done, if any are
-  sched::Graph graph;                   // that program as the core sees it, with the same ids
-  sched::Plan plan;                     // of that graph; its order is that of the returned module
-  std::vector<std::size_t> overwrites;  // those done, by their places in original.overwritable
+  program::Program original;  // of the example with the highest peak, before any edit
+  program::Program program;   // the same with the edits done, if there are any
+  sched::Graph graph;         // that program as the core sees it, with the same ids
+  sched::Plan plan;           // of that graph; its order is that of the returned module
+  program::Edits edits;       // of `original`
   std::vector<program::LeverUse> levers;
   std::vector<ExamplePeaks> examples;
   std::size_t worst_example = 0;  // the one `program` is of

@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "jit/builder.h"
 #include "jit/effects.h"
 #include "jit/nodes.h"
 #include "jit/origins.h"
@@ -60,7 +61,7 @@ bool HasConstants(const Node* node, const OverwritingForm& form) {
     const auto value = torch::jit::toIValue(Argument(node, name));
     return value.has_value() && test(*value);
   };
-  return is_constant(form.none, [](const c10::IValue& v) { return v.isNone(); }) &&
+  return is_constant(form.dtype, [](const c10::IValue& v) { return v.isNone() || v.isInt(); }) &&
          is_constant(form.no, [](const c10::IValue& v) { return v.isBool() && !v.toBool(); });
 }
 
@@ -197,74 +198,53 @@ Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::ve
 
 namespace {
 
-// Builds nodes at the graph's insertion point, behind one another.
-class Builder {
+class Questions : public Builder {
  public:
-  explicit Builder(Node* like) : graph_(*like->owningGraph()), like_(like) {}
-
-  Value* Call(const std::string& oper, const std::vector<Value*>& inputs, const c10::TypePtr& type,
-              std::size_t outputs = 1) {
-    Node* node =
-        graph_.insertNode(graph_.create(c10::Symbol::fromQualString(oper), inputs, outputs));
-    node->copyMetadata(const_cast<Node*>(like_));
-    for (Value* output : node->outputs()) output->setType(type);
-    return node->output(0);
-  }
-
-  Value* Constant(const c10::IValue& value) { return graph_.insertConstant(value); }
-
-  Value* Sizes(Value* tensor) { return Call("aten::size", {tensor}, c10::ListType::ofInts()); }
-
-  Value* Strides(Value* tensor) { return Call("aten::stride", {tensor}, c10::ListType::ofInts()); }
-
-  Value* Dtype(Value* tensor) { return Call("prim::dtype", {tensor}, c10::IntType::get()); }
+  using Builder::Builder;
 
   // Tensors without memory tell what strides there would be.
   Value* HasNewStrides(Value* tensor) {
     Value* none = Constant({});
-    Value* like_new = Call("aten::empty", {Sizes(tensor), none, none, Meta(), none, none},
-                           c10::TensorType::get());
-    return Equal(Strides(tensor), Strides(like_new));
+    return Equal(Strides(tensor),
+                 Strides(Tensor("aten::empty", {Sizes(tensor), none, none, Meta(), none, none})));
   }
 
   Value* WithoutMemory(Value* tensor) {
     Value* none = Constant({});
-    return Call("aten::empty_strided",
-                {Sizes(tensor), Strides(tensor), Dtype(tensor), none, Meta(), none},
-                c10::TensorType::get());
+    return Tensor("aten::empty_strided",
+                  {Sizes(tensor), Strides(tensor), Dtype(tensor), none, Meta(), none});
   }
-
-  Value* Equal(Value* a, Value* b) { return Call("aten::eq", {a, b}, c10::BoolType::get()); }
 
  private:
   Value* Meta() { return Constant(c10::Device(c10::kMeta)); }
-
-  Graph& graph_;
-  const Node* like_;
 };
 
 // All that OverwritingForm takes for granted, as far as it may be different in another call; for
 // tensors with new strides. It costs a call about a microsecond.
-std::vector<Value*> Conditions(Builder& build, const Node* node, const OverwritingForm& form,
+std::vector<Value*> Conditions(Questions& build, const Node* node, const OverwritingForm& form,
                                const OverwriteRules& rules) {
   Value* argument = Argument(node, form.argument);
-  const c10::TypePtr boolean = c10::BoolType::get();
   std::vector<Value*> all;
   if (rules.strides) all.push_back(build.HasNewStrides(argument));
-  if (rules.dtypes) all.push_back(build.Call("aten::is_floating_point", {argument}, boolean));
+  if (rules.dtypes) all.push_back(build.Ask("aten::is_floating_point", {argument}));
+  if (rules.dtypes && !form.dtype.empty()) {
+    Value* dtype = Argument(node, form.dtype);
+    if (!torch::jit::toIValue(dtype)->isNone()) {
+      all.push_back(build.Equal(build.Dtype(argument), dtype));
+    }
+  }
   for (const std::string& name : form.shaped) {
     Value* other = Argument(node, name);
     if (other == argument) continue;
     if (IsConstantNumber(other)) {  // whoever has a dimension decides about the dtype
-      Value* dimensions = build.Call("aten::dim", {argument}, c10::IntType::get());
-      all.push_back(build.Call("aten::gt", {dimensions, build.Constant(0)}, boolean));
+      Value* dimensions = build.Number("aten::dim", {argument});
+      all.push_back(build.Ask("aten::gt", {dimensions, build.Constant(0)}));
       continue;
     }
     Value* sizes = build.Sizes(argument);
     Value* result_sizes = build.Sizes(other);
     if (form.broadcasts) {
-      result_sizes =
-          build.Call("aten::_infer_size", {sizes, result_sizes}, c10::ListType::ofInts());
+      result_sizes = build.Numbers("aten::_infer_size", {sizes, result_sizes});
     }
     if (rules.sizes) all.push_back(build.Equal(result_sizes, sizes));
     if (rules.strides) all.push_back(build.HasNewStrides(other));
@@ -277,7 +257,7 @@ std::vector<Value*> Conditions(Builder& build, const Node* node, const Overwriti
 
 // The same for any layout: the op itself, on tensors without memory, tells what the result would
 // look like. It costs a call about ten microseconds.
-std::vector<Value*> ExactConditions(Builder& build, Node* node, const OverwritingForm& form) {
+std::vector<Value*> ExactConditions(Questions& build, Node* node, const OverwritingForm& form) {
   Value* argument = Argument(node, form.argument);
   std::vector<Value*> inputs(node->inputs().begin(), node->inputs().end());
   for (Value*& input : inputs) {
@@ -285,14 +265,14 @@ std::vector<Value*> ExactConditions(Builder& build, Node* node, const Overwritin
     const bool is_shaped = input == argument || std::ranges::any_of(form.shaped, is_input);
     if (is_shaped && !IsConstantNumber(input)) input = build.WithoutMemory(input);
   }
-  Value* result = build.Call(form.oper, inputs, c10::TensorType::get());
+  Value* result = build.Tensor(form.oper, inputs);
   return {build.Equal(build.Strides(result), build.Strides(argument)),
           build.Equal(build.Sizes(result), build.Sizes(argument)),
           build.Equal(build.Dtype(result), build.Dtype(argument)),
-          build.Call("aten::is_floating_point", {argument}, c10::BoolType::get())};
+          build.Ask("aten::is_floating_point", {argument})};
 }
 
-Value* CallForm(Builder& build, const Node* node, const OverwritingForm& form) {
+Value* CallForm(Questions& build, const Node* node, const OverwritingForm& form) {
   const auto op = torch::jit::findOperatorFor({form.form, form.form_overload});
   TORCH_INTERNAL_ASSERT(op, "torch_ext: there is no ", form.form, ".", form.form_overload);
   const std::vector<c10::Argument>& arguments = op->schema().arguments();
@@ -305,8 +285,7 @@ Value* CallForm(Builder& build, const Node* node, const OverwritingForm& form) {
       Value* none = build.Constant({});
       Value* sizes = build.Constant(std::vector<std::int64_t>{0});
       Value* dtype = build.Dtype(Argument(node, form.rest_like));
-      inputs.push_back(build.Call("aten::empty", {sizes, dtype, none, none, none, none},
-                                  c10::TensorType::get()));
+      inputs.push_back(build.Tensor("aten::empty", {sizes, dtype, none, none, none, none}));
     } else if (argument.name() == form.adds_no) {
       inputs.push_back(build.Constant(false));
     } else {
@@ -320,29 +299,23 @@ Value* CallForm(Builder& build, const Node* node, const OverwritingForm& form) {
 
 void ApplyOverwrite(const OverwriteForm& overwrite, const OverwriteRules& rules) {
   Node* node = overwrite.node;
-  Graph* graph = node->owningGraph();
   const torch::jit::WithInsertPoint before(node);
-  Builder build(node);
+  Questions build(node);
   const std::vector<Value*> conditions = overwrite.has_new_strides
                                              ? Conditions(build, node, *overwrite.form, rules)
                                              : ExactConditions(build, node, *overwrite.form);
-  Value* all = conditions.empty() ? build.Constant(true) : conditions[0];
-  for (std::size_t i = 1; i < conditions.size(); ++i) {
-    all = build.Call("aten::__and__", {all, conditions[i]}, c10::BoolType::get());
-  }
-  Node* choice = graph->insertNode(graph->create(c10::prim::If, {all}, 1));
-  choice->copyMetadata(node);
-  choice->output()->setType(node->output()->type());
-  choice->output()->copyMetadata(node->output());
-  node->output()->replaceAllUsesWith(choice->output());
-  Block* overwriting = choice->addBlock();
-  Block* as_it_was = choice->addBlock();
-  {
-    const torch::jit::WithInsertPoint inside(overwriting);
-    overwriting->registerOutput(CallForm(build, node, *overwrite.form));
-  }
-  node->moveBefore(as_it_was->return_node());
-  as_it_was->registerOutput(node->output());
+  Node* as_it_was = nullptr;
+  Value* choice = build.If(
+      build.All(conditions), node->output()->type(),
+      [&] { return CallForm(build, node, *overwrite.form); },
+      [&] {
+        as_it_was = node->owningGraph()->insertNode(
+            node->owningGraph()->createClone(node, [](Value* value) { return value; }));
+        return as_it_was->output();
+      });
+  choice->copyMetadata(node->output());
+  node->output()->replaceAllUsesWith(choice);
+  node->destroy();
 }
 
 }  // namespace torch_ext::jit

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "jit/apply.h"
 #include "jit/estimate.h"
 #include "jit/interference.h"
 #include "jit/nodes.h"

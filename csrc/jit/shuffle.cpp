@@ -1,10 +1,10 @@
 #include "jit/shuffle.h"
 
+#include "jit/apply.h"
 #include "jit/execute.h"
 #include "jit/fallback.h"
 #include "jit/interference.h"
 #include "jit/nodes.h"
-#include "jit/overwritable.h"
 #include "jit/prepare.h"
 #include "jit/to_program.h"
 #include "program/shuffle.h"
@@ -29,7 +29,8 @@ Module Shuffle(const Module& module, std::uint64_t seed, const program::HazardRu
   return shuffled;
 }
 
-Module ShuffleOverwriting(const Module& module, const Stack& example, std::uint64_t seed) {
+Module ShuffleOverwriting(const Module& module, const Stack& example, std::uint64_t seed,
+                          const OverwriteRules& rules) {
   Module shuffled = module.clone(/*inplace=*/true);
   std::shared_ptr<Graph> graph = ForwardGraph(shuffled);
   PrepareGraph(graph);
@@ -44,14 +45,18 @@ Module ShuffleOverwriting(const Module& module, const Stack& example, std::uint6
   })};
   const Interference interference = FindInterference(graph, nodes, probes);
   TORCH_CHECK(interference.refusal.empty(), interference.refusal);
-  const Overwritable overwritable = FindOverwritable(graph, nodes, probes, interference);
+  const Overwritable overwritable = FindOverwritable(graph, nodes, probes, interference, rules);
   program::Program program = ToProgram(nodes, probes[0], interference);
   program.overwritable = overwritable.overwrites[0];
-  const program::RandomEdits edits = program::Shuffled(program, seed);
+  Copyable copyable;
+  if (overwritable.refusal.empty()) {
+    copyable = FindCopyable(nodes, probes);
+    program.copyable = copyable.copies[0];
+  }
+  const auto [order, edits] = program::Shuffled(program, seed);
   const std::shared_ptr<Graph> fallback = graph->copy();
-  ApplyOrder(graph->block(), nodes, edits.order);
-  for (const std::size_t i : edits.overwrites) ApplyOverwrite(overwritable.forms[i]);
-  if (!edits.overwrites.empty()) AddFallback(graph, fallback);
+  ApplyEdits(graph->block(), nodes, order, edits, overwritable, copyable, rules);
+  if (!edits.empty()) AddFallback(graph, fallback, rules);
   return shuffled;
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "jit/overwrite_rules.h"
 #include "jit/values.h"
 #include "program/hazards.h"
 
@@ -16,9 +17,9 @@ namespace torch_ext::jit {
 torch::jit::Module Shuffle(const torch::jit::Module& module, std::uint64_t seed,
                            const program::HazardRules& rules = {});
 
-// The same with as many overwrites as can be done together, taken at random; probed on copies of
-// the example. Throws whatever the module throws.
+// The same with some copies hoisted and as many overwrites as can be done together, taken at
+// random; probed on copies of the example. Throws whatever the module throws.
 torch::jit::Module ShuffleOverwriting(const torch::jit::Module& module, const Stack& example,
-                                      std::uint64_t seed);
+                                      std::uint64_t seed, const OverwriteRules& rules = {});
 
 }  // namespace torch_ext::jit

@@ -109,20 +109,4 @@ bool KeepCertain(const std::vector<char>& certain, Probe& probe) {
   return is_less;
 }
 
-void ApplyOrder(torch::jit::Block* block, const std::vector<Node*>& nodes,
-                const sched::Order& order) {
-  for (sched::OpId v : order) nodes[v]->moveBefore(block->return_node());
-  std::unordered_set<const Node*> done;
-  for (Node* node : block->nodes()) {
-    for (Value* value : ReadValues(node)) {
-      const bool made_here =
-          value->node()->owningBlock() == block && value->node() != block->param_node();
-      TORCH_INTERNAL_ASSERT(!made_here || done.contains(value->node()),
-                            "torch_ext: ", value->debugName(), " would be used before it is made");
-    }
-    done.insert(node);
-  }
-  block->owningGraph()->lint();
-}
-
 }  // namespace torch_ext::jit

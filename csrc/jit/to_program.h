@@ -1,4 +1,4 @@
-// From a TorchScript block to a program, and from an order back to the block.
+// From a TorchScript block to a program.
 #pragma once
 
 #include <torch/csrc/jit/api/module.h>
@@ -27,11 +27,5 @@ void Label(program::Program& program, const std::vector<torch::jit::Node*>& node
 // not `certain` (CertainNodes) hold, take and make nothing; what a node releases before it takes
 // the most it does not hold at that moment.
 bool KeepCertain(const std::vector<char>& certain, Probe& probe);
-
-// Moves nodes[order[0]], nodes[order[1]], ... to the end of `block`, their own, in this sequence,
-// behind the constants. Checks afterwards that every value is made before it is used (throws
-// c10::Error, a bug of ours) and runs the graph's own lint.
-void ApplyOrder(torch::jit::Block* block, const std::vector<torch::jit::Node*>& nodes,
-                const sched::Order& order);
 
 }  // namespace torch_ext::jit

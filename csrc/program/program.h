@@ -76,6 +76,18 @@ struct Overwrite {
   std::vector<OpId> others = {};
 };
 
+// An argument that an op copies into memory of its own before it reads it; the copy may as well be
+// made by an op of its own. None that the op may overwrite.
+struct Copy {
+  OpId op = sched::kNoOp;
+  std::string value;            // the argument, among the op's inputs
+  std::vector<OpId> makers;     // of that value
+  std::vector<BufferId> reads;  // the argument's storage; none if it is older than the program
+  bool is_read_beside = false;  // does the op read that storage by another input, too?
+  std::int64_t bytes = 0;       // of the copy, among the op's workspace
+  std::string dtype;
+};
+
 // Ops in their original order.
 struct Program {
   std::vector<Op> ops;
@@ -85,6 +97,7 @@ struct Program {
   // is a form of it that keeps the bits, and the storages look alike. Whether the argument dies
   // with the op is not in it.
   std::vector<Overwrite> overwritable;
+  std::vector<Copy> copyable;
 };
 
 }  // namespace torch_ext::program

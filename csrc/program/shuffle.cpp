@@ -6,7 +6,6 @@
 #include <random>
 #include <utility>
 
-#include "program/levers/overwrite.h"
 #include "program/lower.h"
 
 namespace torch_ext::program {
@@ -51,19 +50,21 @@ RandomEdits Shuffled(const Program& program, std::uint64_t seed, const HazardRul
   std::vector<std::size_t> places(program.overwritable.size());
   std::iota(places.begin(), places.end(), 0);
   for (std::size_t i = places.size(); i > 1; --i) std::swap(places[random() % i], places[i - 1]);
-  RandomEdits edits;
-  std::optional<Overwritten> edited = WithOverwrites(program, {});
+  Edits edits;
+  for (std::size_t i = 0; i < program.copyable.size(); ++i) {
+    if (random() % 4 > 0) edits.hoists.push_back(i);
+  }
+  Edited edited = *WithEdits(program, edits);
   for (const std::size_t i : places) {
     if (!IsFree(program, program.overwritable[i], edits.overwrites)) continue;
     edits.overwrites.push_back(i);
-    if (std::optional<Overwritten> more = WithOverwrites(program, edits.overwrites)) {
-      edited = std::move(more);
+    if (std::optional<Edited> more = WithEdits(program, edits)) {
+      edited = *std::move(more);
     } else {
       edits.overwrites.pop_back();
     }
   }
-  edits.order = edited->ToOldOps(RandomOrder(Lower(edited->program, rules), random));
-  return edits;
+  return {edited.ToOldOps(RandomOrder(Lower(edited.program, rules), random)), std::move(edits)};
 }
 
 }  // namespace torch_ext::program

@@ -91,7 +91,7 @@ py::dict MeasuredFields(const jit::Report& report) {
 py::tuple ReportFields(const jit::Report& report) {
   return py::make_tuple(
       torch_ext::python::LeverPlanFields(report.original, report.program, report.graph, report.plan,
-                                         report.overwrites, report.levers),
+                                         report.edits, report.levers),
       torch_ext::python::ReasonFields(report.reasons), MeasuredFields(report));
 }
 
@@ -244,12 +244,16 @@ PYBIND11_MODULE(_jit, m) {
 
   m.def(
       "shuffle_overwriting",
-      [](const torch::jit::Module& module, const py::tuple& example, std::uint64_t seed) {
+      [](const torch::jit::Module& module, const py::tuple& example, std::uint64_t seed,
+         const std::vector<std::string>& without) {
         const std::vector<jit::Stack> stacks = ToStacks(module, {example});
+        const auto rules =
+            torch_ext::python::RulesWithout<jit::OverwriteRules>(without, jit::kOverwriteRuleNames);
         const py::gil_scoped_release release;
-        return jit::ShuffleOverwriting(module, stacks[0], seed);
+        return jit::ShuffleOverwriting(module, stacks[0], seed, rules);
       },
-      py::arg("module"), py::arg("example"), py::arg("seed"));
+      py::arg("module"), py::arg("example"), py::arg("seed"),
+      py::arg("without") = std::vector<std::string>());
 
   m.def(
       "compare",

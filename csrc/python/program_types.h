@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "program/hazards.h"
+#include "program/levers/hoist.h"
 #include "program/levers/levers.h"
 #include "program/lower.h"
 #include "program/program.h"
@@ -112,16 +113,33 @@ inline pybind11::list OverwriteFields(const program::Program& original,
   return all;
 }
 
-// Program, edited program, overwrites, plan, uses of levers: what a report is made of.
+// What torch_ext/program/program.py calls Hoists.
+inline pybind11::list HoistFields(const program::Program& original,
+                                  const std::vector<std::size_t>& hoists) {
+  namespace py = pybind11;
+  py::list all;
+  for (const std::size_t i : hoists) {
+    const program::Copy& copy = original.copyable[i];
+    py::dict fields;
+    fields["copy"] = program::NameOfCopy(original, i);
+    fields["op"] = original.ops[copy.op].name;
+    fields["argument"] = copy.value;
+    fields["bytes"] = copy.bytes;
+    all.append(fields);
+  }
+  return all;
+}
+
+// Program, edited program, edits, plan, uses of levers: what a report is made of.
 inline pybind11::dict LeverPlanFields(const program::Program& original,
                                       const program::Program& edited, const sched::Graph& graph,
-                                      const sched::Plan& plan,
-                                      const std::vector<std::size_t>& overwrites,
+                                      const sched::Plan& plan, const program::Edits& edits,
                                       const std::vector<program::LeverUse>& uses) {
   pybind11::dict fields;
   fields["graph"] = ProgramFields(original);
   fields["edited"] = ProgramFields(edited);
-  fields["overwrites"] = OverwriteFields(original, overwrites);
+  fields["overwrites"] = OverwriteFields(original, edits.overwrites);
+  fields["hoists"] = HoistFields(original, edits.hoists);
   fields["plan"] = PlanFields(graph, plan);
   fields["levers"] = LeverFields(uses);
   return fields;

@@ -120,6 +120,16 @@ PYBIND11_MODULE(_sched, m) {
              program::BufferId argument) { p.overwritable.push_back({op, result, argument}); },
           py::arg("op"), py::arg("result"), py::arg("argument"))
       .def(
+          "add_copyable",
+          [](program::Program& p, program::OpId op, std::string value,
+             std::vector<program::OpId> makers, std::vector<program::BufferId> reads,
+             bool is_read_beside, std::int64_t size_bytes, std::string dtype) {
+            p.copyable.push_back({op, std::move(value), std::move(makers), std::move(reads),
+                                  is_read_beside, size_bytes, std::move(dtype)});
+          },
+          py::arg("op"), py::arg("value"), py::kw_only(), py::arg("makers"), py::arg("reads"),
+          py::arg("is_read_beside"), py::arg("size_bytes"), py::arg("dtype"))
+      .def(
           "label",
           [](program::Program& p, program::OpId op, std::string source, std::string module_path) {
             p.ops.at(op).label = {std::move(source), std::move(module_path)};
@@ -140,7 +150,8 @@ PYBIND11_MODULE(_sched, m) {
           "shuffled",
           [](const program::Program& p, std::uint64_t seed) {
             program::RandomEdits edits = program::Shuffled(p, seed);
-            return py::make_tuple(std::move(edits.order), std::move(edits.overwrites));
+            return py::make_tuple(std::move(edits.order), std::move(edits.edits.hoists),
+                                  std::move(edits.edits.overwrites));
           },
           py::arg("seed"))
       .def(
@@ -161,7 +172,7 @@ PYBIND11_MODULE(_sched, m) {
             }
             return py::make_tuple(
                 torch_ext::python::LeverPlanFields(p, found.program, found.graph, found.plan,
-                                                   found.overwrites, found.uses),
+                                                   found.edits, found.uses),
                 torch_ext::python::ReasonFields(reasons));
           },
           py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"), py::arg("levers"),
@@ -187,7 +198,7 @@ PYBIND11_MODULE(_sched, m) {
       .def_readwrite("target", &program::OverwritingForm::target)
       .def_readwrite("shaped", &program::OverwritingForm::shaped)
       .def_readwrite("typed", &program::OverwritingForm::typed)
-      .def_readwrite("none", &program::OverwritingForm::none)
+      .def_readwrite("dtype", &program::OverwritingForm::dtype)
       .def_readwrite("no", &program::OverwritingForm::no)
       .def_readwrite("adds_no", &program::OverwritingForm::adds_no)
       .def_readwrite("rest_like", &program::OverwritingForm::rest_like)

@@ -139,7 +139,7 @@ class Captured(Original):
     def _differs_overwriting(self, seed: int, probe: Probe) -> Callable[[], str]:
         """In an order at random, with as many overwrites as can be done together."""
         uses = find_overwritable(probe)
-        order, overwrites = program_of(probe, uses).shuffled(seed)
+        order, _, overwrites = program_of(probe, uses).shuffled(seed)
         edited = fx.GraphModule(self.module, copied(self.module.graph))
         probe = probe.on({node.name: node for node in edited.graph.nodes})
         apply_order(edited, probe, [probe.ops[index].node.name for index in order])

@@ -45,3 +45,23 @@ def traced_wide(branches: int = 4) -> torch.jit.ScriptModule:
     module = Wide(branches).eval()
     with torch.no_grad():
         return torch.jit.trace(module, (wide_input(),), check_trace=False)
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, width: int = 64, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, rows, width = x.shape
+        parts = self.qkv(x).reshape(batch, rows, 3, self.heads, width // self.heads)
+        parts = parts.permute(2, 0, 3, 1, 4)
+        q, k, v = parts[0], parts[1], parts[2]
+        mixed = torch.matmul(torch.softmax(torch.matmul(q, k.transpose(-2, -1)), -1), v)
+        return x + self.out(mixed.transpose(1, 2).reshape(batch, rows, width))
+
+
+def attention() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return Attention().eval()

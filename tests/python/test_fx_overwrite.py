@@ -56,6 +56,31 @@ def test_an_exported_program_overwrites_and_keeps_it_in_its_file():
     assert peak(loaded, x) == report.peak_bytes
 
 
+class Scores(nn.Module):
+    """Heads of attention, which matmul copies where there is more than one batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = (x * 2.0).unflatten(2, [4, -1])
+        return torch.matmul(heads.transpose(1, 2), heads.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(("batch", "symbolic"), [(8, False), (1, False), (8, True)])
+def test_copies_of_an_exported_program_are_hoisted(batch, symbolic):
+    x = rows(batch * 16).reshape(batch, 16, 64)
+    sizes = {0: torch.export.Dim("batch", min=2)} if symbolic else None
+    program = torch.export.export(Scores(), (x,), dynamic_shapes=(sizes,))
+    result, report = torch_ext.fx.reorder(program, (x,))
+    assert report.identical
+    assert len(report.hoists) == (2 if batch > 1 and not symbolic else 0)
+    file = io.BytesIO()
+    torch.export.save(result, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    assert torch.equal(loaded(x), Scores()(x))
+    assert peak(loaded, x) == report.peak_bytes == report.measured_peak_bytes
+    assert (report.peak_bytes < report.original_peak_bytes) == bool(report.hoists)
+
+
 def test_a_program_that_was_decomposed_overwrites_as_a_module():
     module, x = layers(), rows()
     program = torch.export.export(module, (x,)).run_decompositions()

@@ -105,11 +105,12 @@ def cases(form):
         more = channels(form, size, dtype)
         if more is None:
             continue
+        open_values = {**VALUES, form.dtype: [None, dtype]}
         for tensors in operands(form, size, dtype, 10 * seed):
             given = {**tensors, **more}
-            others = [name for name in names if name in VALUES and name not in given]
+            others = [name for name in names if name in open_values and name not in given]
             choices = [
-                VALUES[name] if isinstance(VALUES[name], list) else [VALUES[name]]
+                open_values[name] if isinstance(open_values[name], list) else [open_values[name]]
                 for name in others
             ]
             for values in itertools.product(*choices):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import Scripted, traced_wide, wide_input
+from models import Scripted, attention, traced_wide, wide_input
 from reports import HOSTILE, findings, random_graph, wide
 
 import torch_ext
@@ -100,6 +100,24 @@ def test_what_is_alive_and_scratch_are_the_hill(seed):
         found.before.timeline[found.before.peak_step].hill_bytes == found.plan.original_peak_bytes
     )
     assert found.after.timeline[found.after.peak_step].hill_bytes == found.plan.peak_bytes
+
+
+def test_what_is_alive_and_scratch_are_the_hill_where_ops_are_edited():
+    x = torch.sin(torch.arange(8.0 * 96 * 64)).reshape(8, 96, 64)
+    _, report = torch_ext.optimize(torch.jit.trace(attention(), x), (x,))
+    assert report.hoists
+    assert report.overwrites
+    found = Findings(report.graph, report)
+    for run, program in ((found.before, report.graph), (found.after, report.edited)):
+        scratch = {op.name: op.workspace_bytes for op in program.ops}
+        for step, entry in enumerate(run.timeline):
+            alive = sum(buffer.bytes for buffer in found.alive(run, step))
+            assert alive + scratch[entry.op] == entry.hill_bytes
+    copies = {hoist.copy for hoist in report.hoists}
+    assert copies <= {row["op"] for row in csv.DictReader(io.StringIO(to_csv(found)))}
+    assert all(f'"{copy}"' in to_html(found) for copy in copies)
+    assert all(f'"{copy}"' in to_trace(found) for copy in copies)
+    assert f"{len(copies)} of their copies made beforehand" in to_html(found)
 
 
 def test_life_spans_of_inputs_and_results():

@@ -2,11 +2,12 @@
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
 from torch_ext._sched import OverwritingForm
+from torch_ext.fx.copyable import hoist
 from torch_ext.fx.overwritable import Overwritable, overwrite
 from torch_ext.fx.probe import Probe, buffer_name
 from torch_ext.program.plan import LeverPlan
@@ -17,7 +18,7 @@ def apply(
 ) -> None:
     """Edit the graph as planned. `probe` is of it; `uses` are those that were planned with."""
     chosen = chosen_of(probe, uses, found)
-    apply_order(module, probe, found.plan.order)
+    apply_order(module, probe, found.plan.order, hoist(module, found.hoists))
     for node, form in chosen:
         overwrite(node, form)
     module.graph.lint()
@@ -35,10 +36,19 @@ def chosen_of(
     ]
 
 
-def apply_order(module: fx.GraphModule, probe: Probe, order: Sequence[str]) -> None:
-    """Put the nodes into the given order of ops and compile the graph anew."""
-    ops = {op.node.name: op for op in probe.ops}
-    arrange([*probe.first, *(node for name in order for node in ops[name].nodes)])
+def apply_order(
+    module: fx.GraphModule,
+    probe: Probe,
+    order: Sequence[str],
+    copies: Mapping[str, fx.Node] | None = None,
+) -> None:
+    """Put the nodes into the given order of ops and compile the graph anew.
+
+    `copies`: nodes that are not of the probe, by their names in the order.
+    """
+    nodes = {op.node.name: op.nodes for op in probe.ops}
+    nodes |= {name: [node] for name, node in (copies or {}).items()}
+    arrange([*probe.first, *(node for name in order for node in nodes[name])])
     module.graph.lint()
     module.recompile()
 

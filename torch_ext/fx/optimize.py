@@ -21,6 +21,7 @@ from torch_ext.arguments import (
     without_overwrites,
 )
 from torch_ext.fx.apply import apply, copied
+from torch_ext.fx.copyable import find_copyable
 from torch_ext.fx.effects import is_barrier, written_arguments
 from torch_ext.fx.overwritable import Overwritable, find_overwritable
 from torch_ext.fx.probe import Probe, run_probe, storages_of, tensors_of
@@ -82,8 +83,8 @@ def reorder(
     verify = flag(verify, "verify")
     given = _arguments(program, example_inputs)
     wanted, why = _allowed(program, wanted, is_asked=levers is not None)
-    edited, report, is_overwritten = _reorder(program, given, wanted, verify)
-    if edited is program and is_overwritten:  # an order alone may still be good
+    edited, report, is_edited = _reorder(program, given, wanted, verify)
+    if edited is program and is_edited:  # an order alone may still be good
         why = report.reason
         wanted = without_overwrites(wanted)
         edited, report, _ = _reorder(program, given, wanted, verify)
@@ -93,7 +94,7 @@ def reorder(
 def _reorder(
     program: AnyGraphs, given: tuple[Any, ...], wanted: Planning, verify: bool
 ) -> tuple[AnyGraphs, GraphReport, bool]:
-    """Also, whether overwrites were tried."""
+    """Also, whether edits beside the order were tried."""
     with torch.no_grad():
         if why := _why_left_alone():
             return program, _unplanned(program, given, why, wanted.memory_budget), False
@@ -101,9 +102,9 @@ def _reorder(
         reordered = program
         if not reasons:
             reordered = cast(AnyGraphs, _edited(program, probe, uses, found))
-        is_overwritten = bool(found.overwrites)
+        is_edited = bool(found.overwrites or found.hoists)
         if not verify:
-            return reordered, _report(program, given, found, reasons), is_overwritten
+            return reordered, _report(program, given, found, reasons), is_edited
         expected, before_bytes = _measured(program, given)
         after_bytes, difference = before_bytes, ""
         if not reasons:
@@ -125,7 +126,7 @@ def _reorder(
         measured_peak_bytes=before_bytes if reasons else after_bytes,
         identical=not difference,
     )
-    return (program if reasons else reordered), report, is_overwritten
+    return (program if reasons else reordered), report, is_edited
 
 
 def analyze(
@@ -344,8 +345,10 @@ def _plan(
         scratch = _copied(program)
         module = _graph_module(scratch)
         probe = run_probe(module, _flat_inputs(scratch, _deepcopy(given, given)))
-    uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
-    found, reasons = plan_and_explain(labelled_program_of(probe, uses), wanted)
+    is_edited = "overwrite" in wanted.levers
+    uses = find_overwritable(probe) if is_edited else []
+    copies = find_copyable(probe) if is_edited else []
+    found, reasons = plan_and_explain(labelled_program_of(probe, uses, copies), wanted)
     nodes = {node.name: node for node in _graph_module(program).graph.nodes}
     return probe.on(nodes), uses, found, reasons
 

@@ -44,13 +44,13 @@ def find_overwritable(probe: Probe) -> list[Overwritable]:
     for op in probe.ops:
         for storage in {s for held in op.storages.values() for s in held} | op.made.keys():
             touching.setdefault(storage, []).append(op)
-    is_symbolic = any(map(_is_symbolic, probe.values))
+    has_symbols = any(map(is_symbolic, probe.values))
     return [
         Overwritable(index, form, result.storage, argument.storage)
         for index, op in enumerate(probe.ops)
         for form, result, argument in _uses(probe, op)
         if not any(map(_keeps_unseen, touching[argument.storage]))
-        and not (is_symbolic and any(map(_may_alias_elsewhere, touching[argument.storage])))
+        and not (has_symbols and any(map(_may_alias_elsewhere, touching[argument.storage])))
     ]
 
 
@@ -132,8 +132,6 @@ def _is_allowed(
     probe: Probe, op: Op, form: _sched.OverwritingForm, result: Look, argument: Look
 ) -> bool:
     given = arguments_of(op.node)
-    if form.none and given[form.none] is not None:
-        return False
     if form.no and given[form.no] is not False:
         return False
     if any(isinstance(value, complex) for value in given.values()):
@@ -172,13 +170,14 @@ def _numbers(node: fx.Node) -> list[Any]:
     return [*first.shape, *first.stride()] if isinstance(first, torch.Tensor) else []
 
 
-def _is_symbolic(node: fx.Node) -> bool:
+def is_symbolic(node: fx.Node) -> bool:
+    """Does its first tensor have sizes or strides that are symbols?"""
     return any(isinstance(number, torch.SymInt) for number in _numbers(node))
 
 
 def _are_alike_always(a: fx.Node, b: fx.Node) -> bool:
     """Have they the same shape and strides, whatever the symbols stand for?"""
-    if not _is_symbolic(a) and not _is_symbolic(b):
+    if not is_symbolic(a) and not is_symbolic(b):
         return True
     ours, theirs = _numbers(a), _numbers(b)
     return len(ours) == len(theirs) and all(

@@ -13,6 +13,7 @@ from torch import fx
 
 import torch_ext
 from torch_ext import _sched
+from torch_ext.fx.copyable import Copyable
 from torch_ext.fx.effects import (
     changes_metadata,
     draws_random_numbers,
@@ -31,7 +32,11 @@ TORCH_FOLDER, OUR_FOLDER = (
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
-def program_of(probe: Probe, overwritable: Sequence[Overwritable] = ()) -> _sched.Program:
+def program_of(
+    probe: Probe,
+    overwritable: Sequence[Overwritable] = (),
+    copyable: Sequence[Copyable] = (),
+) -> _sched.Program:
     """Return the program, without labels."""
     program = _sched.Program()
     buffer_of: dict[int, int] = {}
@@ -60,15 +65,30 @@ def program_of(probe: Probe, overwritable: Sequence[Overwritable] = ()) -> _sche
         )
     for use in overwritable:
         program.add_overwritable(use.op, buffer_of[use.result], buffer_of[use.argument])
+    for copy in copyable:
+        read = set(probe.values[copy.argument]) - probe.outside
+        program.add_copyable(
+            copy.op,
+            copy.argument.name,
+            makers=[home[copy.argument]] if copy.argument in home else [],
+            reads=[buffer_of[storage] for storage in sorted(read)],
+            is_read_beside=copy.is_read_beside,
+            size_bytes=copy.size_bytes,
+            dtype=copy.dtype,
+        )
     for by_statistics in (False, True):
         for earlier, later in _conflicts(probe, by_statistics):
             program.add_conflict(earlier, later, by_statistics=by_statistics)
     return program
 
 
-def labelled_program_of(probe: Probe, overwritable: Sequence[Overwritable] = ()) -> _sched.Program:
+def labelled_program_of(
+    probe: Probe,
+    overwritable: Sequence[Overwritable] = (),
+    copyable: Sequence[Copyable] = (),
+) -> _sched.Program:
     """Return the program with the names of the user's program, for reports."""
-    program = program_of(probe, overwritable)
+    program = program_of(probe, overwritable, copyable)
     for index, op in enumerate(probe.ops):
         program.label(index, _source(op.node), _module_path(op.node))
     return program

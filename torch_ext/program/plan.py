@@ -9,7 +9,7 @@ from torch_ext.amounts import amount
 from torch_ext.arguments import Planning
 from torch_ext.columns import Rows, two_columns
 from torch_ext.program.graph import Graph
-from torch_ext.program.program import Overwrite, Program
+from torch_ext.program.program import Hoist, Overwrite, Program
 
 FORMAT = 1
 
@@ -103,7 +103,7 @@ class LeverUse:
     name: str
     peak_bytes_before: int
     peak_bytes_after: int
-    edits: int  # moved ops, overwrites
+    edits: int  # moved ops; overwrites and hoists
     extra_seconds: float  # for each call
     reason: str  # why it was given up; empty if it was not
 
@@ -115,6 +115,7 @@ class LeverPlan:
     graph: Program
     edited: Program
     overwrites: tuple[Overwrite, ...]
+    hoists: tuple[Hoist, ...]
     plan: Plan  # of `edited`
     levers: tuple[LeverUse, ...]
 
@@ -125,6 +126,7 @@ class LeverPlan:
             graph=Program.from_fields(fields["graph"]),
             edited=Program.from_fields(fields["edited"]),
             overwrites=tuple(Overwrite(**overwrite) for overwrite in fields["overwrites"]),
+            hoists=tuple(Hoist(**hoist) for hoist in fields["hoists"]),
             plan=Plan(**plan_fields(fields["plan"])),
             levers=tuple(LeverUse(**use) for use in fields["levers"]),
         )
@@ -132,7 +134,7 @@ class LeverPlan:
     @classmethod
     def of_original(cls, graph: Program, plan: Plan) -> Self:
         """Take a plan of a program that nobody edited."""
-        return cls(graph, graph, (), plan, ())
+        return cls(graph, graph, (), (), plan, ())
 
 
 @dataclasses.dataclass(frozen=True)

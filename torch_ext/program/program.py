@@ -50,6 +50,16 @@ class Overwrite:
 
 
 @dataclasses.dataclass(frozen=True)
+class Hoist:
+    """An op that finds an argument copied by an op of its own, instead of copying it itself."""
+
+    op: str
+    copy: str  # the op that copies, and the buffer it makes
+    argument: str  # a value
+    bytes: int  # of the copy
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """Ops in their original order, and the buffers between them."""
 

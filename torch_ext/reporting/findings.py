@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch_ext.program.graph import Graph, RegionTree, TimelineEntry, region_tree, simulate
-from torch_ext.program.plan import Plan, Reason, Region
-from torch_ext.program.program import Buffer, Op, Overwrite, Program
+from torch_ext.program.plan import LeverPlan, Plan, Reason, Region
+from torch_ext.program.program import Buffer, Hoist, Op, Overwrite, Program
 from torch_ext.reporting.diff import Block, diff
 
 
@@ -45,6 +46,12 @@ class Run:
         return hills.index(max(hills)) if hills else -1
 
 
+class _Edits(NamedTuple):
+    edited: Program
+    overwrites: tuple[Overwrite, ...]
+    hoists: tuple[Hoist, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Findings:
     """What a report is made of.
@@ -59,8 +66,7 @@ class Findings:
     inputs: tuple[str, ...] = ()
     process_bytes: int | None = None  # resident before the model was loaded
     gradient_peak_bytes: int | None = None  # measured with gradients enabled, if there can be any
-    edited: Program | None = None  # what the plan is of; None: what the report in `plan` says
-    overwrites: tuple[Overwrite, ...] | None = None  # the same
+    edits: LeverPlan | None = None  # None: those that the report in `plan` tells of, if it is one
 
     def measured(self, field: str) -> int | None:
         """A number that only some doors know, None where this one does not."""
@@ -85,40 +91,52 @@ class Findings:
         return value
 
     @functools.cached_property
-    def edited_graph(self) -> Graph:
-        """What the plan is of, without labels."""
-        edited = self.edited
-        if edited is None:
-            edited = getattr(self.plan, "edited", self.graph)
-        return edited.to_graph()
+    def _edits(self) -> _Edits:
+        source: Any = self.edits or self.plan
+        if not hasattr(source, "edited"):
+            return _Edits(self.graph, (), ())
+        return _Edits(source.edited, source.overwrites, source.hoists)
+
+    @property
+    def edited(self) -> Program:
+        """What the plan is of."""
+        return self._edits.edited
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """The graph, and behind its ops and buffers the copies that were hoisted."""
+        copies = {hoist.copy for hoist in self._edits.hoists}
+        edited = self._edits.edited
+        return Program(
+            (*self.graph.ops, *(op for op in edited.ops if op.name in copies)),
+            (*self.graph.buffers, *(b for b in edited.buffers if b.name in copies)),
+        )
 
     @functools.cached_property
     def ops(self) -> dict[str, Op]:
         """Ops by name."""
-        return {op.name: op for op in self.graph.ops}
+        return {op.name: op for op in self.program.ops}
 
     @functools.cached_property
     def buffers(self) -> dict[str, Buffer]:
         """Buffers by name."""
-        return {buffer.name: buffer for buffer in self.graph.buffers}
+        return {buffer.name: buffer for buffer in self.program.buffers}
 
     @functools.cached_property
     def maker(self) -> dict[str, Op]:
         """The op that makes a buffer; inputs have none."""
-        return {buffer: op for op in self.graph.ops for buffer in op.writes}
+        return {buffer: op for op in self.program.ops for buffer in op.writes}
 
     @functools.cached_property
     def before(self) -> Run:
         """The original order."""
-        return self._run(self.graph.to_graph(), [op.name for op in self.graph.ops], ())
+        original = _Edits(self.graph, (), ())
+        return self._run(self.graph.to_graph(), [op.name for op in self.graph.ops], original)
 
     @functools.cached_property
     def after(self) -> Run:
         """The planned order."""
-        overwrites = self.overwrites
-        if overwrites is None:
-            overwrites = getattr(self.plan, "overwrites", ())
-        return self._run(self.edited_graph, self.plan.order, overwrites)
+        return self._run(self.edited.to_graph(), self.plan.order, self._edits)
 
     @functools.cached_property
     def memory_graph(self) -> Program:
@@ -142,7 +160,7 @@ class Findings:
 
         Those of a plan are the children of the tree's root, single ops next to each other as one.
         """
-        tree = region_tree(self.edited_graph)
+        tree = region_tree(self.edited.to_graph())
         cuts = {node.end for node in tree.nodes if node.parent == 0} | {len(tree.ops)}
         ends = list(itertools.accumulate(region.ops for region in self.plan.regions))
         if not cuts.issuperset(ends) or ends[-1:] != [len(tree.ops)]:
@@ -155,25 +173,40 @@ class Findings:
 
     def alive(self, run: Run, step: int) -> list[Buffer]:
         """The buffers alive at a step, the largest first."""
-        buffers = zip(self.graph.buffers, run.life_spans, strict=True)
+        buffers = zip(self.program.buffers, run.life_spans, strict=True)
         alive = [buffer for buffer, span in buffers if step in span]
         return sorted(alive, key=lambda buffer: -buffer.bytes)
 
-    def _run(self, graph: Graph, order: Sequence[str], overwrites: Sequence[Overwrite]) -> Run:
+    def _run(self, graph: Graph, order: Sequence[str], edits: _Edits) -> Run:
         timeline = simulate(graph, order)
         step_of = {op: step for step, op in enumerate(order)}
         last: dict[str, int] = {}
+
+        def touch(buffer: str, op: str) -> None:
+            last[buffer] = max(last.get(buffer, -1), step_of[op])
+
+        touched = {op.name: {*op.reads, *op.writes} for op in edits.edited.ops}
+        copies: dict[str, list[str]] = {}  # of each op that has some hoisted
+        for hoist in edits.hoists:
+            copies.setdefault(hoist.op, []).append(hoist.copy)
+            touch(hoist.copy, hoist.op)
+        storage_of = {overwrite.result: overwrite.argument for overwrite in edits.overwrites}
         for op in self.graph.ops:
             for buffer in (*op.reads, *op.writes):
-                last[buffer] = max(last.get(buffer, -1), step_of[op.name])
-        for overwrite in overwrites:  # from there on the memory is the result's
+                storage = buffer
+                while storage in storage_of:
+                    storage = storage_of[storage]
+                for toucher in (op.name, *copies.get(op.name, ())):
+                    if storage in touched[toucher]:
+                        touch(buffer, toucher)
+        for overwrite in edits.overwrites:  # from there on the memory is the result's
             last[overwrite.argument] = step_of[overwrite.op] - 1
 
         def span(buffer: Buffer) -> LifeSpan:
-            if buffer.is_input and not buffer.kept and buffer.name not in last:
+            if buffer.name not in last and not (buffer.is_input and buffer.kept):
                 return NEVER
             first = 0 if buffer.is_input else step_of[self.maker[buffer.name].name]
             return LifeSpan(first, len(order) - 1 if buffer.kept else last[buffer.name])
 
-        spans = tuple(span(buffer) for buffer in self.graph.buffers)
+        spans = tuple(span(buffer) for buffer in self.program.buffers)
         return Run(tuple(order), timeline, spans)

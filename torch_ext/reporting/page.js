@@ -233,18 +233,18 @@ function inspect(step) {
     const found = alive(run, step);
     const shown = found.slice(0, MOST_ALIVE);
     const rest = found.slice(MOST_ALIVE);
-    const most = Math.max(1, ops.scratch[op], ...shown.map((b) => buffers.bytes[b]));
+    const most = Math.max(1, run.scratch[op], ...shown.map((b) => buffers.bytes[b]));
     const items = shown.map((b) =>
       html("li", {},
         html("span", { class: "name", title: `${madeBy(b)} ${shapeOf(b)}` },
           html("code", {}, madeBy(b)), " ", html("span", { class: "shape" }, shapeOf(b))), " ",
         bar("track", 0, buffers.bytes[b], most),
         html("span", { class: "size" }, figure(buffers.bytes[b]))));
-    if (ops.scratch[op] > 0) {
+    if (run.scratch[op] > 0) {
       items.push(html("li", {},
         html("span", { class: "name" }, "scratch memory"),
-        bar("track", 0, ops.scratch[op], most),
-        html("span", { class: "size" }, figure(ops.scratch[op]))));
+        bar("track", 0, run.scratch[op], most),
+        html("span", { class: "size" }, figure(run.scratch[op]))));
     }
     if (rest.length > 0) {
       const bytes = rest.reduce((sum, b) => sum + buffers.bytes[b], 0);
@@ -279,7 +279,7 @@ function bufferTable(host, { name, title, run }) {
   const rows = alive(run, run.peak);
   const op = run.order[run.peak];
   const bytes = rows.reduce((sum, b) => sum + buffers.bytes[b], 0);
-  const scratch = ops.scratch[op];
+  const scratch = run.scratch[op];
   const caption = html("p", { class: "caption", id: `caption-${name}` },
     html("strong", {}, title), `: ${counted(rows.length, "buffer")} of ${figure(bytes)} ${UNIT} while `,
     html("code", {}, ops.name[op]), ` runs at step ${run.peak + 1}`,

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch_ext import amounts
 from torch_ext._version import __version__
+from torch_ext.program.program import Program
 from torch_ext.reporting import wording
 from torch_ext.reporting.advice import Advice, find_advice
 from torch_ext.reporting.findings import Findings, Run
@@ -106,14 +107,16 @@ class _Strings:
 
 
 def _data(findings: Findings) -> dict[str, Any]:
-    graph, strings = findings.graph, _Strings()
+    graph, strings = findings.program, _Strings()
     index = {op.name: i for i, op in enumerate(graph.ops)}
     maker = {buffer: index[op.name] for buffer, op in findings.maker.items()}
 
-    def run_data(run: Run) -> dict[str, Any]:
+    def run_data(run: Run, program: Program) -> dict[str, Any]:
+        scratch = {op.name: op.workspace_bytes for op in program.ops}
         return {
             "order": [index[op] for op in run.order],
             "hill": [entry.hill_bytes for entry in run.timeline],
+            "scratch": [scratch.get(op.name, 0) for op in graph.ops],
             "peak": run.peak_step,
             "first": [span.first for span in run.life_spans],
             "last": [span.last for span in run.life_spans],
@@ -131,7 +134,6 @@ def _data(findings: Findings) -> dict[str, Any]:
             "name": [op.name for op in graph.ops],
             "module": [strings(op.module_path) for op in graph.ops],
             "source": [strings(op.source) for op in graph.ops],
-            "scratch": [op.workspace_bytes for op in graph.ops],
         },
         "buffers": {
             "name": [buffer.name for buffer in graph.buffers],
@@ -141,8 +143,8 @@ def _data(findings: Findings) -> dict[str, Any]:
             "op": [maker.get(buffer.name, -1) for buffer in graph.buffers],
             "kept": [int(buffer.kept) for buffer in graph.buffers],
         },
-        "before": run_data(findings.before),
-        "after": run_data(findings.after),
+        "before": run_data(findings.before, findings.graph),
+        "after": run_data(findings.after, findings.edited),
         "diff": [[block.kind, block.old, block.new, block.ops] for block in findings.diff],
         "regions": _regions(findings, index),
         "strings": list(strings.index),

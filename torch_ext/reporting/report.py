@@ -10,7 +10,7 @@ from torch_ext.columns import Rows, two_columns
 from torch_ext.files import write_text
 from torch_ext.program.graph import TimelineEntry
 from torch_ext.program.plan import LeverPlan, LeverUse, Plan, Reason, joined
-from torch_ext.program.program import Buffer, Overwrite, Program
+from torch_ext.program.program import Buffer, Hoist, Overwrite, Program
 from torch_ext.reporting.findings import Findings
 from torch_ext.reporting.page import to_html
 
@@ -48,6 +48,7 @@ class ProgramReport(Plan):
     at_peak: tuple[PeakBuffer, ...] = dataclasses.field(repr=False)  # of the planned order
     levers: tuple[LeverUse, ...] = dataclasses.field(repr=False)  # those asked for
     overwrites: tuple[Overwrite, ...] = dataclasses.field(repr=False)
+    hoists: tuple[Hoist, ...] = dataclasses.field(repr=False)
     floor_bytes: int | None  # proven under any use of the levers asked for
     graph: Program = dataclasses.field(repr=False, compare=False)  # before any edit
     edited: Program = dataclasses.field(repr=False, compare=False)  # what the plan is of
@@ -74,7 +75,8 @@ class ProgramReport(Plan):
 
     def _edits(self) -> Rows:
         """What was done beside the order, and what was given up."""
-        rows = [("overwrites", str(len(self.overwrites)))] if self.overwrites else []
+        edits = ("overwrites", self.overwrites), ("copies hoisted", self.hoists)
+        rows = [(name, str(len(done))) for name, done in edits if done]
         return [*rows, *((f"no {use.name}", use.reason) for use in self.levers if use.reason)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,14 +135,16 @@ def in_original_order(plan: Plan, graph: Program, memory_budget: int | None) -> 
 def kept_original(found: LeverPlan, memory_budget: int | None) -> LeverPlan:
     """Return what the plan says of the original program, which is kept."""
     plan = in_original_order(found.plan, found.graph, memory_budget)
-    if found.overwrites:  # it may be of an op or a buffer that the original does not have
+    if (
+        found.overwrites or found.hoists
+    ):  # it may be of an op or a buffer that the original does not have
         plan = dataclasses.replace(plan, bottleneck=None)
-    return dataclasses.replace(found, edited=found.graph, overwrites=(), plan=plan)
+    return dataclasses.replace(found, edited=found.graph, overwrites=(), hoists=(), plan=plan)
 
 
 def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
     """Those fields of a ProgramReport that follow from a program, its plan, and why it is so."""
-    findings = Findings(found.graph, found.plan, edited=found.edited, overwrites=found.overwrites)
+    findings = Findings(found.graph, found.plan, edits=found)
     fields = {field.name: getattr(found.plan, field.name) for field in dataclasses.fields(Plan)}
     bottleneck = found.plan.bottleneck
     if bottleneck is not None:
@@ -162,6 +166,7 @@ def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
         "reason": joined(reasons),
         "levers": found.levers,
         "overwrites": found.overwrites,
+        "hoists": found.hoists,
         "floor_bytes": found.plan.lower_bound_bytes,  # it is over all uses of order and overwrite
         "graph": found.graph,
         "edited": found.edited,

@@ -79,13 +79,16 @@ def lead(findings: Findings) -> str:
     if saved_bytes == 0:
         sentence = "Another order of the operations gains nothing here."
     else:
-        overwrites = len(getattr(plan, "overwrites", ()))
-        edits = f"in another order, {plan.moved_ops:,} of them moved," if plan.moved_ops else ""
+        overwrites, hoists = (len(getattr(plan, name, ())) for name in ("overwrites", "hoists"))
+        edits = []
+        if plan.moved_ops:
+            edits.append(f"in another order, {plan.moved_ops:,} of them moved,")
         if overwrites:
-            edits += " and" if edits else ""
-            edits += f" {overwrites:,} of them writing over what nobody needs any more,"
+            edits.append(f"{overwrites:,} of them writing over what nobody needs any more,")
+        if hoists:
+            edits.append(f"{hoists:,} of their copies made beforehand,")
         sentence = (
-            f"The same {counted(plan.ops, 'operation')} {edits.strip()} take "
+            f"The same {counted(len(findings.graph.ops), 'operation')} {' and '.join(edits)} take "
             f"{amount(saved_bytes)} less at the peak."
         )
     budget = {
@@ -132,7 +135,8 @@ def bottleneck(findings: Findings) -> str:
             f" {counted(len(buffers), 'buffer')} of {amount(together)} must be alive together"
             f"{'' if len(buffers) <= 3 else ', the largest'}: {largest}."
         )
-    scratch_bytes = findings.ops[found.op].workspace_bytes
+    op = next(op for op in findings.edited.ops if op.name == found.op)
+    scratch_bytes = op.workspace_bytes
     if scratch_bytes:
         sentence += f" It takes {amount(scratch_bytes)} of scratch memory besides."
     peak_op = findings.after.order[findings.after.peak_step]

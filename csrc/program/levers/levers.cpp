@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "program/levers/hoist.h"
 #include "program/lower.h"
 #include "sched/simulate.h"
 #include "sched/way_back.h"
@@ -27,43 +28,78 @@ std::vector<OpId> AllOps(const Program& program) {
 }
 
 // The bottleneck of an edited program in the words of another one: an argument stands for all that
-// was to be written over it.
-std::optional<sched::Bottleneck> Bottleneck(const OverwritePlan& edited, const Overwritten& other) {
-  std::optional<sched::Bottleneck> bottleneck = edited.plan.bottleneck;
+// was to be written over it, and an op for its copies.
+std::optional<sched::Bottleneck> Bottleneck(const Program& original, const sched::Plan& plan,
+                                            const Edited& edited, const Edited& other) {
+  std::optional<sched::Bottleneck> bottleneck = plan.bottleneck;
   if (!bottleneck) return bottleneck;
   const auto place_of = [](const auto& values, auto value) {
-    return std::ranges::find(values, value) - values.begin();
+    return static_cast<std::size_t>(std::ranges::find(values, value) - values.begin());
   };
-  bottleneck->op =
-      static_cast<OpId>(place_of(other.old_ops, edited.overwritten.old_ops[bottleneck->op]));
-  for (BufferId& b : bottleneck->buffers) {
-    b = other.new_buffers[place_of(edited.overwritten.new_buffers, b)];
+  const auto found = [&](OpId old_op) { return place_of(other.old_ops, old_op); };
+  OpId old_op = edited.old_ops[bottleneck->op];
+  if (found(old_op) == other.old_ops.size()) {
+    old_op = original.copyable[old_op - original.ops.size()].op;
   }
+  bottleneck->op = static_cast<OpId>(found(old_op));
+  std::vector<BufferId> buffers;
+  for (const BufferId b : bottleneck->buffers) {
+    const std::size_t old_buffer = place_of(edited.new_buffers, b);  // copies have none
+    if (old_buffer < other.new_buffers.size()) buffers.push_back(other.new_buffers[old_buffer]);
+  }
+  bottleneck->buffers = std::move(buffers);
   return bottleneck;
 }
 
-// Those overwrites without which the peak of the plan would be higher. Without one of them there is
-// more memory while its op runs, and at no other time. So edits are as few as the peak allows, as
-// moves are: each costs a question in every call.
-std::vector<std::size_t> Needed(const Program& program, const OverwritePlan& edited) {
-  const sched::Graph graph = Lower(edited.overwritten.program);
-  const sched::Profile profile = sched::Simulate(graph, edited.plan.order);
-  std::vector<std::int64_t> hill_bytes(program.ops.size());
-  for (std::size_t i = 0; i < edited.plan.order.size(); ++i) {
-    hill_bytes[edited.overwritten.old_ops[edited.plan.order[i]]] = profile.hill_bytes[i];
+// Edits are as few as the peak of an order allows, as moves are: each costs a question in every
+// call. Hoists first: what they free may make up for an overwrite, and no overwrite for a hoist.
+void KeepNeeded(const Program& program, const sched::Order& old_order, std::int64_t peak_bytes,
+                Edits& edits) {
+  const auto is_enough = [&](const std::vector<std::size_t>& hoists) {
+    const std::optional<Edited> edited = WithEdits(program, {hoists, edits.overwrites});
+    if (!edited) return false;
+    const sched::Graph graph = Lower(edited->program);
+    const sched::Order order = edited->ToNewOps(old_order);
+    return sched::IsValidOrder(graph, order) && sched::PeakBytes(graph, order) <= peak_bytes;
+  };
+  if (!edits.hoists.empty() && is_enough({})) edits.hoists.clear();
+  const auto undo_some = [&] {
+    const std::size_t before = edits.hoists.size();
+    for (std::size_t i = before; i-- > 0;) {
+      std::vector<std::size_t> fewer = edits.hoists;
+      fewer.erase(fewer.begin() + static_cast<std::ptrdiff_t>(i));
+      if (is_enough(fewer)) edits.hoists = std::move(fewer);
+    }
+    return edits.hoists.size() < before;
+  };
+  while (undo_some()) {  // an early copy stands in the way of others: now more may be undone
   }
-  std::vector<std::size_t> needed;
-  for (const std::size_t i : edited.overwrites) {
+  // Without an overwrite there is more memory while its op runs, and at no other time.
+  const Edited edited = *WithEdits(program, edits);
+  const sched::Order order = edited.ToNewOps(old_order);
+  const sched::Profile profile = sched::Simulate(Lower(edited.program), order);
+  std::vector<std::int64_t> hill_bytes(program.ops.size() + program.copyable.size());
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    hill_bytes[edited.old_ops[order[i]]] = profile.hill_bytes[i];
+  }
+  std::erase_if(edits.overwrites, [&](std::size_t i) {
     const Overwrite& overwrite = program.overwritable[i];
-    const std::int64_t without = hill_bytes[overwrite.op] + program.buffers[overwrite.result].bytes;
-    if (without > edited.plan.peak_bytes) needed.push_back(i);
-  }
-  return needed;
+    return hill_bytes[overwrite.op] + program.buffers[overwrite.result].bytes <= peak_bytes;
+  });
 }
 
-void HoldToBound(sched::Plan& plan, std::int64_t bound_bytes, sched::Proof proof) {
-  plan.lower_bound_bytes = bound_bytes;
-  plan.proof = proof == sched::Proof::kNone ? sched::Proof::kSearch : proof;
+sched::Order WithoutCopies(const Program& program, sched::Order old_order) {
+  std::erase_if(old_order, [&](OpId v) { return v >= OldOpOfCopy(program, 0); });
+  return old_order;
+}
+
+// The plan stays, and what is known by another one is that nothing is below its bound.
+void HoldToBound(sched::Plan& plan, const sched::Plan& other) {
+  plan.lower_bound_bytes = other.lower_bound_bytes;
+  plan.proof = other.proof == sched::Proof::kNone ? sched::Proof::kSearch : other.proof;
+  plan.bottleneck = other.bottleneck;
+  plan.seconds = other.seconds;
+  plan.clock_stopped = other.clock_stopped;
   if (!plan.is_optimal()) plan.DropProof();
 }
 
@@ -94,32 +130,37 @@ LeverPlan PlanLevers(const Program& program, const Levers& levers,
     found.uses.push_back({"order", original_bytes, ordered_bytes, found.plan.moved_ops});
   }
   if (!levers.overwrite) return found;
-  if (!program.overwritable.empty()) {
-    OverwritePlan edited = PlanOverwrites(movable, options);
-    const double seconds = found.plan.seconds + edited.plan.seconds;
-    const bool clock_stopped = found.plan.clock_stopped || edited.plan.clock_stopped;
-    const bool is_lower = edited.plan.peak_bytes < ordered_bytes;
-    if (is_lower) found.overwrites = Needed(program, edited);
-    Overwritten kept = *WithOverwrites(program, found.overwrites);  // it has the plan's order, too
-    const auto bottleneck = Bottleneck(edited, kept);
+  if (!program.overwritable.empty() || !program.copyable.empty()) {
+    std::vector<std::size_t> copies(program.copyable.size());
+    std::iota(copies.begin(), copies.end(), 0);
+    const Edited hoisted = WithHoists(movable, copies);
+    OverwritePlan best = PlanOverwrites(hoisted.program, options);
+    best.edited.old_ops = hoisted.ToOldOps(std::move(best.edited.old_ops));
+    const sched::Order old_order = best.edited.ToOldOps(std::move(best.plan.order));
+    const bool is_lower = best.plan.peak_bytes < ordered_bytes;
     if (is_lower) {
-      found.plan = std::move(edited.plan);
-      found.plan.original_peak_bytes = original_bytes;
-      const sched::Order old_order = edited.overwritten.ToOldOps(std::move(found.plan.order));
-      found.plan.moved_ops = sched::MovedOps(old_order);
-      found.plan.order = kept.ToNewOps(old_order);
+      found.edits = {std::move(copies), std::move(best.overwrites)};
+      KeepNeeded(movable, old_order, best.plan.peak_bytes, found.edits);
+    }
+    Edited kept = *WithEdits(program, found.edits);  // it has the plan's order, too
+    best.plan.bottleneck = Bottleneck(program, best.plan, best.edited, kept);
+    best.plan.seconds += found.plan.seconds;
+    best.plan.clock_stopped |= found.plan.clock_stopped;
+    if (is_lower) {
+      best.plan.original_peak_bytes = original_bytes;
+      best.plan.order = kept.ToNewOps(old_order);
+      best.plan.moved_ops = sched::MovedOps(WithoutCopies(program, old_order));
+      found.plan = std::move(best.plan);
       found.old_ops = std::move(kept.old_ops);
       found.program = std::move(kept.program);
       found.graph = Lower(found.program);
     } else {
-      HoldToBound(found.plan, edited.plan.lower_bound_bytes, edited.plan.proof);
+      HoldToBound(found.plan, best.plan);
     }
-    found.plan.bottleneck = bottleneck;
-    found.plan.seconds = seconds;
-    found.plan.clock_stopped = clock_stopped;
   }
-  found.uses.push_back({"overwrite", ordered_bytes, found.plan.peak_bytes,
-                        static_cast<std::int64_t>(found.overwrites.size())});
+  found.uses.push_back(
+      {"overwrite", ordered_bytes, found.plan.peak_bytes,
+       static_cast<std::int64_t>(found.edits.overwrites.size() + found.edits.hoists.size())});
   return found;
 }
 

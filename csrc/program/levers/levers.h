@@ -14,7 +14,8 @@
 
 namespace torch_ext::program {
 
-// Which kinds of edits are asked for. Without `order` the ops stay in their places.
+// Which kinds of edits are asked for. Without `order` the ops stay in their places. The lever
+// overwrite hoists copies, too.
 struct Levers {
   bool order = true;
   bool overwrite = true;
@@ -28,22 +29,22 @@ struct LeverUse {
   std::string name;
   std::int64_t peak_bytes_before = 0;
   std::int64_t peak_bytes_after = 0;
-  std::int64_t edits = 0;            // moved ops, overwrites
+  std::int64_t edits = 0;            // moved ops; overwrites and hoists
   std::vector<Reason> reasons = {};  // why it was given up, if it was
 };
 
 struct LeverPlan {
-  Program program;            // with the overwrites done; else the one given
+  Program program;            // with the edits done; else the one given
   sched::Graph graph;         // that program, as the core sees it
   sched::Plan plan;           // of that graph; its original peak and moved ops are of the one given
-  std::vector<OpId> old_ops;  // of each op: what it was
-  std::vector<std::size_t> overwrites;  // places in `overwritable`; none unless they lower the peak
-  std::vector<LeverUse> uses;           // one for each lever asked for
+  std::vector<OpId> old_ops;  // of each op: what it was (edits.h)
+  Edits edits;                // none unless they lower the peak
+  std::vector<LeverUse> uses;  // one for each lever asked for
 };
 
-// The bound is over all orders, and all choices of overwrites where these are asked for, whether or
-// not any is used. No peak is higher than the original's. Without overwrites in the program it is
-// one plan; else see PlanOverwrites.
+// The bound is over all orders, and all choices of edits where these are asked for, whether or not
+// any is used. No peak is higher than the original's. Where nothing can be edited it is one plan;
+// else see PlanOverwrites.
 LeverPlan PlanLevers(const Program& program, const Levers& levers,
                      const sched::PlanOptions& options);
 

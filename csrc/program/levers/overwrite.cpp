@@ -87,11 +87,11 @@ Edges PrecedenceOf(const Program& program) {
 }
 
 // The program with these ops in this order. `root_of`: of each buffer the one that it is in.
-Overwritten Rebuilt(const Program& program, std::vector<OpId> order,
-                    const std::vector<BufferId>& root_of, const Edges& added) {
+Edited Rebuilt(const Program& program, std::vector<OpId> order,
+               const std::vector<BufferId>& root_of, const Edges& added) {
   std::vector<OpId> place(order.size());
   for (std::size_t i = 0; i < order.size(); ++i) place[order[i]] = static_cast<OpId>(i);
-  Overwritten result;
+  Edited result;
   result.new_buffers.assign(program.buffers.size(), -1);
   std::vector<BufferId>& new_of = result.new_buffers;
   for (std::size_t b = 0; b < root_of.size(); ++b) {
@@ -203,7 +203,7 @@ class Chooser {
 
   struct Found {
     std::vector<std::size_t> choices;
-    Overwritten overwritten;
+    Edited edited;
     sched::Plan plan;
   };
 
@@ -276,7 +276,7 @@ class Chooser {
 
   // Plans the program with what is decided, and bounds what is open.
   void Visit(Decisions decisions) {
-    const std::optional<Overwritten> decided = WithOverwrites(program_, decisions.done);
+    const std::optional<Edited> decided = WithOverwrites(program_, decisions.done);
     if (!decided) return;  // no order has these choices
     Close(decisions);
     const std::int64_t decided_bound_bytes = Offer(decisions.done, *decided);
@@ -307,7 +307,7 @@ class Chooser {
 
   // Makes the choices that an order of the relaxed program makes possible. Returns the first that
   // it does not, to decide on it next, or else the first.
-  std::size_t Follow(Decisions decisions, const Overwritten& decided, const Relaxation& relaxed,
+  std::size_t Follow(Decisions decisions, const Edited& decided, const Relaxation& relaxed,
                      const sched::Order& order) {
     std::vector<std::int32_t> when(program_.ops.size(), 0);
     for (std::size_t i = 0; i < order.size(); ++i) {
@@ -338,12 +338,12 @@ class Chooser {
   }
 
   // Returns the bound of the program with these choices.
-  std::int64_t Offer(const std::vector<std::size_t>& choices, const Overwritten& overwritten) {
-    sched::Plan plan = Plan(Lower(overwritten.program));
+  std::int64_t Offer(const std::vector<std::size_t>& choices, const Edited& edited) {
+    sched::Plan plan = Plan(Lower(edited.program));
     const std::int64_t bound_bytes = plan.lower_bound_bytes;
     if (!has_plan_ || plan.peak_bytes < best_.plan.peak_bytes) {
       has_plan_ = true;
-      best_ = {choices, overwritten, std::move(plan)};
+      best_ = {choices, edited, std::move(plan)};
     }
     return bound_bytes;
   }
@@ -364,20 +364,8 @@ class Chooser {
 
 }  // namespace
 
-sched::Order Overwritten::ToOldOps(sched::Order order) const {
-  for (OpId& v : order) v = old_ops[v];
-  return order;
-}
-
-sched::Order Overwritten::ToNewOps(sched::Order order) const {
-  std::vector<OpId> new_ops(old_ops.size());
-  for (std::size_t v = 0; v < old_ops.size(); ++v) new_ops[old_ops[v]] = static_cast<OpId>(v);
-  for (OpId& v : order) v = new_ops[v];
-  return order;
-}
-
-std::optional<Overwritten> WithOverwrites(const Program& program,
-                                          std::span<const std::size_t> overwrites) {
+std::optional<Edited> WithOverwrites(const Program& program,
+                                     std::span<const std::size_t> overwrites) {
   const std::vector<std::vector<OpId>> readers = ReadersOf(program);
   std::vector<BufferId> root_of(program.buffers.size());
   std::iota(root_of.begin(), root_of.end(), 0);
@@ -438,14 +426,14 @@ OverwritePlan PlanOverwrites(const Program& program, const sched::PlanOptions& o
                              int most_nodes) {
   std::vector<std::size_t> done = ForcedOverwrites(program);
   // They add no edge that was not there, so there is such a program, in the same order.
-  Overwritten base = *WithOverwrites(program, done);
+  Edited base = *WithOverwrites(program, done);
   Chooser::Found found = Chooser(base.program, options).Run(most_nodes);
   for (const std::size_t i : found.choices) done.push_back(base.old_overwritable[i]);
-  for (OpId& v : found.overwritten.old_ops) v = base.old_ops[v];
-  for (BufferId& b : base.new_buffers) b = found.overwritten.new_buffers[b];
-  for (std::size_t& i : found.overwritten.old_overwritable) i = base.old_overwritable[i];
-  found.overwritten.new_buffers = std::move(base.new_buffers);
-  return {std::move(done), std::move(found.overwritten), std::move(found.plan)};
+  for (OpId& v : found.edited.old_ops) v = base.old_ops[v];
+  for (BufferId& b : base.new_buffers) b = found.edited.new_buffers[b];
+  for (std::size_t& i : found.edited.old_overwritable) i = base.old_overwritable[i];
+  found.edited.new_buffers = std::move(base.new_buffers);
+  return {std::move(done), std::move(found.edited), std::move(found.plan)};
 }
 
 }  // namespace torch_ext::program

@@ -6,7 +6,7 @@
 // every proof of the core stands. Nothing in the core knows of overwriting.
 //
 // THEOREM. Over all orders and all choices of overwrites, the lowest peak is that of the lowest
-// program among those that Overwritten gives for a set of overwrites.
+// program among those that WithOverwrites gives for a set of overwrites.
 //   An order with choices is an order of that program: the edges say that the argument was dead.
 //   Its hills are the same, for what is alive after any op is the same: the argument is dead, and
 //   the result has its bytes.
@@ -38,27 +38,16 @@
 #include <span>
 #include <vector>
 
+#include "program/edits.h"
 #include "program/program.h"
 #include "sched/graph.h"
 #include "sched/plan.h"
 
 namespace torch_ext::program {
 
-// A program with some overwrites done, ops in an order that they allow, as near to the original as
-// that is.
-struct Overwritten {
-  Program program;                            // with those overwritable that are left
-  std::vector<OpId> old_ops;                  // of each op: what it was
-  std::vector<BufferId> new_buffers;          // of each old buffer: the one that it is in
-  std::vector<std::size_t> old_overwritable;  // of each that is left: its old place
-
-  sched::Order ToOldOps(sched::Order order) const;
-  sched::Order ToNewOps(sched::Order order) const;  // of all old ops
-};
-
 // `overwrites` are places in `overwritable`. Nothing if they cannot all be done: no order has them.
-std::optional<Overwritten> WithOverwrites(const Program& program,
-                                          std::span<const std::size_t> overwrites);
+std::optional<Edited> WithOverwrites(const Program& program,
+                                     std::span<const std::size_t> overwrites);
 
 // Places in `program.overwritable` of all that are forced, at most one for each result and
 // argument. O(overwritable * edges) at worst, mostly linear.
@@ -66,7 +55,7 @@ std::vector<std::size_t> ForcedOverwrites(const Program& program);
 
 struct OverwritePlan {
   std::vector<std::size_t> overwrites;  // places in `overwritable`
-  Overwritten overwritten;
+  Edited edited;
   sched::Plan plan;  // of it; the bound, and so what is proven, is over all choices as well
 };
 

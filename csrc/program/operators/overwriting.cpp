@@ -57,7 +57,7 @@ void AddLines(std::vector<OverwritingForm>& forms) {
                      .form = Aten(name),
                      .form_overload = "out",
                      .target = "out",
-                     .none = "dtype"});
+                     .dtype = "dtype"});
   }
   for (const char* name : {"softmax", "log_softmax"}) {
     const std::string form = Aten(std::string("_") + name);
@@ -67,7 +67,7 @@ void AddLines(std::vector<OverwritingForm>& forms) {
                      .form = form,
                      .form_overload = "out",
                      .target = "out",
-                     .none = "dtype",
+                     .dtype = "dtype",
                      .adds_no = "half_to_float"});
     forms.push_back({.oper = form,
                      .argument = "self",

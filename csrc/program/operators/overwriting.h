@@ -27,8 +27,9 @@ struct OverwritingForm {
   std::string target;               // the argument of the form that is written to
   std::vector<std::string> shaped;  // other tensors that are broadcast with the argument
   std::vector<std::string> typed;   // those of `shaped` that have a say in the dtype
-  std::string none, no;       // arguments that have to be None, or False; empty: there is none
-  std::string adds_no;        // an argument that only the form has: False
+  std::string dtype;                // an argument that has to be None, or the dtype that there is
+  std::string no;                   // an argument that has to be False
+  std::string adds_no;              // an argument that only the form has: False
   std::string rest_like;      // more results of the form are empty, with the dtype of this argument
   bool broadcasts = false;    // `shaped` may have other sizes than the argument
   bool keeps_layout = false;  // works element by element, in whatever layout
