@@ -9,6 +9,7 @@
 #include <torch/csrc/jit/passes/loop_unrolling.h>
 #include <torch/csrc/jit/passes/lower_tuples.h>
 #include <torch/csrc/jit/passes/peephole.h>
+#include <torch/csrc/jit/passes/peephole_list_idioms.h>
 #include <torch/csrc/jit/passes/remove_expands.h>
 #include <torch/csrc/jit/passes/remove_mutation.h>
 #include <torch/csrc/jit/passes/shape_analysis.h>
@@ -254,9 +255,12 @@ std::vector<char> CertainNodes(const std::shared_ptr<Graph>& graph) {
     certain = NodesLeft(graph, [](std::shared_ptr<Graph>& copy) {
       torch::jit::ConstantPropagation(copy);
       torch::jit::UnrollLoops(copy);
-      torch::jit::RemoveListMutation(copy);
-      CleanUp(copy);
-      CleanUp(copy);  // what is seen through lists may be computed twice
+      for (int round = 0; round < 2; ++round) {  // what lists hide is folded and merged after them
+        torch::jit::RemoveListMutation(copy);
+        torch::jit::PeepholeOptimizeListIdioms(copy);
+        CleanUp(copy);
+        torch::jit::ConstantPropagation(copy);
+      }
     });
   } catch (const std::exception&) {
     return std::vector<char>(nodes.size(), 0);  // torch's own passes fail

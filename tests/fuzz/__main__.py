@@ -11,7 +11,7 @@ import tempfile
 import time
 from typing import Any
 
-from tests.fuzz.checking import RULES
+from tests.fuzz.checking import OVERWRITE_RULES, RULES
 from tests.fuzz.searching import DOORS, Outcome, search
 
 _PROGRAMS_PER_RULE = 10_000
@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument(
         "--without",
         action="append",
-        choices=RULES,
+        choices=(*RULES, *OVERWRITE_RULES),
         default=[],
         help="switch a rule off and stop at the first program that notices",
     )

@@ -86,10 +86,12 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     a, b = a.detach(), b.detach()
     if not a.is_floating_point():
         return torch.equal(a, b)
-    if torch.equal(a.view(torch.int32), b.view(torch.int32)):
+    if torch.equal(_bits(a), _bits(b)):
         return True
     nan = a.isnan()  # NaN equals NaN
     a, b = a.masked_fill(nan, 0), b.masked_fill(b.isnan(), 0)
-    return torch.equal(nan, b.isnan() | nan) and torch.equal(
-        a.view(torch.int32), b.view(torch.int32)
-    )
+    return torch.equal(nan, b.isnan() | nan) and torch.equal(_bits(a), _bits(b))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.flatten()).view(torch.uint8)

@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch.jit._recursive import wrap_cpp_module
+from torch.utils import _pytree as pytree
 
 import torch_ext
 from tests.fuzz.checking import (
+    OVERWRITE_RULES,
     RANDOM_SEED,
+    RULES,
     InvalidProgramError,
     Original,
     Verdict,
@@ -28,6 +31,29 @@ CALLS = 3  # the executor profiles in the first, optimises in the second and is 
 _ATTRIBUTES = ("last", "parts", "named", "count", "training")
 
 Inputs = tuple[Any, ...]
+
+
+# What an edited program may be called with and how, beside what it was planned for.
+_MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "as doubles": contextlib.nullcontext,
+    "of one row": contextlib.nullcontext,
+    "transposed": contextlib.nullcontext,
+    "with gradients": torch.enable_grad,
+    "under autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+
+
+def _given(mode: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What stands for the tensor in a mode."""
+    if mode == "as doubles":
+        return tensor.double()
+    if mode == "of one row" and tensor.dim() == 2:
+        return tensor[:1].clone()
+    if mode == "transposed" and tensor.dim() == 2:
+        return tensor.t().contiguous().t()
+    if mode == "with gradients":
+        return tensor.detach().requires_grad_()
+    return tensor
 
 
 def _run(module: torch.jit.ScriptModule, inputs: Inputs) -> list[Call]:
@@ -57,6 +83,8 @@ def _state(module: torch.jit.ScriptModule) -> tuple[Any, ...]:
 class Scripted(Original):
     """A scripted module."""
 
+    rules = (*RULES, *OVERWRITE_RULES)
+
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         try:
@@ -77,6 +105,8 @@ class Scripted(Original):
     ) -> torch.jit.ScriptModule | None:
         """None if torch's alias analysis refuses the graph."""
         try:
+            if set(without) & set(OVERWRITE_RULES):
+                return self._overwriting(seed, without)
             cpp_module = _jit.shuffle(self.module._c, seed, list(without))
         except RuntimeError as error:
             verdict.refused = str(error).splitlines()[0]
@@ -84,13 +114,40 @@ class Scripted(Original):
         module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
         return module
 
-    def _overwriting(self, seed: int) -> torch.jit.ScriptModule | None:
+    def difference_without(self, variant: torch.jit.ScriptModule, without: Sequence[str]) -> str:
+        found = self.difference_to(variant)
+        if set(without) & set(OVERWRITE_RULES):
+            found = found or self._difference_in_modes(variant)
+        return found
+
+    def _difference_in_modes(self, variant: torch.jit.ScriptModule) -> str:
+        """Calls that the program itself does not take say nothing."""
+        for mode in _MODES:
+            expected = self._call_in_mode(mode, self.module)
+            if expected.error:
+                continue
+            if found := Comparer().compare_calls(expected, self._call_in_mode(mode, variant)):
+                if Comparer().compare_calls(expected, self._call_in_mode(mode, self.module)):
+                    continue  # not even to itself: it reads memory that nobody wrote to
+                return f"{mode}: {found}"
+        return ""
+
+    def _call_in_mode(self, mode: str, module: torch.jit.ScriptModule) -> Call:
+        given = functools.partial(_given, mode)
+        inputs = pytree.tree_map_only(torch.Tensor, given, copy.deepcopy(self.inputs))
+        with _MODES[mode]():
+            return _call(copy.deepcopy(module), inputs)
+
+    def _differs_overwriting(self, variant: torch.jit.ScriptModule) -> str:
+        return self.difference_to(variant) or self._difference_in_modes(variant)
+
+    def _overwriting(self, seed: int, without: Sequence[str]) -> torch.jit.ScriptModule | None:
         """In an order at random, with as many overwrites as can be done; None if it raises."""
         if self.calls[0].error:
             return None
         torch.default_generator.manual_seed(RANDOM_SEED)
         inputs = copy.deepcopy(self.inputs)
-        cpp_module = _jit.shuffle_overwriting(self.module._c, inputs, seed)
+        cpp_module = _jit.shuffle_overwriting(self.module._c, inputs, seed, list(without))
         module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
         return module
 
@@ -107,8 +164,9 @@ class Scripted(Original):
             if seed == 0 and self.program.can_be_saved and chosen.random() < 0.5:
                 loaded = _saved_and_loaded(module)
                 yield "loaded shuffle 0", functools.partial(self.difference_to, loaded)
-            if overwriting := self._overwriting(seed):
-                yield f"overwriting {seed}", functools.partial(self.difference_to, overwriting)
+            if overwriting := self._overwriting(seed, ()):
+                differs = self._differs_overwriting if seed == 0 else self.difference_to
+                yield f"overwriting {seed}", functools.partial(differs, overwriting)
         optimized: list[torch.jit.ScriptModule] = []
         yield "optimize", functools.partial(self._check_optimize, verdict, optimized)
         for module in optimized:
