@@ -105,7 +105,15 @@ def _zeros() -> list[dict[str, str]]:
 
 
 def _overwrite_table() -> str:
-    header = ("model", "before", "order", "and overwriting", "bound", "overwrites", "time")
+    return _edits_table("1")
+
+
+def _hoist_table() -> str:
+    return _edits_table("8")
+
+
+def _edits_table(batch: str) -> str:
+    header = ("model", "before", "order", "and overwriting", "bound", "overwrites", "copies", "time")
     rows: list[Row] = [
         (
             record["model"],
@@ -114,9 +122,11 @@ def _overwrite_table() -> str:
             record["overwrite MiB"],
             record["overwrite bound MiB"],
             record["overwrites"],
+            record["hoists"],
             record["overwrite time"],
         )
         for record in _table("models-overwrite").records()
+        if record["batch"] == batch
     ]
     return Table(header, rows, ("model",)).markdown()
 
@@ -349,6 +359,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models-zeros-count": lambda: str(len(_zeros())),
     "models-zeros": lambda: ", ".join(record["model"] for record in _zeros()),
     "overwrite-table": _overwrite_table,
+    "hoist-table": _hoist_table,
     "overwrite-machine": lambda: _comment("models-overwrite", "machine"),
     "overwrite-threads": lambda: _comment("models-overwrite", "threads").partition(",")[0],
     "models-threads": lambda: _comment("models-quick", "threads").partition(",")[0],

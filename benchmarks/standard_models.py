@@ -6,8 +6,8 @@ What is measured (--measure A,B; by default all):
   ours              of order alone: peaks before and after, planned, proven and by the allocator in
                     the settled executor; identical outputs; time after / before (median and spread,
                     the interquartile range, of pairs); joules per call where the machine tells
-  overwrite         the same with overwriting, too: peak, bound over all orders and overwrites, how
-                    many ops overwrite, time
+  overwrite         the same with overwriting, too: peak, bound over all orders and edits, how many
+                    ops overwrite, how many copies are hoisted, time
   orders            the peaks of Inductor's three memory orders on our graph
   eager             the nn.Module
   for inference     torch.jit.freeze and optimize_for_inference
@@ -93,6 +93,7 @@ HEADER = (
     "overwrite MiB",
     "overwrite bound MiB",
     "overwrites",
+    "hoists",
     "overwrite time",
     "remark",
 )
@@ -180,6 +181,7 @@ def _overwriting(subject: Subject, options: argparse.Namespace) -> Values:
         "overwrite MiB": mib(report.measured_peak_bytes),
         "overwrite bound MiB": mib(report.lower_bound_bytes),
         "overwrites": str(len(report.overwrites)),
+        "hoists": str(len(report.hoists)),
         "overwrite time": f"{statistics.median(ratios):.3f}",
         "failures": [f"overwriting: {told}" for told in _told(report)["failures"]],
     }
