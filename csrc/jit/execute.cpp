@@ -11,9 +11,9 @@
 #include <unordered_set>
 #include <utility>
 
-#include "jit/memory_meter.h"
 #include "jit/nodes.h"
 #include "jit/prepare.h"
+#include "memory/meter.h"
 
 namespace torch_ext::jit {
 namespace {
@@ -147,22 +147,29 @@ void ScratchModule::CopyConstants() {
   });
 }
 
+Stack CopiedInputs(const torch::jit::Module& module, const Stack& example, bool copy_state) {
+  Stack inputs{copy_state ? DeepCopy(module)._ivalue() : module._ivalue()};
+  ValueCopier copier;
+  for (const c10::IValue& input : example) inputs.push_back(copier.Copy(input));
+  return inputs;
+}
+
 Execution Execute(const torch::jit::Module& module, const Stack& example, bool copy_state,
                   const QuietRun& quiet) {
   constexpr int kCalls = 3;
   Execution execution;
   for (int i = 0; i < kCalls; ++i) {
-    const torch::jit::Module copy = copy_state ? DeepCopy(module) : module;
     Call call;
-    call.state = copy._ivalue();
-    ValueCopier copier;
-    for (const c10::IValue& input : example) call.inputs.push_back(copier.Copy(input));
+    call.inputs = CopiedInputs(module, example, copy_state);
+    call.state = call.inputs.front();
+    call.inputs.erase(call.inputs.begin());
     quiet.RewindRandomState();
     QuietRun::TakePrinted();
     Stack arguments = call.inputs;
     {
-      MemoryMeter meter;
-      call.output = copy.get_method("forward")(std::move(arguments));
+      memory::Meter meter;
+      call.output =
+          torch::jit::Module(call.state.toObject()).get_method("forward")(std::move(arguments));
       meter.Stop();
       execution.peak_bytes = meter.peak_bytes();
     }

@@ -71,6 +71,9 @@ struct Execution {
   std::int64_t peak_bytes = 0;  // measured in the last call, above its start, results included
 };
 
+// What a call is made with: the module, or a deep copy, and copies of the arguments.
+Stack CopiedInputs(const torch::jit::Module& module, const Stack& example, bool copy_state);
+
 // Throws whatever the module throws. `copy_state`: the program may write to its parameters or
 // attributes, so each call gets a deep copy of the module.
 Execution Execute(const torch::jit::Module& module, const Stack& example, bool copy_state,

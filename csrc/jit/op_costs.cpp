@@ -15,40 +15,12 @@
 
 #include "jit/effects.h"
 #include "jit/values.h"
+#include "memory/thread_meter.h"
 
 namespace torch_ext::jit {
 namespace {
 
 using torch::jit::Node;
-
-// Allocations of this thread while it is installed, from torch's own reports. Others may run.
-class ThreadMeter : public c10::MemoryReportingInfoBase {
- public:
-  void reportMemoryUsage(void* address, std::int64_t bytes, std::size_t, std::size_t,
-                         c10::Device device) override {
-    if (!device.is_cpu()) return;
-    if (bytes > 0) {
-      live_[address] = bytes;
-      taken_ += bytes;
-      hill_bytes_ = std::max(hill_bytes_, taken_);
-    } else if (const auto found = live_.find(address); found != live_.end()) {
-      taken_ -= found->second;
-      live_.erase(found);
-    }
-  }
-  bool memoryProfilingEnabled() const override { return true; }
-
-  std::int64_t hill_bytes() const { return hill_bytes_; }
-  std::int64_t LiveBytesAt(const void* address) const {
-    const auto found = live_.find(address);
-    return found == live_.end() ? 0 : found->second;
-  }
-
- private:
-  std::unordered_map<const void*, std::int64_t> live_;
-  std::int64_t taken_ = 0;
-  std::int64_t hill_bytes_ = 0;
-};
 
 // Zeros of the system that become memory only when they are written to.
 at::Tensor StandIn(const TensorShape& shape) {
@@ -156,7 +128,7 @@ bool ReadsShapesOnly(Node* node) {
 class ResultReader {
  public:
   ResultReader(bool trust_content, bool trust_scalars, const std::vector<at::Tensor>& inputs,
-               const ThreadMeter& meter, OpCost& cost)
+               const memory::ThreadMeter& meter, OpCost& cost)
       : trust_content_(trust_content),
         trust_scalars_(trust_scalars),
         inputs_(inputs),
@@ -201,7 +173,7 @@ class ResultReader {
   const bool trust_content_;
   const bool trust_scalars_;
   const std::vector<at::Tensor>& inputs_;
-  const ThreadMeter& meter_;
+  const memory::ThreadMeter& meter_;
   OpCost& cost_;
   std::unordered_map<const void*, int> numbers_;  // of new storages
 };
@@ -317,7 +289,7 @@ std::shared_ptr<const OpCost> OpCosts::Find(Node* node, const std::vector<KnownV
       }
       stack.push_back(std::move(*stand_in));
     }
-    const auto meter = std::make_shared<ThreadMeter>();
+    const auto meter = std::make_shared<memory::ThreadMeter>();
     {
       const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, meter);
       torch::jit::Operation operation = node->getOperation();

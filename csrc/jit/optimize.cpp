@@ -314,11 +314,7 @@ class Subject {
   Probe ProbeExample(const Stack& example) {
     return RunProbe(graph_, [&] {
       quiet_.RewindRandomState();
-      ValueCopier copier;
-      Stack inputs{copy_state() ? DeepCopy(reordered_.module())._ivalue()
-                                : reordered_.module()._ivalue()};
-      for (const c10::IValue& input : example) inputs.push_back(copier.Copy(input));
-      return inputs;
+      return CopiedInputs(reordered_.module(), example, copy_state());
     });
   }
 

@@ -12,9 +12,9 @@
 #include <unordered_map>
 #include <unordered_set>
 
-#include "jit/memory_meter.h"
 #include "jit/nodes.h"
 #include "jit/prepare.h"
+#include "memory/meter.h"
 
 namespace torch_ext::jit {
 namespace {
@@ -91,7 +91,7 @@ class Prober {
     other_devices_ = false;
     random_state_.reset();  // else the run would release it
     const torch::jit::Code code(graph_, "probe");
-    meter_ = std::make_unique<MemoryMeter>(/*record_events=*/true);
+    meter_ = std::make_unique<memory::Meter>(/*record_events=*/true);
     Stack stack = inputs;  // the caller holds the inputs until the end
     torch::jit::InterpreterState(code).run(stack);
     const std::size_t end = meter_->num_events();
@@ -146,13 +146,13 @@ class Prober {
     }
   }
 
-  Probe Explain(const std::vector<MemoryMeter::Event>& events, std::size_t end) const;
+  Probe Explain(const std::vector<memory::Meter::Event>& events, std::size_t end) const;
 
   std::shared_ptr<Graph> graph_;
   std::vector<Node*> nodes_;
   std::vector<Sighting> sightings_;
   std::vector<std::unique_ptr<Observer>> observers_;  // addresses are in the nodes
-  std::unique_ptr<MemoryMeter> meter_;
+  std::unique_ptr<memory::Meter> meter_;
   at::Tensor random_state_;
   bool other_devices_ = false;
 };
@@ -176,7 +176,7 @@ void AddOnce(std::vector<std::int32_t>& ids, std::int32_t id) {
 }
 
 // Replays the events against what was seen: who made each allocation, who held it, who let it go.
-Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t end) const {
+Probe Prober::Explain(const std::vector<memory::Meter::Event>& events, std::size_t end) const {
   Probe probe;
   probe.nodes.resize(nodes_.size());
   probe.other_devices = other_devices_;
@@ -187,7 +187,7 @@ Probe Prober::Explain(const std::vector<MemoryMeter::Event>& events, std::size_t
 
   // A release outside any node (a captured value after an If) belongs to the node before it.
   // Tells the allocation, if it was made in this run.
-  const auto release = [&](const MemoryMeter::Event& event,
+  const auto release = [&](const memory::Meter::Event& event,
                            std::size_t node) -> std::optional<std::int32_t> {
     const auto found = live.find(event.address);
     if (found == live.end()) {

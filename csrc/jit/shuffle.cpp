@@ -38,10 +38,7 @@ Module ShuffleOverwriting(const Module& module, const Stack& example, std::uint6
   const QuietRun quiet;
   const std::vector<Probe> probes{RunProbe(graph, [&] {
     quiet.RewindRandomState();
-    Stack inputs{DeepCopy(shuffled)._ivalue()};
-    ValueCopier copier;
-    for (const c10::IValue& input : example) inputs.push_back(copier.Copy(input));
-    return inputs;
+    return CopiedInputs(shuffled, example, /*copy_state=*/true);
   })};
   const Interference interference = FindInterference(graph, nodes, probes);
   TORCH_CHECK(interference.refusal.empty(), interference.refusal);

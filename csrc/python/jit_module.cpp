@@ -5,19 +5,20 @@
 
 #include <sstream>
 
-#include "jit/memory_meter.h"
 #include "jit/op_costs.h"
 #include "jit/operator_effects.h"
 #include "jit/optimize.h"
 #include "jit/pass.h"
 #include "jit/shuffle.h"
 #include "jit/values.h"
+#include "memory/meter.h"
 #include "python/program_types.h"
 #include "python/sched_types.h"
 #include "sched/instance.h"
 
 namespace py = pybind11;
 namespace jit = torch_ext::jit;
+namespace memory = torch_ext::memory;
 namespace sched = torch_ext::sched;
 
 namespace {
@@ -109,11 +110,11 @@ jit::OptimizeOptions ToOptions(double time_budget, std::optional<std::int64_t> m
 PYBIND11_MODULE(_jit, m) {
   m.attr("built_for_torch") = TORCH_EXT_TORCH_VERSION;
 
-  py::class_<jit::MemoryMeter>(m, "MemoryMeter")
+  py::class_<memory::Meter>(m, "MemoryMeter")
       .def(py::init<>())
-      .def("stop", &jit::MemoryMeter::Stop)
-      .def_property_readonly("peak_bytes", &jit::MemoryMeter::peak_bytes)
-      .def_property_readonly("live_bytes", &jit::MemoryMeter::live_bytes);
+      .def("stop", &memory::Meter::Stop)
+      .def_property_readonly("peak_bytes", &memory::Meter::peak_bytes)
+      .def_property_readonly("live_bytes", &memory::Meter::live_bytes);
 
   m.def(
       "optimize",

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "jit/execute.h"
-#include "jit/memory_meter.h"
 #include "jit/optimize.h"
+#include "memory/meter.h"
 #include "support/modules.h"
 
 namespace torch_ext::jit {
@@ -43,7 +43,7 @@ Calls CallThreeTimes(Module& module, const at::Tensor& input) {
   Calls calls;
   module.forward({input});
   module.forward({input});
-  MemoryMeter meter;
+  memory::Meter meter;
   calls.result = module.forward({input}).toTensor();
   meter.Stop();
   calls.peak_bytes = meter.peak_bytes();

@@ -5,10 +5,10 @@
 
 #include <algorithm>
 
-#include "jit/memory_meter.h"
 #include "jit/nodes.h"
 #include "jit/prepare.h"
 #include "jit/to_program.h"
+#include "memory/meter.h"
 #include "program/lower.h"
 #include "sched/simulate.h"
 #include "support/modules.h"
@@ -49,7 +49,7 @@ void ExpectAgreement(const Module& module, const Stack& inputs) {
   const torch::NoGradGuard no_grad;
   const Module run = module.clone(true);
   for (int i = 0; i < 2; ++i) run.get_method("forward")(inputs);
-  MemoryMeter meter;
+  memory::Meter meter;
   const c10::IValue result = run.get_method("forward")(inputs);
   meter.Stop();
   EXPECT_EQ(predicted, meter.peak_bytes());

@@ -4,7 +4,7 @@
 // the life of the process: memory allocated through it keeps its deleter. It counts every thread.
 // Memory that is older than the first meter is not seen when it is released.
 //
-// USAGE   MemoryMeter meter;  Run();  meter.Stop();  meter.peak_bytes();
+// USAGE   Meter meter;  Run();  meter.Stop();  meter.peak_bytes();
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@
 #include <string>
 #include <vector>
 
-namespace torch_ext::jit {
+namespace torch_ext::memory {
 
-class MemoryMeter {
+class Meter {
  public:
   // One report of the allocator: `bytes` above zero were taken, below zero given back.
   struct Event {
@@ -22,10 +22,10 @@ class MemoryMeter {
     std::int64_t bytes;
   };
 
-  explicit MemoryMeter(bool record_events = false);
-  ~MemoryMeter();
-  MemoryMeter(const MemoryMeter&) = delete;
-  MemoryMeter& operator=(const MemoryMeter&) = delete;
+  explicit Meter(bool record_events = false);
+  ~Meter();
+  Meter(const Meter&) = delete;
+  Meter& operator=(const Meter&) = delete;
 
   void Stop();  // counts no longer; what was counted stays readable
 
@@ -42,4 +42,4 @@ class MemoryMeter {
   std::shared_ptr<Counter> counter_;
 };
 
-}  // namespace torch_ext::jit
+}  // namespace torch_ext::memory

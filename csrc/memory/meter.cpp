@@ -1,4 +1,4 @@
-#include "jit/memory_meter.h"
+#include "memory/meter.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -9,9 +9,9 @@
 #include <mutex>
 #include <unordered_map>
 
-namespace torch_ext::jit {
+namespace torch_ext::memory {
 
-struct MemoryMeter::Counter {
+struct Meter::Counter {
   bool record_events = false;
   std::int64_t live_bytes = 0;
   std::int64_t peak_bytes = 0;
@@ -24,11 +24,11 @@ namespace {
 // All meters that count at the moment. One lock orders the events of all threads.
 class Counters {
  public:
-  void Add(std::shared_ptr<MemoryMeter::Counter> counter) {
+  void Add(std::shared_ptr<Meter::Counter> counter) {
     const std::lock_guard lock(mutex_);
     counters_.push_back(std::move(counter));
   }
-  void Remove(const std::shared_ptr<MemoryMeter::Counter>& counter) {
+  void Remove(const std::shared_ptr<Meter::Counter>& counter) {
     const std::lock_guard lock(mutex_);
     std::erase(counters_, counter);
   }
@@ -49,7 +49,7 @@ class Counters {
 
  private:
   std::mutex mutex_;
-  std::vector<std::shared_ptr<MemoryMeter::Counter>> counters_;
+  std::vector<std::shared_ptr<Meter::Counter>> counters_;
 };
 
 // Sizes of everything allocated through us and not yet released.
@@ -130,31 +130,31 @@ void InstallOnce() {
 
 }  // namespace
 
-MemoryMeter::MemoryMeter(bool record_events) : counter_(std::make_shared<Counter>()) {
+Meter::Meter(bool record_events) : counter_(std::make_shared<Counter>()) {
   InstallOnce();
   counter_->record_events = record_events;
   AllCounters().Add(counter_);
 }
 
-MemoryMeter::~MemoryMeter() {
+Meter::~Meter() {
   Stop();
 }
 
-void MemoryMeter::Stop() {
+void Meter::Stop() {
   AllCounters().Remove(counter_);
 }
 
-std::int64_t MemoryMeter::peak_bytes() const {
+std::int64_t Meter::peak_bytes() const {
   return AllCounters().Locked([&] { return counter_->peak_bytes; });
 }
-std::int64_t MemoryMeter::live_bytes() const {
+std::int64_t Meter::live_bytes() const {
   return AllCounters().Locked([&] { return counter_->live_bytes; });
 }
-std::size_t MemoryMeter::num_events() const {
+std::size_t Meter::num_events() const {
   return AllCounters().Locked([&] { return counter_->num_events; });
 }
-std::vector<MemoryMeter::Event> MemoryMeter::events() const {
+std::vector<Meter::Event> Meter::events() const {
   return AllCounters().Locked([&] { return counter_->events; });
 }
 
-}  // namespace torch_ext::jit
+}  // namespace torch_ext::memory
