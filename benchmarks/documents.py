@@ -113,7 +113,7 @@ def _hoist_table() -> str:
 
 
 def _edits_table(batch: str) -> str:
-    header = ("model", "before", "order", "and overwriting", "bound", "overwrites", "copies", "time")
+    header = ("model", "before", "order", "and edits", "bound", "overwrites", "copies", "time")
     rows: list[Row] = [
         (
             record["model"],

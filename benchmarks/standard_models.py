@@ -398,7 +398,7 @@ def _options() -> argparse.Namespace:
         "--quick", action="store_true", help="ten minutes: fewer models, frozen, no compilers"
     )
     parser.add_argument("--threads", type=int, default=2, help="of torch; default: 2")
-    parser.add_argument("--pairs", type=int, default=20, help="of timed calls; default: 20")
+    parser.add_argument("--pairs", type=_pairs, default=20, help="of timed calls; default: 20")
     parser.add_argument("--seconds", type=float, default=900, help="per process; default: 900")
     add_malloc(parser)
     add_one(parser, "MODEL", "BATCH", "FORM", "WHAT")
@@ -416,6 +416,12 @@ def _options() -> argparse.Namespace:
             output=output.with_name(output.name.replace("models", "models-quick")),
         )
     return parse_options(parser)
+
+
+def _pairs(text: str) -> int:
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError("at least 2 pairs, or their times have no spread")
+    return int(text)
 
 
 def _known(names: Collection[str]) -> Callable[[str], list[str]]:

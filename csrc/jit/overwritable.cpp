@@ -304,15 +304,13 @@ void ApplyOverwrite(const OverwriteForm& overwrite, const OverwriteRules& rules)
   const std::vector<Value*> conditions = overwrite.has_new_strides
                                              ? Conditions(build, node, *overwrite.form, rules)
                                              : ExactConditions(build, node, *overwrite.form);
-  Node* as_it_was = nullptr;
+  const auto as_it_was = [&] {
+    torch::jit::Graph& graph = *node->owningGraph();
+    return graph.insertNode(graph.createClone(node, [](Value* value) { return value; }))->output();
+  };
   Value* choice = build.If(
       build.All(conditions), node->output()->type(),
-      [&] { return CallForm(build, node, *overwrite.form); },
-      [&] {
-        as_it_was = node->owningGraph()->insertNode(
-            node->owningGraph()->createClone(node, [](Value* value) { return value; }));
-        return as_it_was->output();
-      });
+      [&] { return CallForm(build, node, *overwrite.form); }, as_it_was);
   choice->copyMetadata(node->output());
   node->output()->replaceAllUsesWith(choice);
   node->destroy();

@@ -114,6 +114,7 @@ def test_what_is_alive_and_scratch_are_the_hill_where_ops_are_edited():
             alive = sum(buffer.bytes for buffer in found.alive(run, step))
             assert alive + scratch[entry.op] == entry.hill_bytes
     copies = {hoist.copy for hoist in report.hoists}
+    assert copies & set(report.bottleneck.buffers)
     assert copies <= {row["op"] for row in csv.DictReader(io.StringIO(to_csv(found)))}
     assert all(f'"{copy}"' in to_html(found) for copy in copies)
     assert all(f'"{copy}"' in to_trace(found) for copy in copies)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from torch_ext import arguments
-from torch_ext.training.capture import LossFunction
+from torch_ext.training.capture import Clipping, LossFunction
 from torch_ext.training.planned_graph import Runtime, TrainingReport
-from torch_ext.training.step import TrainingStep
+from torch_ext.training.step import StepOptions, TrainingStep
 from torch_ext.training.updates import UnsupportedError
 
 __all__ = ["TrainingReport", "TrainingStep", "UnsupportedError", "training_step"]
@@ -58,16 +58,16 @@ def training_step(
         )
     arguments.choice(on_new_shape, "on_new_shape", ("capture", "eager"))
     arguments.choice(runtime, "runtime", ("fx", "torchscript"))
-    return TrainingStep(
-        model,
-        loss_fn,
-        optimizer,
-        example_batch,
-        clip_grad_norm=arguments.limit(clip_grad_norm, "clip_grad_norm"),
-        clip_grad_value=arguments.limit(clip_grad_value, "clip_grad_value"),
+    clipping = Clipping(
+        arguments.limit(clip_grad_norm, "clip_grad_norm"),
+        arguments.limit(clip_grad_value, "clip_grad_value"),
+    )
+    options = StepOptions(
+        clipping=clipping,
         accumulate=arguments.count(accumulate, "accumulate"),
         on_new_shape=on_new_shape,
         max_graphs=arguments.count(max_graphs, "max_graphs"),
         runtime=runtime,
-        wanted=arguments.planning("all", time_budget, levers=levers),
+        planning=arguments.planning("all", time_budget, levers=levers),
     )
+    return TrainingStep(model, loss_fn, optimizer, example_batch, options)

@@ -29,6 +29,18 @@ _log = logging.getLogger("torch_ext")
 _VARYING = ("batch", "modes", "states", "paces", "accumulated")
 
 
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What training_step was asked for, checked; it says what each one means."""
+
+    clipping: Clipping
+    accumulate: int
+    on_new_shape: Literal["capture", "eager"]
+    max_graphs: int
+    runtime: Runtime
+    planning: Planning
+
+
 class TrainingStep:
     """See training_step."""
 
@@ -38,25 +50,13 @@ class TrainingStep:
         loss_fn: LossFunction | None,
         optimizer: torch.optim.Optimizer,
         example_batch: Sequence[Any] | Mapping[str, Any],
-        *,
-        clip_grad_norm: float | None,
-        clip_grad_value: float | None,
-        accumulate: int,
-        on_new_shape: Literal["capture", "eager"],
-        max_graphs: int,
-        runtime: Runtime,
-        wanted: Planning,
+        options: StepOptions,
     ) -> None:
         module, replicas = unwrapped(model)
-        if replicas is not None and accumulate != 1:
+        if replicas is not None and options.accumulate != 1:
             raise UnsupportedError("DistributedDataParallel needs accumulate=1")
-        clipping = Clipping(clip_grad_norm, clip_grad_value)
-        self._world = World(Objective(module, loss_fn), optimizer, clipping, replicas)
-        self._accumulate = accumulate
-        self._on_new_shape = on_new_shape
-        self._max_graphs = max_graphs
-        self._runtime = runtime
-        self._wanted = wanted
+        self._world = World(Objective(module, loss_fn), optimizer, options.clipping, replicas)
+        self._options = options
         # With and without an update, one for each answer to what a step asks about its batch.
         self._graphs: dict[tuple[bool, Key], list[PlannedGraph]] = {}
         self._told: set[str] = set()  # why the loop made a step
@@ -90,7 +90,7 @@ class TrainingStep:
             result = self._world.run_eagerly(now, self._updates())
         else:
             result = self._world.run(graph.captured, now)
-        self._batches = (self._batches + 1) % self._accumulate
+        self._batches = (self._batches + 1) % self._options.accumulate
         return result
 
     def _graph_for(self, now: Now) -> PlannedGraph | None:
@@ -140,7 +140,11 @@ class TrainingStep:
         must have the example's shapes. Needs runtime="torchscript" and accumulate=1. The file is
         written whole or not at all, as files.writing does. See docs/training.md.
         """
-        if self._runtime != "torchscript" or self._accumulate != 1 or self._world.replicas:
+        if (
+            self._options.runtime != "torchscript"
+            or self._options.accumulate != 1
+            or self._world.replicas
+        ):
             raise ValueError('save needs runtime="torchscript", accumulate=1 and one process')
         first, settled = self._first.captured, self._settled.captured
         if first is None or settled is None:
@@ -160,7 +164,7 @@ class TrainingStep:
 
     def _updates(self) -> bool:
         """Does the coming batch end with an update?"""
-        return self._batches + 1 == self._accumulate
+        return self._batches + 1 == self._options.accumulate
 
     def _may_capture(self, key: Key) -> bool:
         """Is it the same batch in another role, or a new one that may have a graph?
@@ -171,7 +175,9 @@ class TrainingStep:
             return False
         is_new = all(known.batch != key.batch for _, known in self._graphs)
         count = sum(map(len, self._graphs.values()))
-        return count < self._max_graphs and not (is_new and self._on_new_shape == "eager")
+        return count < self._options.max_graphs and not (
+            is_new and self._options.on_new_shape == "eager"
+        )
 
     def _drop_past_graphs(self) -> None:
         past = self._world.past_eras()
@@ -186,7 +192,9 @@ class TrainingStep:
 
     def _make_graph(self, world: World, now: Now) -> PlannedGraph:
         with progress("capturing a training step"):
-            return make_graph(world, now, self._updates(), self._runtime, self._wanted)
+            return make_graph(
+                world, now, self._updates(), self._options.runtime, self._options.planning
+            )
 
 
 def _as_batch(example: Sequence[Any] | Mapping[str, Any], loss_fn: LossFunction | None) -> Batch:

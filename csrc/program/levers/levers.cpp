@@ -44,8 +44,15 @@ std::optional<sched::Bottleneck> Bottleneck(const Program& original, const sched
   bottleneck->op = static_cast<OpId>(found(old_op));
   std::vector<BufferId> buffers;
   for (const BufferId b : bottleneck->buffers) {
-    const std::size_t old_buffer = place_of(edited.new_buffers, b);  // copies have none
-    if (old_buffer < other.new_buffers.size()) buffers.push_back(other.new_buffers[old_buffer]);
+    const std::size_t old_buffer = place_of(edited.new_buffers, b);
+    if (old_buffer < other.new_buffers.size()) {
+      buffers.push_back(other.new_buffers[old_buffer]);
+      continue;
+    }
+    const std::string& copy = edited.program.buffers[b].name;
+    const auto same = std::ranges::find(other.program.buffers, copy, &Buffer::name);
+    if (same == other.program.buffers.end()) continue;  // its op makes it
+    buffers.push_back(static_cast<BufferId>(same - other.program.buffers.begin()));
   }
   bottleneck->buffers = std::move(buffers);
   return bottleneck;
