@@ -1,6 +1,7 @@
 #include "jit/prepare.h"
 
 #include <torch/csrc/jit/api/function_impl.h>
+#include <torch/csrc/jit/passes/canonicalize_graph_fuser_ops.h>
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
 #include <torch/csrc/jit/passes/constant_pooling.h>
 #include <torch/csrc/jit/passes/constant_propagation.h>
@@ -253,6 +254,7 @@ std::vector<char> CertainNodes(const std::shared_ptr<Graph>& graph) {
   std::vector<char> certain;
   try {
     certain = NodesLeft(graph, [](std::shared_ptr<Graph>& copy) {
+      torch::jit::CanonicalizeOps(copy);
       torch::jit::ConstantPropagation(copy);
       torch::jit::UnrollLoops(copy);
       for (int round = 0; round < 2; ++round) {  // what lists hide is folded and merged after them

@@ -974,12 +974,26 @@ class DropsFromALoop(nn.Module):
         return kept[0]
 
 
-class TwiceFromAList(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        both = [x.repeat(1, 8), x]
-        both.append(x)
-        first, second = both[0] * 1.5, both[0] * 1.5
-        return torch.cat([first.sum(1), second.sum(1)])
+class FoldsWhatAListHides(nn.Module):
+    """Both products are one constant, once the list is seen through."""
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        ones = [torch.ones([16, 8]), torch.ones([16, 8])]
+        ones.append(x)
+        first, second = ones[0] * 1.5, ones[0] * 1.5
+        return [ones[0], first.sum(), second.sum()]
+
+
+class FoldsWhatIsCut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(64)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        self.norm(x[:, :64])
+        whole = torch.ones([64, 64])
+        first, _ = torch.chunk(torch.ones([64, 64]), 2, 0)
+        return [whole, first.to(torch.float32).sum()]
 
 
 class NotCleanedUp(nn.Module):
@@ -1006,7 +1020,8 @@ class Tasks(nn.Module):
         Unrolled,
         DropsFromAList,
         DropsFromALoop,
-        TwiceFromAList,
+        FoldsWhatAListHides,
+        FoldsWhatIsCut,
         NotCleanedUp,
         Tasks,
     ],
