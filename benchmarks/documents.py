@@ -43,6 +43,7 @@ WORDS = {
     "models": standard_models.WORDS,
     "models-batch8": standard_models.WORDS,
     "models-compilers": standard_models.WORDS,
+    "models-edited": standard_models.WORDS,
     "models-overwrite": standard_models.WORDS,
     "models-quick": standard_models.WORDS,
     "noticing": noticing.WORDS,
@@ -131,6 +132,38 @@ def _edits_table(batch: str) -> str:
     return Table(header, rows, ("model",)).markdown()
 
 
+def _edited_totals() -> str:
+    """Of every module that was measured with and without edits beside the order."""
+    header = ("group", "modules", "less by order", "less still by edits", "largest %", "proven")
+    records = [record for record in _table("models-edited").records() if record["overwrite MiB"]]
+    groups = {record["group"] for record in records}
+    rows: list[Row] = []
+    for group in (*sorted(groups, key=[r["group"] for r in records].index), "all"):
+        own = [record for record in records if group in (record["group"], "all")]
+        gains = list(map(_edits_gain, own))
+        proven = [r for r in own if r["overwrite MiB"] == r["overwrite bound MiB"]]
+        counts = (len(own), sum(_gain(r) > 0 for r in own), sum(gain > 0 for gain in gains))
+        rows.append((group, *map(str, counts), f"{max(gains):.1f}", str(len(proven))))
+    return Table(header, rows, ("group",)).markdown()
+
+
+def _edits_gain(record: dict[str, str]) -> float:
+    """Of the peak of order alone, in %."""
+    ordered, edited = (float(record[c]) for c in ("measured after MiB", "overwrite MiB"))
+    return 100 * (1 - edited / ordered)
+
+
+def _edited_models() -> str:
+    header = ("model", "before", "order", "and edits", "bound", "less than order, %")
+    columns = ("measured before MiB", "measured after MiB", "overwrite MiB", "overwrite bound MiB")
+    rows: list[Row] = [
+        (record["model"], *(record[c] for c in columns), f"{_edits_gain(record):.1f}")
+        for record in _table("models-edited").records()
+        if record["overwrite MiB"] and record["form"] == "frozen" and _edits_gain(record) > 0
+    ]
+    return Table(header, rows, ("model",)).markdown()
+
+
 def _models_table() -> str:
     header = (
         "model",
@@ -167,13 +200,16 @@ def _measured(table: Table) -> list[dict[str, str]]:
 def broken_promises() -> list[str]:
     """What the documents say of all models of a run, where it does not hold."""
     broken = []
-    for name in ("models-quick", "models", "models-batch8", "models-compilers", "torchvision"):
+    names = ("models", "models-batch8", "models-compilers", "models-edited", "models-quick")
+    for name in (*names, "torchvision"):
         for record in _measured(_table(name)):
             row = ", ".join(record[key] for key in ("model", "batch", "form") if key in record)
             if record["identical"] != "yes" or record["status"] != "optimal":
                 broken.append(f"{name}: {row} is not identical, or not proven")
             if _gain(record) < 0:
                 broken.append(f"{name}: {row} needs more than before")
+            if record.get("overwrite MiB") and _edits_gain(record) < 0:
+                broken.append(f"{name}: {row} needs more with edits than without")
             if float(record.get("error %", 0)) > 1:
                 broken.append(f"{name}: the peak of {row} was predicted wrongly")
     if len(_measured(_table("torchvision"))) < len(_table("torchvision").rows):
@@ -358,6 +394,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "free-most": lambda: f"{max(_gains_of(freedom=True)):.1f}",
     "models-zeros-count": lambda: str(len(_zeros())),
     "models-zeros": lambda: ", ".join(record["model"] for record in _zeros()),
+    "edited-totals": _edited_totals,
+    "edited-models": _edited_models,
+    "edited-threads": lambda: _comment("models-edited", "threads").partition(",")[0],
+    "edited-machine": lambda: _comment("models-edited", "machine"),
     "overwrite-table": _overwrite_table,
     "hoist-table": _hoist_table,
     "overwrite-machine": lambda: _comment("models-overwrite", "machine"),

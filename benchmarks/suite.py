@@ -119,7 +119,8 @@ def _cases() -> list[Case]:
         for name in TORCHVISION
     ]
     cases += [
-        Case(name, "transformers", build) for name, build in transformer_models.MODELS.items()
+        Case(name, "transformers", build, (1, 8))
+        for name, build in transformer_models.MODELS.items()
     ]
     cases += [
         Case(model.name, "freedom", functools.partial(_of_zoo, model))

@@ -28,7 +28,8 @@ std::int64_t Numel(const SeenTensor& tensor) {
 // Does matmul copy it? The same question is asked in every call: IsCopied below. Tensors of which
 // elements share memory are left alone, for they could not be put back.
 bool IsCopied(const SeenTensor& tensor) {
-  const auto& [shape, strides] = std::tie(tensor.shape, tensor.strides);
+  const std::vector<std::int64_t>& shape = tensor.shape;
+  const std::vector<std::int64_t>& strides = tensor.strides;
   return shape.size() == kDimensions && shape[0] != 1 && shape[1] != 1 && Numel(tensor) > 0 &&
          strides[0] != shape[1] * strides[1] && std::ranges::count(strides, 0) == 0;
 }
