@@ -123,11 +123,14 @@ class Scripted(Original):
     def _difference_in_modes(self, variant: torch.jit.ScriptModule) -> str:
         """Calls that the program itself does not take say nothing."""
         for mode in _MODES:
+            if mode == "of one row" and "resize_" in self.program.source:
+                continue  # to more than there is: memory that nobody wrote to
             expected = self._call_in_mode(mode, self.module)
             if expected.error:
                 continue
             if found := Comparer().compare_calls(expected, self._call_in_mode(mode, variant)):
-                if Comparer().compare_calls(expected, self._call_in_mode(mode, self.module)):
+                again = [self._call_in_mode(mode, self.module) for _ in range(3)]
+                if any(Comparer().compare_calls(expected, call) for call in again):
                     continue  # not even to itself: it reads memory that nobody wrote to
                 return f"{mode}: {found}"
         return ""
