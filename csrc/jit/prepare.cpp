@@ -1,7 +1,6 @@
 #include "jit/prepare.h"
 
 #include <torch/csrc/jit/api/function_impl.h>
-#include <torch/csrc/jit/passes/canonicalize_graph_fuser_ops.h>
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
 #include <torch/csrc/jit/passes/constant_pooling.h>
 #include <torch/csrc/jit/passes/constant_propagation.h>
@@ -254,7 +253,6 @@ std::vector<char> CertainNodes(const std::shared_ptr<Graph>& graph) {
   std::vector<char> certain;
   try {
     certain = NodesLeft(graph, [](std::shared_ptr<Graph>& copy) {
-      torch::jit::CanonicalizeOps(copy);
       torch::jit::ConstantPropagation(copy);
       torch::jit::UnrollLoops(copy);
       for (int round = 0; round < 2; ++round) {  // what lists hide is folded and merged after them
@@ -270,7 +268,15 @@ std::vector<char> CertainNodes(const std::shared_ptr<Graph>& graph) {
   const auto is_unrolled = [](Node* node) {
     return node->kind() == c10::prim::Loop && AnyInnerNode(node, TouchesMemory);
   };
-  for (std::size_t i = 0; i < nodes.size(); ++i) certain[i] &= !AnyInnerNode(nodes[i], is_unrolled);
+  // What depends on constants alone may be folded, by whatever pass.
+  std::unordered_set<const Node*> foldable;
+  const auto is_constant = [&](const Value* value) {
+    return value->node()->kind() == c10::prim::Constant || foldable.contains(value->node());
+  };
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    if (std::ranges::all_of(ReadValues(nodes[i]), is_constant)) foldable.insert(nodes[i]);
+    certain[i] &= !foldable.contains(nodes[i]) && !AnyInnerNode(nodes[i], is_unrolled);
+  }
   return certain;
 }
 
