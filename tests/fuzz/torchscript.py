@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import torch_ext
 from tests.fuzz.checking import (
+    CALL_RULES,
     OVERWRITE_RULES,
     RANDOM_SEED,
     RULES,
@@ -83,7 +84,7 @@ def _state(module: torch.jit.ScriptModule) -> tuple[Any, ...]:
 class Scripted(Original):
     """A scripted module."""
 
-    rules = (*RULES, *OVERWRITE_RULES)
+    rules = (*RULES, *CALL_RULES)
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
