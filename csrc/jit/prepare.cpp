@@ -268,13 +268,14 @@ std::vector<char> CertainNodes(const std::shared_ptr<Graph>& graph) {
   const auto is_unrolled = [](Node* node) {
     return node->kind() == c10::prim::Loop && AnyInnerNode(node, TouchesMemory);
   };
-  // What depends on constants alone may be folded, by whatever pass.
+  // What depends on constants alone may be folded, by whatever pass, unless it draws.
   std::unordered_set<const Node*> foldable;
   const auto is_constant = [&](const Value* value) {
     return value->node()->kind() == c10::prim::Constant || foldable.contains(value->node());
   };
   for (std::size_t i = 0; i < nodes.size(); ++i) {
-    if (std::ranges::all_of(ReadValues(nodes[i]), is_constant)) foldable.insert(nodes[i]);
+    const bool draws = EffectsOf(nodes[i]).draws_random_numbers;
+    if (!draws && std::ranges::all_of(ReadValues(nodes[i]), is_constant)) foldable.insert(nodes[i]);
     certain[i] &= !foldable.contains(nodes[i]) && !AnyInnerNode(nodes[i], is_unrolled);
   }
   return certain;
