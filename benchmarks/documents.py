@@ -37,6 +37,12 @@ from results import FOLDER, Row, Table, latest, read_csv
 ROOT = FOLDER.parent
 DOCUMENTS = ("README.md", "benchmarks/README.md", "csrc/README.md", "docs/*.md")
 BLOCK = re.compile(r"(<!--(?P<name>[a-z0-9-]+)-->)(.*?)(<!--/-->)", re.DOTALL)
+EDITED_COLUMNS = (
+    "measured before MiB",
+    "measured after MiB",
+    "overwrite MiB",
+    "overwrite bound MiB",
+)
 WORDS = {
     "ablation": ("without", "worst instance"),
     "doors": doors.WORDS,
@@ -105,27 +111,11 @@ def _zeros() -> list[dict[str, str]]:
     return [record for record in _table("models-quick").records() if _gain(record) <= 0]
 
 
-def _overwrite_table() -> str:
-    return _edits_table("1")
-
-
-def _hoist_table() -> str:
-    return _edits_table("8")
-
-
 def _edits_table(batch: str) -> str:
     header = ("model", "before", "order", "and edits", "bound", "overwrites", "copies", "time")
+    columns = (*EDITED_COLUMNS, "overwrites", "hoists", "overwrite time")
     rows: list[Row] = [
-        (
-            record["model"],
-            record["measured before MiB"],
-            record["measured after MiB"],
-            record["overwrite MiB"],
-            record["overwrite bound MiB"],
-            record["overwrites"],
-            record["hoists"],
-            record["overwrite time"],
-        )
+        (record["model"], *(record[column] for column in columns))
         for record in _table("models-overwrite").records()
         if record["batch"] == batch
     ]
@@ -155,9 +145,12 @@ def _edits_gain(record: dict[str, str]) -> float:
 
 def _edited_models() -> str:
     header = ("model", "before", "order", "and edits", "bound", "less than order, %")
-    columns = ("measured before MiB", "measured after MiB", "overwrite MiB", "overwrite bound MiB")
     rows: list[Row] = [
-        (record["model"], *(record[c] for c in columns), f"{_edits_gain(record):.1f}")
+        (
+            record["model"],
+            *(record[column] for column in EDITED_COLUMNS),
+            f"{_edits_gain(record):.1f}",
+        )
         for record in _table("models-edited").records()
         if record["overwrite MiB"] and record["form"] == "frozen" and _edits_gain(record) > 0
     ]
@@ -398,8 +391,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "edited-models": _edited_models,
     "edited-threads": lambda: _comment("models-edited", "threads").partition(",")[0],
     "edited-machine": lambda: _comment("models-edited", "machine"),
-    "overwrite-table": _overwrite_table,
-    "hoist-table": _hoist_table,
+    "overwrite-table": lambda: _edits_table("1"),
+    "hoist-table": lambda: _edits_table("8"),
     "overwrite-machine": lambda: _comment("models-overwrite", "machine"),
     "overwrite-threads": lambda: _comment("models-overwrite", "threads").partition(",")[0],
     "models-threads": lambda: _comment("models-quick", "threads").partition(",")[0],

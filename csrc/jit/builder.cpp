@@ -36,4 +36,10 @@ Node* Builder::AddIf(Value* condition, const c10::TypePtr& type) {
   return choice;
 }
 
+void Replace(Node* node, Value* value) {
+  value->copyMetadata(node->output());
+  node->output()->replaceAllUsesWith(value);
+  node->destroy();
+}
+
 }  // namespace torch_ext::jit

@@ -59,6 +59,9 @@ class Builder {
     return choice->output();
   }
 
+ protected:
+  torch::jit::Graph& graph() { return graph_; }
+
  private:
   torch::jit::Node* AddIf(torch::jit::Value* condition, const c10::TypePtr& type);
 
@@ -72,5 +75,8 @@ class Builder {
   torch::jit::Graph& graph_;
   torch::jit::Node* like_ = nullptr;
 };
+
+// The value stands for the node's output from here on, under its name; the node is no more.
+void Replace(torch::jit::Node* node, torch::jit::Value* value);
 
 }  // namespace torch_ext::jit

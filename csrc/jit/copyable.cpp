@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "jit/builder.h"
-#include "jit/nodes.h"
 
 namespace torch_ext::jit {
 namespace {
@@ -34,11 +33,6 @@ bool IsCopied(const SeenTensor& tensor) {
          strides[0] != shape[1] * strides[1] && std::ranges::count(strides, 0) == 0;
 }
 
-const std::optional<SeenTensor>& SeenInput(Node* node, const NodeProbe& seen, std::size_t input) {
-  const std::vector<Value*> read = ReadValues(node);
-  return seen.read[std::ranges::find(read, node->input(input)) - read.begin()];
-}
-
 // What the node copies in this run, for its two inputs.
 std::array<std::optional<program::Copy>, 2> Seen(Node* node, program::OpId op, const Probe& probe) {
   const NodeProbe& seen = probe.nodes[op];
@@ -49,7 +43,7 @@ std::array<std::optional<program::Copy>, 2> Seen(Node* node, program::OpId op, c
       made_bytes / std::max<std::int64_t>(1, Numel(*seen.written[0]));
   std::array<const SeenTensor*, 2> inputs{};
   for (std::size_t i = 0; i < 2; ++i) {
-    const std::optional<SeenTensor>& input = SeenInput(node, seen, i);
+    const std::optional<SeenTensor>& input = SeenBy(node, seen, node->input(i));
     if (!input || input->shape.size() != kDimensions) return copies;
     inputs[i] = &*input;
   }
@@ -82,11 +76,14 @@ Copyable FindCopyable(const std::vector<Node*>& nodes, const std::vector<Probe>&
     Node* node = nodes[i];
     id_of.emplace(node, static_cast<program::OpId>(i));
     if (!node->matches("aten::matmul(Tensor self, Tensor other) -> Tensor")) continue;
+    std::vector<std::array<std::optional<program::Copy>, 2>> seen;
+    for (const Probe& probe : probes) {
+      seen.push_back(Seen(node, static_cast<program::OpId>(i), probe));
+    }
     for (std::size_t input = 0; input < 2; ++input) {
       std::vector<program::Copy> copies;
-      for (const Probe& probe : probes) {
-        auto seen = Seen(node, static_cast<program::OpId>(i), probe);
-        if (seen[input]) copies.push_back(std::move(*seen[input]));
+      for (auto& by_probe : seen) {
+        if (by_probe[input]) copies.push_back(std::move(*by_probe[input]));
       }
       const auto has_bytes = [](const program::Copy& copy) { return copy.bytes > 0; };
       if (copies.size() < probes.size() || std::ranges::none_of(copies, has_bytes)) continue;
@@ -164,9 +161,7 @@ Hoisted FinishCopy(Node* copy, const OverwriteRules& rules) {
       hoisted.is_copied, c10::TensorType::get(),
       [&] { return build.Tensor("aten::contiguous", {original, contiguous}); },
       [&] { return original; });
-  hoisted.value->copyMetadata(copy->output());
-  copy->output()->replaceAllUsesWith(hoisted.value);
-  copy->destroy();
+  Replace(copy, hoisted.value);
   return hoisted;
 }
 
@@ -199,9 +194,7 @@ void FinishMatmul(Node* node, const std::array<Hoisted, 2>& inputs) {
         Value* right = PutBack(build, inputs[1]);
         return multiply(left, right);
       });
-  product->copyMetadata(node->output());
-  node->output()->replaceAllUsesWith(product);
-  node->destroy();
+  Replace(node, product);
 }
 
 }  // namespace

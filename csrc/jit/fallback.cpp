@@ -75,13 +75,13 @@ Sources FindSources(Graph& graph) {
 
 class Condition : public Builder {
  public:
-  explicit Condition(Graph& graph) : Builder(graph), graph_(graph) {}
+  using Builder::Builder;
 
   Value* Attribute(const std::vector<Node*>& path) {
     Value* value = path.front()->input();
     for (const Node* node : path) {
-      Node* get = graph_.createGetAttr(value, node->s(c10::attr::name));
-      value = graph_.insertNode(get)->output();
+      Node* get = graph().createGetAttr(value, node->s(c10::attr::name));
+      value = graph().insertNode(get)->output();
     }
     return value;
   }
@@ -108,7 +108,7 @@ class Condition : public Builder {
         requires_grad.push_back(Ask("prim::requires_grad", {input}));
       }
       for (Value* attribute : sources.attributes) {
-        Value* tensor = Attribute(*PathOf(attribute, graph_));
+        Value* tensor = Attribute(*PathOf(attribute, graph()));
         requires_grad.push_back(Ask("prim::requires_grad", {tensor}));
       }
       return Any(requires_grad);
@@ -127,9 +127,6 @@ class Condition : public Builder {
     if (rules.gradients) reasons.push_back(RecordsGradients(sources, gradients_are_on));
     return Any(reasons);
   }
-
- private:
-  Graph& graph_;
 };
 
 bool IsOfCondition(Node* node) {

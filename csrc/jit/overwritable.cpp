@@ -99,11 +99,6 @@ bool IsFloatingPoint(const std::string& dtype) {
   return dtype == "float32" || dtype == "float64" || dtype == "float16" || dtype == "bfloat16";
 }
 
-const std::optional<SeenTensor>& SeenBy(Node* node, const NodeProbe& seen, const Value* value) {
-  const std::vector<Value*> read = ReadValues(node);
-  return seen.read[std::ranges::find(read, value) - read.begin()];
-}
-
 std::optional<Overwrite> Seen(Node* node, program::OpId op, const OverwritingForm& form,
                               const NodeProbe& seen) {
   const std::optional<SeenTensor>& argument = SeenBy(node, seen, Argument(node, form.argument));
@@ -311,9 +306,7 @@ void ApplyOverwrite(const OverwriteForm& overwrite, const OverwriteRules& rules)
   Value* choice = build.If(
       build.All(conditions), node->output()->type(),
       [&] { return CallForm(build, node, *overwrite.form); }, as_it_was);
-  choice->copyMetadata(node->output());
-  node->output()->replaceAllUsesWith(choice);
-  node->destroy();
+  Replace(node, choice);
 }
 
 }  // namespace torch_ext::jit

@@ -289,6 +289,11 @@ bool SeenTensor::HasNewStrides() const {
   return true;
 }
 
+const std::optional<SeenTensor>& SeenBy(Node* node, const NodeProbe& seen, const Value* value) {
+  const std::vector<Value*> read = ReadValues(node);
+  return seen.read[std::ranges::find(read, value) - read.begin()];
+}
+
 Probe RunProbe(const std::shared_ptr<Graph>& graph, const std::function<Stack()>& make_inputs) {
   Prober prober(graph);
   prober.Run(make_inputs());

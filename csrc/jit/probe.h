@@ -50,6 +50,10 @@ struct NodeProbe {
   std::vector<std::optional<SeenTensor>> written;  // for each output
 };
 
+// Of a value that the node reads.
+const std::optional<SeenTensor>& SeenBy(torch::jit::Node* node, const NodeProbe& seen,
+                                        const torch::jit::Value* value);
+
 struct Probe {
   std::vector<NodeProbe> nodes;  // one for each of OpNodes(graph->block()), in that order
   std::vector<Allocation> allocations;

@@ -116,10 +116,9 @@ class Scripted(Original):
         return module
 
     def difference_without(self, variant: torch.jit.ScriptModule, without: Sequence[str]) -> str:
-        found = self.difference_to(variant)
         if set(without) & set(OVERWRITE_RULES):
-            found = found or self._difference_in_modes(variant)
-        return found
+            return self._differs_overwriting(variant)
+        return self.difference_to(variant)
 
     def _difference_in_modes(self, variant: torch.jit.ScriptModule) -> str:
         """Calls that the program itself does not take say nothing."""

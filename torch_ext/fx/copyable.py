@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from torch_ext.fx.overwritable import is_symbolic
+from torch_ext.fx.overwritable import has_symbols
 from torch_ext.fx.probe import Look, Op, Probe
 from torch_ext.program.program import Hoist
 
@@ -31,7 +31,7 @@ class Copyable:
 
 def find_copyable(probe: Probe) -> list[Copyable]:
     """All copies that are made before products."""
-    if any(map(is_symbolic, probe.values)):
+    if has_symbols(probe):
         return []
     return [copy for index, op in enumerate(probe.ops) for copy in _copies(probe, index, op)]
 

@@ -44,13 +44,13 @@ def find_overwritable(probe: Probe) -> list[Overwritable]:
     for op in probe.ops:
         for storage in {s for held in op.storages.values() for s in held} | op.made.keys():
             touching.setdefault(storage, []).append(op)
-    has_symbols = any(map(is_symbolic, probe.values))
+    is_symbolic = has_symbols(probe)
     return [
         Overwritable(index, form, result.storage, argument.storage)
         for index, op in enumerate(probe.ops)
         for form, result, argument in _uses(probe, op)
         if not any(map(_keeps_unseen, touching[argument.storage]))
-        and not (has_symbols and any(map(_may_alias_elsewhere, touching[argument.storage])))
+        and not (is_symbolic and any(map(_may_alias_elsewhere, touching[argument.storage])))
     ]
 
 
@@ -170,14 +170,18 @@ def _numbers(node: fx.Node) -> list[Any]:
     return [*first.shape, *first.stride()] if isinstance(first, torch.Tensor) else []
 
 
-def is_symbolic(node: fx.Node) -> bool:
-    """Does its first tensor have sizes or strides that are symbols?"""
+def has_symbols(probe: Probe) -> bool:
+    """Are sizes or strides of some value symbols?"""
+    return any(map(_is_symbolic, probe.values))
+
+
+def _is_symbolic(node: fx.Node) -> bool:
     return any(isinstance(number, torch.SymInt) for number in _numbers(node))
 
 
 def _are_alike_always(a: fx.Node, b: fx.Node) -> bool:
     """Have they the same shape and strides, whatever the symbols stand for?"""
-    if not is_symbolic(a) and not is_symbolic(b):
+    if not _is_symbolic(a) and not _is_symbolic(b):
         return True
     ours, theirs = _numbers(a), _numbers(b)
     return len(ours) == len(theirs) and all(

@@ -135,9 +135,8 @@ def in_original_order(plan: Plan, graph: Program, memory_budget: int | None) -> 
 def kept_original(found: LeverPlan, memory_budget: int | None) -> LeverPlan:
     """Return what the plan says of the original program, which is kept."""
     plan = in_original_order(found.plan, found.graph, memory_budget)
-    if (
-        found.overwrites or found.hoists
-    ):  # it may be of an op or a buffer that the original does not have
+    if found.overwrites or found.hoists:
+        # It may be of an op or a buffer that the original does not have.
         plan = dataclasses.replace(plan, bottleneck=None)
     return dataclasses.replace(found, edited=found.graph, overwrites=(), hoists=(), plan=plan)
 

@@ -429,7 +429,7 @@ OverwritePlan PlanOverwrites(const Program& program, const sched::PlanOptions& o
   Edited base = *WithOverwrites(program, done);
   Chooser::Found found = Chooser(base.program, options).Run(most_nodes);
   for (const std::size_t i : found.choices) done.push_back(base.old_overwritable[i]);
-  for (OpId& v : found.edited.old_ops) v = base.old_ops[v];
+  found.edited.old_ops = base.ToOldOps(std::move(found.edited.old_ops));
   for (BufferId& b : base.new_buffers) b = found.edited.new_buffers[b];
   for (std::size_t& i : found.edited.old_overwritable) i = base.old_overwritable[i];
   found.edited.new_buffers = std::move(base.new_buffers);
