@@ -16,10 +16,11 @@ from tests.fuzz.source import Program
 from torch_ext.reporting.report import ProgramReport, held_to
 
 RULES = ("mutation", "statistics", "random", "side_effect", "outlives", "unknown", "stateful")
-# Of csrc/jit/overwrite_rules.h: what is asked in every call, which a program notices; and what is
-# known beforehand, for which test_torchscript_overwrite.py has programs.
-CALL_RULES = ("sizes", "dtypes", "strides", "gradients", "autocast")
-OVERWRITE_RULES = (*CALL_RULES, "ours", "others", "apart")
+# Of csrc/jit/overwrite_rules.h, but for `whole`, which keeps memory and not bits.
+OVERWRITE_RULES = (
+    *("ours", "others", "apart", "sizes", "dtypes", "strides"),
+    *("gradients", "autocast"),
+)
 SHUFFLES = 3
 RANDOM_SEED = 1234
 
@@ -76,8 +77,12 @@ class Original(abc.ABC):
     def shuffled(self, seed: int, without: Sequence[str], verdict: Verdict) -> Any:
         """An order at random that the rules allow; None if there can be none."""
 
-    def difference_without(self, variant: Any, without: Sequence[str]) -> str:
-        """The same for a variant that some rules were off for: perhaps it shows in other calls."""
+    def edited(self, seed: int, without: Sequence[str]) -> Any:
+        """The same with as many edits as can be done together, if there can be an order."""
+        raise NotImplementedError(f"{type(self).__name__} has no rules of edits")
+
+    def difference_to_edited(self, variant: Any) -> str:
+        """The same as difference_to, and in calls unlike those that were planned for."""
         return self.difference_to(variant)
 
     @abc.abstractmethod
@@ -120,25 +125,29 @@ def check_without(
     What fails with all rules too says nothing about these and does not count.
     """
     verdict = Verdict()
+    edits = not set(without).isdisjoint(OVERWRITE_RULES)
     with _quiet():
         original = door(program)
-        verdict.failure = _shuffle_failure(original, shuffles, without, verdict)
+        verdict.failure = _shuffle_failure(original, shuffles, without, verdict, edits)
         if verdict.failure:
             original.require_determinism()
-            if _shuffle_failure(original, shuffles, (), verdict):
+            if _shuffle_failure(original, shuffles, (), verdict, edits):
                 verdict.failure = None
     return verdict
 
 
 def _shuffle_failure(
-    original: Original, shuffles: int, without: Sequence[str], verdict: Verdict
+    original: Original, shuffles: int, without: Sequence[str], verdict: Verdict, edits: bool
 ) -> Failure | None:
     for seed in range(shuffles):
         variant = original.shuffled(seed, without, verdict)
+        if variant is not None and edits:  # else it may not be edited either
+            variant = original.edited(seed, without)
         if variant is None:
             break
         verdict.variants += 1
-        if found := original.difference_without(variant, without):
+        difference = original.difference_to_edited if edits else original.difference_to
+        if found := difference(variant):
             return Failure(f"shuffle {seed} without {' '.join(without)}", found)
     return None
 

@@ -42,8 +42,9 @@ def _smaller_blocks(block: Block) -> Iterator[Block]:
         yield before + after
         if statement.body:
             yield before + statement.body + after
+            counts = statement.text.startswith("while ")  # its first statement: else it may not end
             for body in _smaller_blocks(statement.body):
-                if body:
+                if body and not (counts and body[0] != statement.body[0]):
                     yield (*before, dataclasses.replace(statement, body=body), *after)
         for text in _simpler(statement):
             yield (*before, dataclasses.replace(statement, text=text, simplest=""), *after)

@@ -386,6 +386,50 @@ def _list_of_views(g: Writer) -> None:
     )
 
 
+# --- copies that other inputs do not need: who overwrites them must know --------------------------
+
+
+@_statement("copies")
+def _copy_of_the_transpose(g: Writer) -> None:
+    v = g.matrix()
+    r, c = v.shape
+    g.fresh(f"torch.{g.random.choice(UNARY)}({v.name}.t().contiguous())", (c, r))
+
+
+@_statement("copies")
+def _copied_before_it_dies(g: Writer) -> None:
+    v = g.matrix()
+    r, c = v.shape
+    w = _new_name_for(g, v)
+    g.fresh(f"{w}.t().contiguous()", (c, r))
+    g.fresh(f"torch.{g.random.choice(UNARY)}({w})", (r, c))
+
+
+@_statement("copies")
+def _copied_and_returned(g: Writer) -> None:
+    if len(g.blocks) > 1:
+        raise Impossible
+    v = g.matrix()
+    r, c = v.shape
+    g.kept.append(_new_name_for(g, v))
+    g.fresh(f"torch.{g.random.choice(UNARY)}({g.kept[-1]}.t().contiguous())", (c, r))
+
+
+def _new_name_for(g: Writer, v: Value) -> str:
+    """Of new memory, which no other statement picks."""
+    name = g.new_name("v")
+    g.emit(f"{name} = {v.name} * {g.number()}", f"{name} = {simplest(v)}")
+    return name
+
+
+@_statement("copies")
+def _with_its_transpose(g: Writer) -> None:
+    v = g.matrix()
+    side = min(v.shape)
+    w = g.fresh(f"{v.name}[:{side}, :{side}] * 1.0", (side, side))
+    g.fresh(f"{w.name} {g.random.choice('+-*')} {w.name}.t()", w.shape)
+
+
 @_statement("metadata", 2)
 def _transpose_in_place(g: Writer) -> None:
     square = [v for v in g.tensors if len(v.shape) == 2 and v.shape[0] == v.shape[1]]
