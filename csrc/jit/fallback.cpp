@@ -121,8 +121,11 @@ class Condition : public Builder {
     std::vector<Value*> reasons;
     if (rules.autocast) reasons.push_back(IsAutocast(gradients_are_on));
 
+    Value* strided = Constant(static_cast<std::int64_t>(c10::kStrided));
     for (Value* input : sources.inputs) {
       reasons.push_back(Ask("aten::__not__", {Ask("prim::is_cpu", {input})}));
+      reasons.push_back(Ask("prim::is_nested", {input}));
+      reasons.push_back(Ask("aten::ne", {Number("prim::layout", {input}), strided}));
     }
     if (rules.gradients) reasons.push_back(RecordsGradients(sources, gradients_are_on));
     return Any(reasons);
@@ -132,8 +135,8 @@ class Condition : public Builder {
 bool IsOfCondition(Node* node) {
   static constexpr auto kKinds = std::to_array<std::string_view>(
       {"prim::Constant", "aten::is_grad_enabled", "aten::Int", "prim::ListConstruct", "aten::empty",
-       "aten::mm", "prim::dtype", "aten::ne", "prim::is_cpu", "prim::requires_grad",
-       "prim::GetAttr", "prim::If", "aten::__or__", "aten::__not__"});
+       "aten::mm", "prim::dtype", "aten::ne", "prim::is_cpu", "prim::is_nested", "prim::layout",
+       "prim::requires_grad", "prim::GetAttr", "prim::If", "aten::__or__", "aten::__not__"});
   return std::ranges::find(kKinds, node->kind().toQualString()) != kKinds.end();
 }
 

@@ -2,7 +2,8 @@
 // autocast: `out=` raises when gradients are recorded, and neither does it round as autocast does.
 // All other calls run the original, the fallback:
 //
-//     if <autocast> or <a tensor elsewhere> or <gradients on, for an input or attribute>:
+//     if <autocast> or <a tensor elsewhere, nested or not strided>
+//         or <gradients on, for an input or attribute>:
 //         the original
 //     else:
 //         the graph that overwrites

@@ -82,8 +82,9 @@ constexpr auto kMakeNew = std::to_array<std::string_view>({
 });
 // Not composite, and yet they do not declare whose memory is shared afterwards.
 constexpr auto kUnsafe = std::to_array<std::string_view>(
-    {"aten::_unsafe_view", "aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::set_",
-     "aten::set_data"});
+    {"aten::_unsafe_view", "aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::set",
+     "aten::set_", "aten::set_data", "aten::dequantize", "aten::lift", "aten::_pack_sequence",
+     "aten::_no_grad_embedding_renorm_"});
 
 // --------------------------------------------------------------------------------------------------
 

@@ -81,6 +81,7 @@ void Origins::AddNode(const AliasDb& alias_db, program::OpId op, Node* node,
         node->maybeSchema() != nullptr && EffectsOf(node).writes == std::vector<std::size_t>{0};
     is_whole_[output] = node->blocks().empty() &&
                         (held.empty() || (is_given_whole && (KeepsWhole(node) || is_in_place)));
+    if (node->blocks().empty() && held.empty()) new_.insert(output);
     Ids ids = All(held);
     ids.push_back(is_ours_.size());
     touched.push_back(is_ours_.size());

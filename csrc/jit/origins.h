@@ -12,6 +12,7 @@
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "program/program.h"
@@ -31,6 +32,9 @@ class Origins {
   // Does the value, whatever it is a view of, cover all of that memory?
   bool IsWhole(const torch::jit::Value* value) const;
 
+  // Is it new memory in every run, and no view of what an op made?
+  bool IsNew(const torch::jit::Value* value) const { return new_.contains(value); }
+
   bool MayShare(const torch::jit::Value* a, const torch::jit::Value* b) const;
 
   // The ops that may touch memory of the value, in their order.
@@ -47,6 +51,7 @@ class Origins {
   Ids outside_{0};  // of values that are not made by the nodes
   std::unordered_map<const torch::jit::Value*, Ids> ids_;
   std::unordered_map<const torch::jit::Value*, bool> is_whole_;
+  std::unordered_set<const torch::jit::Value*> new_;
   std::vector<char> is_ours_{0};                          // by id
   std::vector<std::vector<program::OpId>> touchers_{{}};  // by id
 };

@@ -8,6 +8,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <unordered_set>
 #include <utility>
 
 #include "jit/builder.h"
@@ -131,6 +132,16 @@ bool HasNewStrides(Node* node, const OverwritingForm& form, const NodeProbe& see
   return has_new_strides(form.argument) && std::ranges::all_of(form.shaped, has_new_strides);
 }
 
+// The stride of a dimension of size 0 or 1 may be any, and kernels choose it in ways of their own.
+bool HasUnclearStrides(Node* node, const OverwritingForm& form, const std::vector<Probe>& probes,
+                       std::size_t op) {
+  return std::ranges::any_of(probes, [&](const Probe& probe) {
+    const std::optional<SeenTensor>& argument =
+        SeenBy(node, probe.nodes[op], Argument(node, form.argument));
+    return std::ranges::any_of(argument->shape, [](std::int64_t size) { return size < 2; });
+  });
+}
+
 // Ops that change the state others run in may turn gradients on, or run beside the graph. And where
 // an op does not declare what it does, it depends on the executor's own passes what the program
 // computes: they merge ops and run some in advance, and with other ops, or with the original beside
@@ -159,10 +170,12 @@ Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::ve
   if (!found.refusal.empty()) return found;
   const AliasDb alias_db(graph);
   const Origins origins(alias_db, nodes, interference.effects);
+  std::unordered_set<const Value*> bases;  // tensors that are no views, whatever is overwritten
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     Node* node = nodes[i];
     const c10::FunctionSchema* schema = node->maybeSchema();
     if (schema == nullptr || node->outputs().size() > 1 || HidesAliases(node)) continue;
+    bool is_base = !node->outputs().empty() && origins.IsNew(node->output());
     const auto [first, last] =
         FormsByOperator().equal_range({schema->name(), schema->overload_name()});
     for (auto form = first; form != last; ++form) {
@@ -178,8 +191,16 @@ Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::ve
       }
       if (seen.size() < probes.size()) continue;
       if (!has_new_strides && !form->second->keeps_layout) continue;
+      if (!has_new_strides && HasUnclearStrides(node, *form->second, probes, i)) continue;
       std::vector<program::OpId> others = origins.Touchers(Argument(node, form->second->argument));
       std::erase(others, op);
+      const bool is_impossible = std::ranges::any_of(others, [&](program::OpId other) {
+        return std::ranges::count(ReadValues(nodes[other]), node->output()) > 0;
+      });
+      if (is_impossible) continue;
+      const bool is_over_base = bases.contains(Argument(node, form->second->argument));
+      if (rules.bases && !is_over_base && !origins.IsOurs(node->output())) continue;
+      is_base &= is_over_base;
       if (!rules.others) others.clear();
       for (std::size_t p = 0; p < probes.size(); ++p) {
         seen[p].others = others;
@@ -187,6 +208,7 @@ Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::ve
       }
       found.forms.push_back({node, form->second, has_new_strides});
     }
+    if (is_base) bases.insert(node->output());
   }
   return found;
 }
@@ -228,6 +250,13 @@ std::vector<Value*> Conditions(Questions& build, const Node* node, const Overwri
       all.push_back(build.Equal(build.Dtype(argument), dtype));
     }
   }
+  if (rules.sizes && !form.rest_like.empty()) {  // the form does not look whether it has as many
+    Value* channels =
+        build.Call("aten::slice",
+                   {build.Sizes(argument), build.Constant(1), build.Constant(2), build.Constant(1)},
+                   c10::ListType::ofInts());
+    all.push_back(build.Equal(channels, build.Sizes(Argument(node, form.rest_like))));
+  }
   for (const std::string& name : form.shaped) {
     Value* other = Argument(node, name);
     if (other == argument) continue;
@@ -261,8 +290,15 @@ std::vector<Value*> ExactConditions(Questions& build, Node* node, const Overwrit
     if (is_shaped && !IsConstantNumber(input)) input = build.WithoutMemory(input);
   }
   Value* result = build.Tensor(form.oper, inputs);
-  return {build.Equal(build.Strides(result), build.Strides(argument)),
-          build.Equal(build.Sizes(result), build.Sizes(argument)),
+  Value* sizes = build.Sizes(argument);
+  const auto is_no_size = [&](std::int64_t size) {
+    return build.Ask("aten::__not__",
+                     {build.Ask("aten::__contains__", {sizes, build.Constant(size)})});
+  };
+  return {is_no_size(0),
+          is_no_size(1),
+          build.Equal(build.Strides(result), build.Strides(argument)),
+          build.Equal(build.Sizes(result), sizes),
           build.Equal(build.Dtype(result), build.Dtype(argument)),
           build.Ask("aten::is_floating_point", {argument})};
 }

@@ -12,6 +12,7 @@ struct OverwriteRules {
   bool others = true;  // what may touch the memory in another run comes before
   bool whole = true;   // nothing that may be a part of larger memory, which would live on
   bool apart = true;   // no other argument in the same memory, but for the very same tensor
+  bool bases = true;   // a result that leaves is not written over a view, or it would be one
   bool sizes = true;   // asked in every call, as those below
   bool dtypes = true;
   bool strides = true;
@@ -19,12 +20,13 @@ struct OverwriteRules {
   bool autocast = true;   // and under autocast
 };
 
-inline constexpr std::array<std::pair<const char*, bool OverwriteRules::*>, 9> kOverwriteRuleNames =
-    {{
+inline constexpr std::array<std::pair<const char*, bool OverwriteRules::*>, 10>
+    kOverwriteRuleNames = {{
         {"ours", &OverwriteRules::ours},
         {"others", &OverwriteRules::others},
         {"whole", &OverwriteRules::whole},
         {"apart", &OverwriteRules::apart},
+        {"bases", &OverwriteRules::bases},
         {"sizes", &OverwriteRules::sizes},
         {"dtypes", &OverwriteRules::dtypes},
         {"strides", &OverwriteRules::strides},

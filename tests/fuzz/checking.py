@@ -16,7 +16,7 @@ from tests.fuzz.source import Program
 from torch_ext.reporting.report import ProgramReport, held_to
 
 RULES = ("mutation", "statistics", "random", "side_effect", "outlives", "unknown", "stateful")
-# Of csrc/jit/overwrite_rules.h, but for `whole`, which keeps memory and not bits.
+# Of csrc/jit/overwrite_rules.h, but for `whole` and `bases`, of which no bit tells.
 OVERWRITE_RULES = (
     *("ours", "others", "apart", "sizes", "dtypes", "strides"),
     *("gradients", "autocast"),

@@ -56,6 +56,43 @@ def test_an_exported_program_overwrites_and_keeps_it_in_its_file():
     assert peak(loaded, x) == report.peak_bytes
 
 
+class Softened(nn.Module):
+    """Softmax gives new strides, whatever it is given; in place it cannot."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.softmax(torch.relu(x * 2) + y, 1)
+
+
+@pytest.mark.parametrize("is_program", [True, False])
+def test_other_strides_and_dtypes_than_it_was_captured_for_raise(is_program):
+    x, y = rows(), rows().cos()
+    program = torch.export.export(Softened(), (x, y))
+    if not is_program:
+        program = make_fx(Softened())(x, y)
+    result, report = torch_ext.fx.reorder(program, (x, y))
+    assert {"relu", "softmax"} & {use.op.strip("_") for use in report.overwrites}
+    original, edited = (p.module() if is_program else p for p in (program, result))
+    with torch.no_grad():
+        assert torch.equal(original(x, y), edited(x, y))
+        for other in (rows(64, 8).t(), rows().double(), rows().bfloat16()):
+            original(other, y)
+            with pytest.raises(RuntimeError, match="mismatch"):
+                edited(other, y)
+
+
+class LeavesAsAView(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(torch.exp((x * 2).view(-1)))
+
+
+def test_a_result_that_leaves_is_no_view():
+    result, _ = torch_ext.fx.reorder(make_fx(LeavesAsAView())(rows()), (rows(),))
+    compiled = torch.compile(LeavesAsAView(), backend="torch_ext")
+    with torch.no_grad():
+        for run in (result, compiled):
+            assert not run(rows())._is_view()
+
+
 class Scores(nn.Module):
     """Heads of attention, which matmul copies where there is more than one batch."""
 

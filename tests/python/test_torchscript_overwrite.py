@@ -392,10 +392,22 @@ class Expanded(Held):
         return torch.relu((x[:, :1] * 2).expand(x.shape[0], 64)).sum(1)
 
 
+class Dequantized(Held):
+    """Of floats it is what it was given; of doubles it is new."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(torch.dequantize(x.repeat(1, 4)))
+
+
+class DequantizedOfTheCaller(Held):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(torch.dequantize(x)).sum(1)
+
+
 TRAPS = (
     *(OfTheCaller, Contiguous, ContiguousOfOurs, Buffers, Dropped, Returned, ReturnedInAList),
     *(ReadThroughAView, ReadFromAList, ReadByALoop, WrittenTo, PutIntoAnAttribute, Broadcast),
-    *(Twice, PartOfTheMemory, Expanded, ReadThroughSizes, ReturnedThroughSizes),
+    *(Twice, PartOfTheMemory, Expanded, ReadThroughSizes, ReturnedThroughSizes, Dequantized),
 )
 
 
@@ -411,6 +423,87 @@ def test_what_others_hold_is_not_overwritten(trap, planned):
             require_same(torch.jit.script(trap()), result, lambda batch=batch: (rows(batch),))
     if trap is Buffers:
         assert torch.equal(script.kept, rows(8))
+
+
+def test_what_may_be_what_it_was_given_is_not_overwritten():
+    script, result, report = optimized(torch.jit.script(DequantizedOfTheCaller()), rows(8).double())
+    assert not report.overwrites
+    with torch.no_grad():
+        require_same(script, result, lambda: (rows(8),))
+
+
+class LeavesAsAView(Held):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(torch.tanh((x * 2).view(-1)))
+
+
+class LeavesAsItself(Held):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(torch.tanh((x.view(-1) * 2).exp()))
+
+
+@pytest.mark.parametrize(("module", "edits"), [(LeavesAsAView, 0), (LeavesAsItself, 3)])
+def test_a_result_that_leaves_is_no_view(module, edits):
+    script, result, report = optimized(torch.jit.script(module()), rows(8))
+    assert len(report.overwrites) == edits
+    for _ in range(3):
+        with torch.no_grad():
+            given, returned = script(rows(8)), result(rows(8))
+        assert not given._is_view()
+        assert not returned._is_view()
+        with torch.enable_grad():
+            returned.add_(torch.ones(512, requires_grad=True))
+
+
+def test_another_number_of_channels_raises():
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x * 2)
+
+    x = torch.ones(4, 8, 16, 16)
+    traced = torch.jit.freeze(torch.jit.trace(Normed().eval(), x))
+    _, result, report = optimized(traced, x)
+    assert report.overwrites
+    with torch.no_grad():
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="64 elements not 8"):
+                result(torch.ones(1, 64, 2, 2))
+            result(x)
+
+
+def test_other_layouts_run_the_original():
+    class Waves(Held):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(torch.neg(x))
+
+    script, result, report = optimized(torch.jit.script(Waves()), rows(8))
+    assert report.overwrites
+    lists = torch.nested.nested_tensor([torch.ones(2, 3), -torch.ones(3, 3)])
+    with torch.no_grad():
+        for _ in range(3):
+            for given in (torch.eye(4).to_sparse_csr(), torch.eye(4).to_sparse()):
+                assert torch.equal(script(given).to_dense(), result(given).to_dense())
+            assert all(map(torch.equal, script(lists).unbind(), result(lists).unbind()))
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 6, 6), (2, 3, 1, 5), (0, 6, 6, 6), (2, 1, 3, 5)])
+def test_strides_are_those_of_the_original(shape):
+    class Permuted(Held):
+        def forward(self, x: Tensor) -> Tensor:
+            wide = torch.softmax(x, -1).transpose(1, 2)
+            return wide - torch.exp(wide)
+
+    script, result, report = optimized(torch.jit.script(Permuted()), torch.ones(3, 6, 6, 6))
+    assert report.overwrites
+    with torch.no_grad():
+        for _ in range(3):
+            given, returned = script(torch.ones(shape)), result(torch.ones(shape))
+            assert torch.equal(given, returned)
+            assert given.stride() == returned.stride()
 
 
 class TurnsGradientsOn(nn.Module):
@@ -502,10 +595,10 @@ class Mirrored(Held):
 class FirstRows(Held):
     """At a few rows the part is all of it."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         y = x.repeat(1, 4)
         z = torch.relu(y[:8])
-        return z, (x.repeat(1, 2) * z.amax()).sum()
+        return z @ (x * z.amax()).sum().expand(256)
 
 
 class Weighted(Held):
@@ -540,6 +633,11 @@ def peak(module, x: Tensor) -> int:
     return memory.peak_bytes
 
 
+def leaves_no_view(without: list[str]) -> bool:
+    _, result = edited(LeavesAsAView(), rows(8), without)
+    return not result(rows(8))._is_view()
+
+
 def keeps(module, planned: Tensor, given: Tensor, without: list[str], **modes: bool) -> bool:
     """Does the edited module what the original does? `peaks`: in as much memory, too."""
     script, result = edited(module, planned, without)
@@ -562,6 +660,7 @@ RULES = {
     "others": lambda without: keeps(ReadThroughSizes(), rows(8), rows(1), without),
     "whole": lambda without: keeps(FirstRows(), rows(8), rows(512), without, peaks=True),
     "apart": lambda without: keeps(Mirrored(), rows(8), rows(8), without),
+    "bases": leaves_no_view,
     "sizes": lambda without: keeps(Broadcast(), rows(1), rows(8), without),
     "dtypes": lambda without: keeps(Weighted(), rows(8), rows(8).double(), without),
     "strides": lambda without: keeps(Lines(), rows(8), rows(64, 8).t(), without),

@@ -8,17 +8,31 @@ from torch import fx
 
 from torch_ext._sched import OverwritingForm
 from torch_ext.fx.copyable import hoist
-from torch_ext.fx.overwritable import Overwritable, overwrite
+from torch_ext.fx.overwritable import Overwritable, overwrite, require_looks, shaped_arguments
 from torch_ext.fx.probe import Probe, buffer_name
 from torch_ext.program.plan import LeverPlan
 
 
 def apply(
-    module: fx.GraphModule, probe: Probe, uses: Sequence[Overwritable], found: LeverPlan
+    module: fx.GraphModule,
+    probe: Probe,
+    uses: Sequence[Overwritable],
+    found: LeverPlan,
+    *,
+    asks: bool,
 ) -> None:
-    """Edit the graph as planned. `probe` is of it; `uses` are those that were planned with."""
+    """Edit the graph as planned. `probe` is of it; `uses` are those that were planned with.
+
+    `asks`: the graph raises for tensors of other strides and dtypes where it overwrites them.
+    """
     chosen = chosen_of(probe, uses, found)
-    apply_order(module, probe, found.plan.order, hoist(module, found.hoists))
+    copies = hoist(module, found.hoists)
+    apply_order(module, probe, found.plan.order, copies)
+    if asks:
+        for copy_node in copies.values():
+            require_looks(copy_node, copy_node.all_input_nodes, probe)
+        for node, form in chosen:
+            require_looks(node, shaped_arguments(node, form), probe)
     for node, form in chosen:
         overwrite(node, form)
     module.graph.lint()

@@ -23,7 +23,7 @@ from torch_ext.arguments import (
 from torch_ext.fx.apply import apply, copied
 from torch_ext.fx.copyable import find_copyable
 from torch_ext.fx.effects import is_barrier, written_arguments
-from torch_ext.fx.overwritable import Overwritable, find_overwritable
+from torch_ext.fx.overwritable import Overwritable, can_be_required, find_overwritable
 from torch_ext.fx.probe import Probe, run_probe, storages_of, tensors_of
 from torch_ext.fx.program import labelled_program_of
 from torch_ext.logs import is_disabled
@@ -285,7 +285,7 @@ def _edited(
     result.meta.update(module.meta)
     result.train(module.training)
     nodes = {node.name: node for node in result.graph.nodes}
-    apply(result, probe.on(nodes), uses, found)
+    apply(result, probe.on(nodes), uses, found, asks=True)
     if isinstance(program, ExportedProgram):
         updated: ExportedProgram = program._update(result, copy.deepcopy(program.graph_signature))
         return updated
@@ -347,6 +347,7 @@ def _plan(
         probe = run_probe(module, _flat_inputs(scratch, _deepcopy(given, given)))
     is_edited = "overwrite" in wanted.levers
     uses = find_overwritable(probe) if is_edited else []
+    uses = [use for use in uses if can_be_required(probe, use)]
     copies = find_copyable(probe) if is_edited else []
     found, reasons = plan_and_explain(labelled_program_of(probe, uses, copies), wanted)
     nodes = {node.name: node for node in _graph_module(program).graph.nodes}

@@ -1,6 +1,7 @@
 """What nodes of torch.fx may write over, by the table of operators, and how they do it.
 
-A graph is captured for given shapes and strides, so storages and looks are those of the probe.
+A graph is captured for given shapes, so storages and looks are those of the probe; whoever calls
+it makes sure of strides and dtypes, as torch.compile does, or lets the graph ask (require_looks).
 Where sizes are symbolic, only what holds for all of them counts, and ops that copy in one run and
 return their input in another are left alone.
 """
@@ -8,7 +9,7 @@ return their input in another are left alone.
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -45,13 +46,54 @@ def find_overwritable(probe: Probe) -> list[Overwritable]:
         for storage in {s for held in op.storages.values() for s in held} | op.made.keys():
             touching.setdefault(storage, []).append(op)
     is_symbolic = has_symbols(probe)
-    return [
-        Overwritable(index, form, result.storage, argument.storage)
-        for index, op in enumerate(probe.ops)
-        for form, result, argument in _uses(probe, op)
-        if not any(map(_keeps_unseen, touching[argument.storage]))
-        and not (is_symbolic and any(map(_may_alias_elsewhere, touching[argument.storage])))
-    ]
+    bases: set[fx.Node] = set()  # tensors that are no views, whatever is overwritten
+    found = []
+    for index, op in enumerate(probe.ops):
+        look = probe.looks.get(op.node)
+        is_base = look is not None and look.storage in op.made
+        for form, result, argument in _uses(probe, op):
+            others = touching[argument.storage]
+            if any(op.node in other.node.all_input_nodes for other in others if other is not op):
+                continue  # it has to run before and after this one
+            if any(map(_keeps_unseen, others)):
+                continue
+            if is_symbolic and any(map(_may_alias_elsewhere, others)):
+                continue
+            is_over_base = arguments_of(op.node)[form.argument] in bases
+            if result.storage in probe.results and not is_over_base:
+                continue  # a result that leaves would be a view
+            is_base &= is_over_base
+            found.append(Overwritable(index, form, result.storage, argument.storage))
+        if is_base:
+            bases.add(op.node)
+    return found
+
+
+def can_be_required(probe: Probe, use: Overwritable) -> bool:
+    """Can the graph ask whether what the node is given looks as it has to (require_looks)?
+
+    Strides are asked for as numbers. Without, only what takes any strides is safe.
+    """
+    tensors = shaped_arguments(probe.ops[use.op].node, use.form)
+    return all(map(_has_numeric_strides, tensors)) or (use.form.keeps_layout and len(tensors) == 1)
+
+
+def shaped_arguments(node: fx.Node, form: _sched.OverwritingForm) -> list[fx.Node]:
+    """The argument that the form overwrites, and those that decide with it what the result is."""
+    given = arguments_of(node)
+    return [given[name] for name in (form.argument, *form.shaped)]
+
+
+def require_looks(node: fx.Node, tensors: Iterable[fx.Node], probe: Probe) -> None:
+    """Let the graph raise before the node if tensors look unlike they did in the probe."""
+    for tensor in dict.fromkeys(tensors):
+        look = probe.looks[tensor]
+        strides = list(look.stride) if _has_numeric_strides(tensor) else None
+        with node.graph.inserting_before(node):
+            check = node.graph.call_function(
+                torch.ops.aten._assert_tensor_metadata.default, (tensor, None, strides, look.dtype)
+            )
+        check.meta = {**node.meta, "val": None}
 
 
 def _keeps_unseen(op: Op) -> bool:
@@ -177,6 +219,11 @@ def has_symbols(probe: Probe) -> bool:
 
 def _is_symbolic(node: fx.Node) -> bool:
     return any(isinstance(number, torch.SymInt) for number in _numbers(node))
+
+
+def _has_numeric_strides(node: fx.Node) -> bool:
+    numbers = _numbers(node)
+    return not any(isinstance(stride, torch.SymInt) for stride in numbers[len(numbers) // 2 :])
 
 
 def _are_alike_always(a: fx.Node, b: fx.Node) -> bool:

@@ -76,7 +76,12 @@ class Probe:
             )
             for op in self.ops
         ]
-        return dataclasses.replace(self, first=[nodes[n.name] for n in self.first], ops=ops)
+        return dataclasses.replace(
+            self,
+            first=[nodes[node.name] for node in self.first],
+            ops=ops,
+            looks={nodes[node.name]: look for node, look in self.looks.items()},
+        )
 
 
 def run_probe(module: fx.GraphModule, inputs: Sequence[Any]) -> Probe:

@@ -127,7 +127,7 @@ def _made(
     uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
     found, reasons = plan_and_explain(labelled_program_of(probe, uses), wanted)
     found = _common(world, found)[0]
-    apply(captured.module, probe, uses, found)
+    apply(captured.module, probe, uses, found, asks=False)
     if runtime == "torchscript":
         captured = as_torchscript(captured)
     verified = _verify(world, captured, now, updates)

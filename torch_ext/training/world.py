@@ -63,10 +63,16 @@ class Key:
         }
         if len(self.batch) == len(other.batch):
             pairs = zip(self.batch, other.batch, strict=True)
-            if all(a == b or a[:1] == b[:1] != (torch.Tensor,) for a, b in pairs):
+            if all(a == b or _are_numbers(a, b) for a, b in pairs):
                 told["batch"] = "a number or text of the batch is another; give it as a tensor"
         fields = (name for name in told if getattr(self, name) != getattr(other, name))
         return "; ".join(dict.fromkeys(told[name] for name in fields))
+
+
+def _are_numbers(*entries: Any) -> bool:
+    """Entries of a batch in keys: of one kind, and not of tensors or of its structure?"""
+    kinds = {entry[:1] if isinstance(entry, tuple) else () for entry in entries}
+    return len(kinds) == 1 and kinds.isdisjoint({(), (torch.Tensor,)})
 
 
 @dataclasses.dataclass(frozen=True)
