@@ -84,7 +84,7 @@ constexpr auto kMakeNew = std::to_array<std::string_view>({
 constexpr auto kUnsafe = std::to_array<std::string_view>(
     {"aten::_unsafe_view", "aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::set",
      "aten::set_", "aten::set_data", "aten::dequantize", "aten::lift", "aten::_pack_sequence",
-     "aten::_no_grad_embedding_renorm_"});
+     "aten::_no_grad_embedding_renorm_", "aten::_nested_compute_contiguous_strides_offsets"});
 
 // --------------------------------------------------------------------------------------------------
 

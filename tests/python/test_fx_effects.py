@@ -356,3 +356,46 @@ def test_what_torch_says_of_an_operator_is_heard():
             assert draws_random_numbers(node), target
         if torch.Tag.inplace_view in target.tags:
             assert is_barrier(node), target
+
+
+def unary_operators() -> Iterator[Any]:
+    """All of aten that make tensors of one tensor, without alias annotations."""
+    for schema in torch._C._jit_get_all_schemas():
+        first, *others = schema.arguments or [None]
+        is_unary = first is not None and str(first.type) == "Tensor"
+        is_unary &= all(a.has_default_value() for a in others)
+        annotated = any(a.alias_info is not None for a in (*schema.arguments, *schema.returns))
+        if schema.name.startswith("aten::") and is_unary and not annotated:
+            yield schema
+
+
+def test_what_may_return_its_argument_is_known():
+    returning = set()
+    for schema in unary_operators():
+        packet = getattr(aten, schema.name.removeprefix("aten::"), None)
+        is_for_tests = schema.name == "aten::_foobar"
+        if packet is None or is_for_tests or schema.name.endswith("_from_file"):
+            continue
+        call = getattr(packet, schema.overload_name or "default")
+        for dtype in (torch.float32, torch.float64, torch.int64, torch.bool):
+            for shape in ((), (3,), (2, 2), (1, 2, 2)):
+                given = torch.ones(shape, dtype=dtype)
+                try:
+                    result = call(given)
+                except Exception:
+                    continue
+                found = [result] if isinstance(result, torch.Tensor) else result
+                if not isinstance(found, list | tuple):
+                    continue
+                tensors = [t for t in found if type(t) is torch.Tensor]
+                dense = [t for t in tensors if t.layout is torch.strided and not t.is_nested]
+                storages = [t.untyped_storage().data_ptr() for t in dense]
+                if given.untyped_storage().data_ptr() in storages:
+                    returning.add((schema.name, schema.overload_name))
+    hidden = {
+        (name, overload)
+        for name, overload in returning
+        if _jit.operator_effects(name, overload, {})["hides_aliases"]
+    }
+    assert ("aten::dequantize", "self") in returning
+    assert returning == hidden
