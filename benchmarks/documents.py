@@ -50,6 +50,7 @@ WORDS = {
     "models-batch8": standard_models.WORDS,
     "models-compilers": standard_models.WORDS,
     "models-edited": standard_models.WORDS,
+    "models-edited-batch8": standard_models.WORDS,
     "models-overwrite": standard_models.WORDS,
     "models-quick": standard_models.WORDS,
     "noticing": noticing.WORDS,
@@ -124,17 +125,23 @@ def _edits_table(batch: str) -> str:
 
 def _edited_totals() -> str:
     """Of every module that was measured with and without edits beside the order."""
-    header = ("group", "modules", "less by order", "less still by edits", "largest %", "proven")
-    records = [record for record in _table("models-edited").records() if record["overwrite MiB"]]
-    groups = {record["group"] for record in records}
+    header = ("group", "batch", "modules", "less by order", "less still by edits", "largest %")
+    records = _edited_records()
     rows: list[Row] = []
-    for group in (*sorted(groups, key=[r["group"] for r in records].index), "all"):
-        own = [record for record in records if group in (record["group"], "all")]
+    kinds = dict.fromkeys((record["group"], record["batch"]) for record in records)
+    for group, batch in (*kinds, ("all", "")):
+        is_all = group == "all"
+        own = [r for r in records if is_all or (r["group"], r["batch"]) == (group, batch)]
         gains = list(map(_edits_gain, own))
         proven = [r for r in own if r["overwrite MiB"] == r["overwrite bound MiB"]]
         counts = (len(own), sum(_gain(r) > 0 for r in own), sum(gain > 0 for gain in gains))
-        rows.append((group, *map(str, counts), f"{max(gains):.1f}", str(len(proven))))
-    return Table(header, rows, ("group",)).markdown()
+        rows.append((group, batch, *map(str, counts), f"{max(gains):.1f}", str(len(proven))))
+    return Table((*header, "proven"), rows, ("group", "batch")).markdown()
+
+
+def _edited_records() -> list[dict[str, str]]:
+    table = _table("models-edited").with_rows_of(_table("models-edited-batch8"))
+    return [record for record in table.records() if record["overwrite MiB"]]
 
 
 def _edits_gain(record: dict[str, str]) -> float:
@@ -144,17 +151,18 @@ def _edits_gain(record: dict[str, str]) -> float:
 
 
 def _edited_models() -> str:
-    header = ("model", "before", "order", "and edits", "bound", "less than order, %")
+    header = ("model", "batch", "before", "order", "and edits", "bound", "less than order, %")
     rows: list[Row] = [
         (
             record["model"],
+            record["batch"],
             *(record[column] for column in EDITED_COLUMNS),
             f"{_edits_gain(record):.1f}",
         )
-        for record in _table("models-edited").records()
-        if record["overwrite MiB"] and record["form"] == "frozen" and _edits_gain(record) > 0
+        for record in _edited_records()
+        if record["form"] == "frozen" and _edits_gain(record) > 0
     ]
-    return Table(header, rows, ("model",)).markdown()
+    return Table(header, rows, ("model", "batch")).markdown()
 
 
 def _models_table() -> str:
@@ -193,8 +201,8 @@ def _measured(table: Table) -> list[dict[str, str]]:
 def broken_promises() -> list[str]:
     """What the documents say of all models of a run, where it does not hold."""
     broken = []
-    names = ("models", "models-batch8", "models-compilers", "models-edited", "models-quick")
-    for name in (*names, "torchvision"):
+    names = ("models", "models-batch8", "models-compilers", "models-quick", "torchvision")
+    for name in (*names, "models-edited", "models-edited-batch8"):
         for record in _measured(_table(name)):
             row = ", ".join(record[key] for key in ("model", "batch", "form") if key in record)
             if record["identical"] != "yes" or record["status"] != "optimal":
