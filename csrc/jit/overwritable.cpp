@@ -133,13 +133,31 @@ bool HasNewStrides(Node* node, const OverwritingForm& form, const NodeProbe& see
 }
 
 // The stride of a dimension of size 0 or 1 may be any, and kernels choose it in ways of their own.
-bool HasUnclearStrides(Node* node, const OverwritingForm& form, const std::vector<Probe>& probes,
-                       std::size_t op) {
-  return std::ranges::any_of(probes, [&](const Probe& probe) {
-    const std::optional<SeenTensor>& argument =
-        SeenBy(node, probe.nodes[op], Argument(node, form.argument));
-    return std::ranges::any_of(argument->shape, [](std::int64_t size) { return size < 2; });
-  });
+bool HasClearStrides(Node* node, const OverwritingForm& form, const NodeProbe& seen) {
+  return std::ranges::none_of(SeenBy(node, seen, Argument(node, form.argument))->shape,
+                              [](std::int64_t size) { return size < 2; });
+}
+
+struct SeenUse {
+  std::vector<Overwrite> overwrites;  // of each probe
+  bool has_new_strides = true;        // in all of them
+};
+
+// Nothing unless the form can be used in every probe.
+std::optional<SeenUse> SeenInAll(Node* node, program::OpId op, const OverwritingForm& form,
+                                 const std::vector<Probe>& probes) {
+  SeenUse use;
+  bool has_clear_strides = true;
+  for (const Probe& probe : probes) {
+    const NodeProbe& seen = probe.nodes[op];
+    const std::optional<Overwrite> overwrite = Seen(node, op, form, seen);
+    if (!overwrite || !AreAsLarge(node, form, seen)) return std::nullopt;
+    use.overwrites.push_back(*overwrite);
+    use.has_new_strides &= HasNewStrides(node, form, seen);
+    has_clear_strides &= HasClearStrides(node, form, seen);
+  }
+  if (!use.has_new_strides && !(form.keeps_layout && has_clear_strides)) return std::nullopt;
+  return use;
 }
 
 // Ops that change the state others run in may turn gradients on, or run beside the graph. And where
@@ -181,32 +199,24 @@ Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::ve
     for (auto form = first; form != last; ++form) {
       if (!IsAllowed(node, *form->second, origins, rules)) continue;
       const auto op = static_cast<program::OpId>(i);
-      std::vector<Overwrite> seen;
-      bool has_new_strides = true;
-      for (const Probe& probe : probes) {
-        const NodeProbe& by = probe.nodes[i];
-        const auto overwrite = Seen(node, op, *form->second, by);
-        if (overwrite && AreAsLarge(node, *form->second, by)) seen.push_back(*overwrite);
-        has_new_strides &= HasNewStrides(node, *form->second, by);
-      }
-      if (seen.size() < probes.size()) continue;
-      if (!has_new_strides && !form->second->keeps_layout) continue;
-      if (!has_new_strides && HasUnclearStrides(node, *form->second, probes, i)) continue;
-      std::vector<program::OpId> others = origins.Touchers(Argument(node, form->second->argument));
+      const Value* argument = Argument(node, form->second->argument);
+      std::optional<SeenUse> seen = SeenInAll(node, op, *form->second, probes);
+      if (!seen) continue;
+      std::vector<program::OpId> others = origins.Touchers(argument);
       std::erase(others, op);
-      const bool is_impossible = std::ranges::any_of(others, [&](program::OpId other) {
+      const bool is_read_with_result = std::ranges::any_of(others, [&](program::OpId other) {
         return std::ranges::count(ReadValues(nodes[other]), node->output()) > 0;
       });
-      if (is_impossible) continue;
-      const bool is_over_base = bases.contains(Argument(node, form->second->argument));
+      if (is_read_with_result) continue;  // the reader would have to run before and after
+      const bool is_over_base = bases.contains(argument);
       if (rules.bases && !is_over_base && !origins.IsOurs(node->output())) continue;
       is_base &= is_over_base;
       if (!rules.others) others.clear();
       for (std::size_t p = 0; p < probes.size(); ++p) {
-        seen[p].others = others;
-        found.overwrites[p].push_back(std::move(seen[p]));
+        seen->overwrites[p].others = others;
+        found.overwrites[p].push_back(std::move(seen->overwrites[p]));
       }
-      found.forms.push_back({node, form->second, has_new_strides});
+      found.forms.push_back({node, form->second, seen->has_new_strides});
     }
     if (is_base) bases.insert(node->output());
   }
