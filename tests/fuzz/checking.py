@@ -18,8 +18,14 @@ from torch_ext.reporting.report import ProgramReport, held_to
 RULES = ("mutation", "statistics", "random", "side_effect", "outlives", "unknown", "stateful")
 # Of csrc/jit/overwrite_rules.h, but for `whole` and `bases`, of which no bit tells.
 OVERWRITE_RULES = (
-    *("ours", "others", "apart", "sizes", "dtypes", "strides"),
-    *("gradients", "autocast"),
+    "ours",
+    "others",
+    "apart",
+    "sizes",
+    "dtypes",
+    "strides",
+    "gradients",
+    "autocast",
 )
 SHUFFLES = 3
 RANDOM_SEED = 1234
@@ -140,7 +146,7 @@ def _shuffle_failure(
     original: Original, shuffles: int, without: Sequence[str], verdict: Verdict, edits: bool
 ) -> Failure | None:
     for seed in range(shuffles):
-        variant = original.shuffled(seed, without, verdict)
+        variant = original.shuffled(seed, () if edits else without, verdict)
         if variant is not None and edits:  # else it may not be edited either
             variant = original.edited(seed, without)
         if variant is None:

@@ -424,10 +424,14 @@ def _new_name_for(g: Writer, v: Value) -> str:
 
 @_statement("copies")
 def _with_its_transpose(g: Writer) -> None:
+    w = _new_square(g)
+    g.fresh(f"{w.name} {g.random.choice('+-*')} {w.name}.t()", w.shape)
+
+
+def _new_square(g: Writer) -> Value:
     v = g.matrix()
     side = min(v.shape)
-    w = g.fresh(f"{v.name}[:{side}, :{side}] * 1.0", (side, side))
-    g.fresh(f"{w.name} {g.random.choice('+-*')} {w.name}.t()", w.shape)
+    return g.fresh(f"{v.name}[:{side}, :{side}] * 1.0", (side, side))
 
 
 @_statement("metadata", 2)
@@ -435,9 +439,7 @@ def _transpose_in_place(g: Writer) -> None:
     square = [v for v in g.tensors if len(v.shape) == 2 and v.shape[0] == v.shape[1]]
     square = [v for v in square if v.name != "self.weight" and v.roots.isdisjoint(g.locked)]
     if not square:
-        v = g.matrix()
-        side = min(v.shape)
-        square = [g.fresh(f"{v.name}[:{side}, :{side}] * 1.0", (side, side))]
+        square = [_new_square(g)]
     v = g.random.choice(square)
     g.emit(f"{v.name}.{g.random.choice(('t_()', 'transpose_(0, 1)'))}")
     v.uses = 0

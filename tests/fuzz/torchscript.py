@@ -105,8 +105,7 @@ class Scripted(Original):
     ) -> torch.jit.ScriptModule | None:
         """None if torch's alias analysis refuses the graph."""
         try:
-            rules = [rule for rule in without if rule in RULES]
-            cpp_module = _jit.shuffle(self.module._c, seed, rules)
+            cpp_module = _jit.shuffle(self.module._c, seed, list(without))
         except RuntimeError as error:
             verdict.refused = str(error).splitlines()[0]
             return None

@@ -281,6 +281,16 @@ def test_a_distribution_that_checks_its_values_has_a_remedy(monkeypatch):
         step(*batches()[0])
 
 
+def test_a_batch_of_another_structure_fails_as_the_loop_does():
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    given = (torch.ones(2, 4), torch.ones(2, 4))
+    step = torch_ext.training_step(model, nn.functional.mse_loss, optimizer, given)
+    step(*given)
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        step(given)
+
+
 def test_a_number_of_the_batch_is_named(caplog):
     class Weighted(nn.Module):
         def __init__(self):

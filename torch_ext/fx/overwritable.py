@@ -206,10 +206,15 @@ def _is_allowed(
 # --- symbolic sizes -------------------------------------------------------------------------------
 
 
-def _numbers(node: fx.Node) -> list[Any]:
+def _first_tensor(node: fx.Node) -> torch.Tensor | None:
     value = node.meta.get("val")
     first = value[0] if isinstance(value, tuple | list) and value else value
-    return [*first.shape, *first.stride()] if isinstance(first, torch.Tensor) else []
+    return first if isinstance(first, torch.Tensor) else None
+
+
+def _numbers(node: fx.Node) -> list[Any]:
+    tensor = _first_tensor(node)
+    return [] if tensor is None else [*tensor.shape, *tensor.stride()]
 
 
 def has_symbols(probe: Probe) -> bool:
@@ -222,8 +227,8 @@ def _is_symbolic(node: fx.Node) -> bool:
 
 
 def _has_numeric_strides(node: fx.Node) -> bool:
-    numbers = _numbers(node)
-    return not any(isinstance(stride, torch.SymInt) for stride in numbers[len(numbers) // 2 :])
+    tensor = _first_tensor(node)
+    return tensor is None or not any(isinstance(n, torch.SymInt) for n in tensor.stride())
 
 
 def _are_alike_always(a: fx.Node, b: fx.Node) -> bool:
