@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from torch_ext.program.graph import simulate as simulate
     from torch_ext.program.plan import Plan as Plan
     from torch_ext.torchscript.optimize import Report as Report
+    from torch_ext.torchscript.optimize import Verification as Verification
     from torch_ext.torchscript.optimize import analyze as analyze
     from torch_ext.torchscript.optimize import optimize as optimize
+    from torch_ext.torchscript.optimize import verify as verify
     from torch_ext.torchscript.registered_pass import disable as disable
     from torch_ext.torchscript.registered_pass import enable as enable
     from torch_ext.torchscript.registered_pass import enabled as enabled
@@ -38,6 +40,7 @@ _HOMES = {  # public name -> where it lives; "": a module
     "PeakMemory": "memory.meter",
     "Plan": "program.plan",
     "Report": "torchscript.optimize",
+    "Verification": "torchscript.optimize",
     "analyze": "torchscript.optimize",
     "assert_peak_below": "memory.limit",
     "capacity": "capacities.search",
@@ -54,6 +57,7 @@ _HOMES = {  # public name -> where it lives; "": a module
     "simulate": "program.graph",
     "training_capacity": "capacities.search",
     "training_step": "training",
+    "verify": "torchscript.optimize",
 }
 
 __all__ = [*_HOMES]

@@ -16,7 +16,10 @@ from torch_ext.amounts import parse_memory
 
 FilePath = str | os.PathLike[str]
 MemoryAmount = int | str  # bytes, or text like "512MiB"
-LEVERS = ("order", "overwrite")  # kinds of edits that keep all bits (csrc/program/levers)
+# Kinds of edits that keep all bits (csrc/program/levers). Slices are tried by running, which is
+# done for TorchScript alone.
+LEVERS = ("order", "overwrite")
+TORCHSCRIPT_LEVERS = (*LEVERS, "slice")
 
 _MOST_BYTES = 2**63 - 1
 _MOST_SECONDS = 10**6
@@ -143,6 +146,7 @@ def planning(
     time_budget: float,
     memory_budget: MemoryAmount | None = None,
     levers: Iterable[str] | None = ("order",),
+    offered: tuple[str, ...] = LEVERS,
 ) -> Planning:
     """What all doors to the planner are asked for. `levers`: None are those that cost no time."""
     scope = choice(scope, "scope", ("all", "bottleneck"))
@@ -152,7 +156,7 @@ def planning(
         scope,
         seconds(time_budget, "time_budget"),
         None if memory_budget is None else memory_bytes(memory_budget, "memory_budget"),
-        lever_names(levers, "levers"),
+        lever_names(levers, "levers", offered),
     )
 
 
@@ -162,14 +166,16 @@ def without_overwrites(wanted: Planning) -> Planning:
     return dataclasses.replace(wanted, levers=levers)
 
 
-def lever_names(values: Iterable[str], name: str) -> tuple[str, ...]:
+def lever_names(
+    values: Iterable[str], name: str, offered: tuple[str, ...] = LEVERS
+) -> tuple[str, ...]:
     """Names of levers, in any sequence, each once."""
     names = texts(values, name)
-    unknown = [value for value in names if value not in LEVERS]
+    unknown = [value for value in names if value not in offered]
     if unknown or not names:
         wrong = f"not {_shown(unknown[0])}" if unknown else "and there are none"
-        raise ValueError(f"{name} must be of {', '.join(map(repr, LEVERS))}, {wrong}")
-    return tuple(lever for lever in LEVERS if lever in names)
+        raise ValueError(f"{name} must be of {', '.join(map(repr, offered))}, {wrong}")
+    return tuple(lever for lever in offered if lever in names)
 
 
 def _is_whole(value: object) -> bool:

@@ -7,6 +7,8 @@
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/runtime/print_handler.h>
 
+#include <algorithm>
+#include <chrono>
 #include <mutex>
 #include <unordered_set>
 #include <utility>
@@ -207,6 +209,46 @@ std::string FindDifference(const Execution& a, const Execution& b) {
   if (!why.empty()) return "first call: " + why;
   why = CallDifference(a.last, b.last);
   return why.empty() ? why : "third call: " + why;
+}
+
+namespace {
+
+double SecondsOfCall(const torch::jit::Module& module, const Stack& example, bool copy_state,
+                     const QuietRun& quiet) {
+  Stack inputs = CopiedInputs(module, example, copy_state);
+  const c10::IValue state = inputs.front();
+  inputs.erase(inputs.begin());
+  quiet.RewindRandomState();
+  const auto start = std::chrono::steady_clock::now();
+  const c10::IValue output =
+      torch::jit::Module(state.toObject()).get_method("forward")(std::move(inputs));
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  QuietRun::TakePrinted();
+  return seconds.count();
+}
+
+double Median(std::vector<double> values) {
+  std::ranges::sort(values);
+  return values[values.size() / 2];
+}
+
+}  // namespace
+
+PairedSeconds TimeInTurns(const torch::jit::Module& a, const torch::jit::Module& b,
+                          const Stack& example, bool copy_state, const QuietRun& quiet) {
+  constexpr int kUnsettled = 2, kCalls = 7;
+  std::vector<double> seconds_a, seconds_b;
+  for (int i = 0; i < kUnsettled + kCalls; ++i) {
+    // Each is first in half of the turns.
+    const auto time_a = [&] { seconds_a.push_back(SecondsOfCall(a, example, copy_state, quiet)); };
+    if (i % 2 == 0) time_a();
+    seconds_b.push_back(SecondsOfCall(b, example, copy_state, quiet));
+    if (i % 2 == 1) time_a();
+  }
+  const auto settled = [](const std::vector<double>& seconds) {
+    return Median({seconds.begin() + kUnsettled, seconds.end()});
+  };
+  return {settled(seconds_a), settled(seconds_b)};
 }
 
 }  // namespace torch_ext::jit

@@ -82,4 +82,11 @@ Execution Execute(const torch::jit::Module& module, const Stack& example, bool c
 // Empty if equal, else the first difference.
 std::string FindDifference(const Execution& a, const Execution& b);
 
+// Seconds of a call of each, the median over calls in turns.
+struct PairedSeconds {
+  double a = 0, b = 0;
+};
+PairedSeconds TimeInTurns(const torch::jit::Module& a, const torch::jit::Module& b,
+                          const Stack& example, bool copy_state, const QuietRun& quiet);
+
 }  // namespace torch_ext::jit

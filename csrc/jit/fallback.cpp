@@ -234,4 +234,12 @@ std::shared_ptr<Graph> TakeFallback(Graph& graph) {
   return fallback;
 }
 
+bool RunFallbackAlone(Graph& graph) {
+  Node* choice = FindChoice(graph);
+  if (choice == nullptr) return false;
+  const WithInsertPoint before(choice);
+  choice->replaceInput(0, graph.insertConstant(true));
+  return true;
+}
+
 }  // namespace torch_ext::jit

@@ -28,4 +28,8 @@ void AddFallback(const std::shared_ptr<torch::jit::Graph>& graph,
 // any other graph, which stays as it is. `graph` is inlined.
 std::shared_ptr<torch::jit::Graph> TakeFallback(torch::jit::Graph& graph);
 
+// Makes the graph run the fallback in every call; false for graphs that have none, which stay as
+// they are. `graph` is inlined.
+bool RunFallbackAlone(torch::jit::Graph& graph);
+
 }  // namespace torch_ext::jit

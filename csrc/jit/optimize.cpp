@@ -2,8 +2,12 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
+#include <torch/csrc/jit/passes/inliner.h>
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
+#include <iomanip>
 #include <limits>
 #include <sstream>
 #include <unordered_set>
@@ -16,6 +20,7 @@
 #include "jit/pass.h"
 #include "jit/prepare.h"
 #include "jit/probe.h"
+#include "jit/slices.h"
 #include "jit/to_program.h"
 #include "program/lower.h"
 #include "sched/simulate.h"
@@ -84,6 +89,7 @@ class Subject {
     report_.examples.resize(examples.size());
     LeaveAlone(WhyRefused());
     nodes_ = OpNodes(graph_->block());
+    marks_ = TakeMarks(nodes_);
     std::vector<c10::IValue> owned{module._ivalue()};
     for (const Node* node : graph_->block()->nodes()) {
       if (node->kind() == c10::prim::Constant && node->hasAttribute(c10::attr::value) &&
@@ -100,6 +106,7 @@ class Subject {
   Report& report() { return report_; }
   ScratchModule& reordered() { return reordered_; }
   const QuietRun& quiet() const { return quiet_; }
+  const std::vector<std::int64_t>& marks() const { return marks_; }
   bool copy_state() const { return interference_.writes_outside; }
   bool has_gain() const { return report_.plan.peak_bytes < report_.plan.original_peak_bytes; }
 
@@ -125,12 +132,13 @@ class Subject {
       if (!overwritable_.forms.empty()) program.overwritable = overwritable_.overwrites[i];
       if (!copyable_.forms.empty()) program.copyable = copyable_.copies[i];
       Label(program, nodes_, reordered_.module());
+      if (name_) name_(program);
       const sched::Graph graph = program::Lower(program);
       ExamplePeaks& peaks = report_.examples[i];
       peaks.original_peak_bytes = peaks.peak_bytes = sched::PeakBytes(graph, graph.OriginalOrder());
       if (peaks.original_peak_bytes > worst().original_peak_bytes) report_.worst_example = i;
     }
-    report_.original = programs_[report_.worst_example];
+    report_.original = report_.sliced = programs_[report_.worst_example];
     if (is_elsewhere) {
       LeaveAlone("some tensors are not in the CPU's memory, which is all that is measured");
       KeepOriginal();
@@ -158,6 +166,17 @@ class Subject {
     ApplyEdits(graph_->block(), nodes_, OldOrder(), report_.edits, overwritable_, copyable_,
                options_.overwrite_rules);
     if (fallback_ != nullptr) AddFallback(graph_, fallback_, options_.overwrite_rules);
+  }
+
+  // Changes names before anything is planned.
+  void NameBy(std::function<void(program::Program&)> name) { name_ = std::move(name); }
+
+  // Tries slices of the program in the order that was planned, which has no edits.
+  Slicer MakeSlicer() {
+    return Slicer(graph_, OldOrder(), [this] {
+      quiet_.RewindRandomState();
+      return CopiedInputs(reordered_.module(), examples_[report_.worst_example], copy_state());
+    });
   }
 
   // Runs the original as it is, on copies of all that it may write to, for nobody looked.
@@ -335,6 +354,8 @@ class Subject {
   std::shared_ptr<Graph> graph_;
   std::shared_ptr<Graph> fallback_;  // see fallback.h; null for most modules
   std::vector<Node*> nodes_;
+  std::function<void(program::Program&)> name_;
+  std::vector<std::int64_t> marks_;  // of a sliced graph, by node
   Interference interference_;
   std::vector<Probe> probes_;
   std::vector<program::Program> programs_;  // of each example
@@ -439,11 +460,9 @@ bool HasOverwritten(const program::LeverUse& use) {
   return use.name == "overwrite" && use.edits > 0;
 }
 
-}  // namespace
-
-Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
-                   const OptimizeOptions& options) {
-  const std::vector<Stack> arguments = Arguments(module, examples);
+// By order and overwriting.
+Optimized OptimizeEdits(const Module& module, const std::vector<Stack>& arguments,
+                        const OptimizeOptions& options) {
   Optimized optimized = OptimizeWith(module, arguments, options);
   const auto failed = std::ranges::find_if(optimized.report.levers, HasOverwritten);
   if (optimized.changed || failed == optimized.report.levers.end()) return optimized;
@@ -457,6 +476,185 @@ Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
   given_up.peak_bytes_before = given_up.peak_bytes_after = ordered.report.plan.peak_bytes;
   ordered.report.levers.push_back(std::move(given_up));
   return ordered;
+}
+
+// Of times measured in turns: what differs by less is as fast.
+constexpr double kNoise = 0.02;
+
+std::string Rounded(double ratio) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(2) << ratio;
+  return text.str();
+}
+
+// A module with some stretches sliced, and the rest of it planned again.
+struct SlicedModule {
+  std::vector<program::Stretch> stretches;
+  Optimized optimized;
+  PairedSeconds seconds;  // of a call without slices, and with them
+
+  double TimeRatio() const { return seconds.a > 0 ? seconds.b / seconds.a : 1; }
+};
+
+class SliceTrials {
+ public:
+  // `plain`: what there is without slices.
+  SliceTrials(const Module& module, const std::vector<Stack>& arguments,
+              const OptimizeOptions& options, Optimized plain)
+      : module_(module), arguments_(arguments), options_(options), plain_(std::move(plain)) {
+    options_.levers.slice = false;
+  }
+
+  // The cheapest below the budget, or the fastest; the plain module if it is better not to slice.
+  Optimized Run() && {
+    OptimizeOptions ordering = options_;
+    ordering.levers.overwrite = false;
+    Subject subject(module_, arguments_, ordering);
+    if (!subject.Plan()) return std::move(plain_);
+    Slicer slicer = subject.MakeSlicer();
+    plain_.report.floor_bytes =
+        std::min(slicer.Floor().bytes, plain_.report.plan.lower_bound_bytes);
+    const auto budget = options_.plan.memory_budget_bytes;
+    std::optional<SlicedModule> best;
+    if (!budget || plain_bytes() > *budget) best = Best(slicer);
+    if (best) {
+      Describe(slicer, *best);
+      return std::move(best->optimized);
+    }
+    program::LeverUse use{"slice", plain_bytes(), plain_bytes(), 0};
+    if (!slower_.empty()) {
+      use.reasons = {slower_.front()};
+    } else if (!budget || plain_bytes() > *budget) {
+      use.reasons = {{.kind = ReasonKind::kNoStretch, .detail = slicer.Forbidden()}};
+    }
+    plain_.report.levers.push_back(std::move(use));
+    return std::move(plain_);
+  }
+
+ private:
+  std::int64_t plain_bytes() const { return plain_.report.plan.peak_bytes; }
+
+  std::optional<SlicedModule> Best(Slicer& slicer) {
+    std::vector<program::Stretches::Choice> choices = slicer.Choose(Targets());
+    if (const auto budget = options_.plan.memory_budget_bytes) {
+      // What was planned may take more than it said, for the rest is planned again: then a lower
+      // one is tried. If none is low enough, the lowest.
+      const program::Stretches::Choice lowest = choices.back();
+      std::erase_if(choices, [&](const auto& choice) { return choice.peak_bytes > *budget; });
+      if (choices.empty()) choices = {lowest};
+    }
+    std::optional<SlicedModule> best;
+    std::vector<std::vector<program::Stretch>> tried;
+    for (const program::Stretches::Choice& choice : choices) {
+      const bool is_new = std::ranges::find(tried, choice.stretches) == tried.end();
+      if (choice.stretches.empty() || !is_new) continue;
+      tried.push_back(choice.stretches);
+      std::optional<SlicedModule> trial = Try(slicer, choice.stretches);
+      if (!trial) continue;
+      if (!best || IsBetter(*trial, *best)) best = std::move(trial);
+      if (best->optimized.report.plan.budget_met.value_or(false)) break;
+    }
+    return best;
+  }
+
+  // Peaks to go for; nothing for the lowest.
+  std::vector<std::optional<std::int64_t>> Targets() const {
+    std::vector<std::optional<std::int64_t>> targets;
+    if (const auto budget = options_.plan.memory_budget_bytes) targets.emplace_back(*budget);
+    for (const int percent : {70, 45, 30, 20}) {
+      targets.emplace_back(plain_bytes() * percent / 100);
+    }
+    targets.emplace_back(std::nullopt);
+    return targets;
+  }
+
+  std::optional<SlicedModule> Try(const Slicer& slicer,
+                                  const std::vector<program::Stretch>& stretches) {
+    ScratchModule sliced(module_);
+    std::shared_ptr<Graph> graph = ForwardGraph(sliced.module());
+    std::shared_ptr<Graph> fallback = PrepareGraph(graph);
+    if (fallback == nullptr) fallback = graph->copy();
+    slicer.Apply(graph, stretches);
+    AddFallback(graph, fallback, options_.overwrite_rules);
+    Subject subject(sliced.module(), arguments_, options_);
+    subject.NameBy(
+        [&](program::Program& program) { slicer.NameAlike(program, subject.marks(), stretches); });
+    if (!subject.Plan()) return std::nullopt;
+    Report& report = subject.report();
+    if (report.plan.peak_bytes >= plain_bytes()) return std::nullopt;
+    subject.Apply();
+    SlicedModule trial{.stretches = stretches};
+    if (options_.verify) {
+      const auto why = Verify(subject, module_, arguments_);
+      if (!why.empty() || subject.IsBoundRefuted()) {
+        return std::nullopt;
+      }
+      trial.seconds =
+          TimeInTurns(plain_.module, subject.reordered().module(), arguments_[report.worst_example],
+                      subject.copy_state(), subject.quiet());
+      if (!options_.plan.memory_budget_bytes && trial.TimeRatio() > 1 + kNoise) {
+        slower_.push_back({.kind = ReasonKind::kSlower,
+                           .detail = Rounded(trial.TimeRatio()),
+                           .bytes = report.plan.peak_bytes});
+        return std::nullopt;
+      }
+    }
+    report.reasons.clear();
+    if (const auto budget = options_.plan.memory_budget_bytes) {
+      report.plan.budget_met = report.plan.peak_bytes <= *budget;
+    }
+    trial.optimized = {subject.reordered().Keep(), true, std::move(report)};
+    return trial;
+  }
+
+  bool IsBetter(const SlicedModule& a, const SlicedModule& b) const {
+    const auto peak = [](const SlicedModule& s) { return s.optimized.report.plan.peak_bytes; };
+    if (options_.plan.memory_budget_bytes) return peak(a) < peak(b);
+    if (std::abs(a.TimeRatio() - b.TimeRatio()) <= kNoise) return peak(a) < peak(b);
+    return a.TimeRatio() < b.TimeRatio();
+  }
+
+  // The report tells of the program as it was, and of what the levers did to it in turn.
+  void Describe(const Slicer& slicer, SlicedModule& best) const {
+    Report& report = best.optimized.report;
+    const program::Program& original = slicer.program();
+    for (const program::Stretch& stretch : best.stretches) {
+      program::SliceUse& use = report.slices.emplace_back();
+      use.name = NameOfStretch(report.slices.size() - 1);
+      for (const program::OpId v : stretch.ops) use.ops.push_back(original.ops[v].name);
+      use.result = original.ops[stretch.ops.back()].outputs[0];
+      use.shape = original.tensors.at(use.result).shape;
+      use.dimension = stretch.dimension;
+      const std::int64_t size = use.shape[stretch.dimension];
+      use.parts = (size + stretch.part_size - 1) / stretch.part_size;
+    }
+    report.original = plain_.report.original;
+    report.plan.original_peak_bytes = plain_.report.plan.original_peak_bytes;
+    for (std::size_t i = 0; i < report.examples.size(); ++i) {
+      report.examples[i].original_peak_bytes = plain_.report.examples[i].original_peak_bytes;
+    }
+    report.levers = plain_.report.levers;
+    report.levers.push_back({"slice", plain_bytes(), report.plan.peak_bytes,
+                             static_cast<std::int64_t>(report.slices.size())});
+    report.levers.back().extra_seconds = best.seconds.b - best.seconds.a;
+    report.floor_bytes = plain_.report.floor_bytes;
+  }
+
+  const Module& module_;
+  const std::vector<Stack>& arguments_;
+  OptimizeOptions options_;
+  Optimized plain_;
+  std::vector<Reason> slower_;  // of trials that were given up
+};
+
+}  // namespace
+
+Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
+                   const OptimizeOptions& options) {
+  const std::vector<Stack> arguments = Arguments(module, examples);
+  Optimized plain = OptimizeEdits(module, arguments, options);
+  if (!options.levers.slice || plain.report.graph.num_ops() == 0) return plain;
+  return SliceTrials(module, arguments, options, std::move(plain)).Run();
 }
 
 Report Analyze(const Module& module, const std::vector<Stack>& examples,
@@ -486,6 +684,16 @@ std::optional<std::int64_t> PeakWithGradients(const Module& module, const Stack&
   } catch (const std::exception&) {
     return std::nullopt;
   }
+}
+
+Comparison CompareWithOriginal(const Module& module, const std::vector<Stack>& examples) {
+  ScratchModule original(module);
+  const std::shared_ptr<Graph> graph = ForwardGraph(original.module());
+  torch::jit::Inline(*graph);
+  TORCH_CHECK_VALUE(RunFallbackAlone(*graph),
+                    "the module does not hold the original: torch_ext has put ops of it into "
+                    "another order at most, which gives the same bits everywhere");
+  return Compare(original.module(), module, examples);
 }
 
 Comparison Compare(const Module& a, const Module& b, const std::vector<Stack>& examples) {

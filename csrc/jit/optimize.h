@@ -45,10 +45,14 @@ enum class Verification { kNotRun, kPassed, kFailed };
 
 struct Report {
   program::Program original;  // of the example with the highest peak, before any edit
+  program::Program sliced;    // the same with stretches as ops, if there are any
   program::Program program;   // the same with the edits done, if there are any
   sched::Graph graph;         // that program as the core sees it, with the same ids
   sched::Plan plan;           // of that graph; its order is that of the returned module
-  program::Edits edits;       // of `original`
+  program::Edits edits;       // of `sliced`
+  std::vector<program::SliceUse> slices;
+  // Proven over slices, too, where these were asked for; the plan's bound is over the others.
+  std::optional<std::int64_t> floor_bytes;
   std::vector<program::LeverUse> levers;
   std::vector<ExamplePeaks> examples;
   std::size_t worst_example = 0;  // the one `program` is of
@@ -89,5 +93,10 @@ struct Comparison {
 };
 Comparison Compare(const torch::jit::Module& a, const torch::jit::Module& b,
                    const std::vector<Stack>& examples);
+
+// The same of a module that overwrites or has slices, and of the original inside of it: are kernels
+// of this machine as those of the machine that made it? Throws c10::Error if there is no original.
+Comparison CompareWithOriginal(const torch::jit::Module& module,
+                               const std::vector<Stack>& examples);
 
 }  // namespace torch_ext::jit

@@ -2,17 +2,17 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
-#include <torch/csrc/jit/runtime/custom_operator.h>
 #include <torch/csrc/jit/runtime/interpreter.h>
 
 #include <algorithm>
 #include <cstring>
-#include <functional>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "jit/nodes.h"
+#include "jit/observe.h"
 #include "jit/prepare.h"
 #include "memory/meter.h"
 
@@ -43,32 +43,6 @@ struct Sighting {
   bool uses_random_state = false;
 };
 
-// Called with the values an observing node was given.
-using Observer = std::function<void(at::ArrayRef<c10::IValue>)>;
-
-c10::Symbol ObserveKind() {
-  return c10::Symbol::fromQualString("torch_ext::observe");
-}
-c10::Symbol ObserverAttribute() {
-  return c10::Symbol::attr("observer");
-}
-
-// The operator behind observing nodes: any inputs, no output. (torch's own profiling nodes cannot
-// be made outside of torch.) Registered by the first probe of the process, not by loading us.
-void RegisterObserveOnce() {
-  static const torch::jit::RegisterOperators registration({torch::jit::Operator(
-      "torch_ext::observe(...) -> ()",
-      [](const Node* node) -> torch::jit::Operation {
-        const auto* observer = reinterpret_cast<const Observer*>(node->i(ObserverAttribute()));
-        const std::size_t count = node->inputs().size();
-        return [observer, count](Stack& stack) {
-          (*observer)(at::ArrayRef<c10::IValue>(stack).slice(stack.size() - count));
-          torch::jit::drop(stack, count);
-        };
-      },
-      c10::AliasAnalysisKind::CONSERVATIVE)});
-}
-
 at::Tensor RandomState() {
   return at::detail::getDefaultCPUGenerator().get_state();
 }
@@ -80,7 +54,6 @@ bool FillsMemory(const at::Tensor& tensor) {
 class Prober {
  public:
   explicit Prober(const std::shared_ptr<Graph>& graph) : graph_(graph->copy()) {
-    RegisterObserveOnce();
     nodes_ = OpNodes(graph_->block());
     sightings_.resize(nodes_.size());
     for (std::size_t i = 0; i < nodes_.size(); ++i) Surround(i);
@@ -119,11 +92,8 @@ class Prober {
     })->insertAfter(node);
   }
 
-  Node* Insert(const std::vector<Value*>& values, Observer observer) {
-    observers_.push_back(std::make_unique<Observer>(std::move(observer)));
-    Node* node = graph_->create(ObserveKind(), values, /*num_outputs=*/0);
-    node->i_(ObserverAttribute(), reinterpret_cast<std::int64_t>(observers_.back().get()));
-    return node;
+  Node* Insert(const std::vector<Value*>& values, Observers::Observer observer) {
+    return observers_.Create(*graph_, values, std::move(observer));
   }
 
   void Look(at::ArrayRef<c10::IValue> values, std::vector<Held>& held,
@@ -151,7 +121,7 @@ class Prober {
   std::shared_ptr<Graph> graph_;
   std::vector<Node*> nodes_;
   std::vector<Sighting> sightings_;
-  std::vector<std::unique_ptr<Observer>> observers_;  // addresses are in the nodes
+  Observers observers_;
   std::unique_ptr<memory::Meter> meter_;
   at::Tensor random_state_;
   bool other_devices_ = false;

@@ -28,6 +28,7 @@ class ThreadMeter : public c10::MemoryReportingInfoBase {
   bool memoryProfilingEnabled() const override { return true; }
 
   std::int64_t hill_bytes() const { return hill_bytes_; }
+  std::int64_t live_bytes() const { return taken_; }
   std::int64_t LiveBytesAt(const void* address) const {
     const auto found = live_.find(address);
     return found == live_.end() ? 0 : found->second;

@@ -6,10 +6,12 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "program/operators/slicing.h"
 #include "sched/graph.h"
 
 namespace torch_ext::program {
@@ -48,6 +50,9 @@ struct Op {
   std::vector<BufferId> reads, writes;        // touches what was made before, makes
   std::int64_t workspace_bytes = 0;           // scratch that it takes and gives back
   Effects effects;
+  // For each dimension of its only result: how parts of it are made, if they can be. Needs are by
+  // value, constants among them.
+  std::vector<std::optional<Slicing>> slicings;
 };
 
 // One storage.
@@ -58,6 +63,14 @@ struct Buffer {
   bool kept = false;                // a result
   std::vector<std::int64_t> shape;  // of a tensor in it
   std::string dtype;                // as torch writes it: "float32"; empty if unknown
+};
+
+// A value that is one tensor, or a list of tensors that are alike where it matters.
+struct Tensor {
+  std::vector<std::int64_t> shape;
+  BufferId buffer = -1;       // none: older than the program, or several
+  bool fills_buffer = false;  // with the strides of a new tensor
+  bool is_list = false;
 };
 
 // Two ops that may touch the same memory, of which one writes to it.
@@ -98,6 +111,9 @@ struct Program {
   // with the op is not in it.
   std::vector<Overwrite> overwritable;
   std::vector<Copy> copyable;
+  // Of slices (levers/slice.h): what is known of values, and those that leave the program.
+  std::map<std::string, Tensor> tensors;
+  std::vector<std::string> results;
 };
 
 }  // namespace torch_ext::program

@@ -26,9 +26,11 @@ enum class ReasonKind {
   kBelowBound,   // a run took `bytes`, less than the bound `other_bytes`
   kLoopIsLower,  // a captured training step takes `bytes`, its loop `other_bytes`
   kLossyTrace,   // what was planned is a trace, which is not the module; detail: what differs
+  kNoStretch,    // nothing that can run in parts lowers the peak; detail: what keeps it from it
+  kSlower,       // with slices `bytes` would do; detail: in what part of the time
 };
 
-inline constexpr std::array<std::pair<const char*, ReasonKind>, 13> kReasonNames = {{
+inline constexpr std::array<std::pair<const char*, ReasonKind>, 15> kReasonNames = {{
     {"left_alone", ReasonKind::kLeftAlone},
     {"no_memory", ReasonKind::kNoMemory},
     {"optimal", ReasonKind::kOptimal},
@@ -42,6 +44,8 @@ inline constexpr std::array<std::pair<const char*, ReasonKind>, 13> kReasonNames
     {"below_bound", ReasonKind::kBelowBound},
     {"loop_is_lower", ReasonKind::kLoopIsLower},
     {"lossy_trace", ReasonKind::kLossyTrace},
+    {"no_stretch", ReasonKind::kNoStretch},
+    {"slower", ReasonKind::kSlower},
 }};
 
 struct Reason {

@@ -91,8 +91,9 @@ py::dict MeasuredFields(const jit::Report& report) {
 
 py::tuple ReportFields(const jit::Report& report) {
   return py::make_tuple(
-      torch_ext::python::LeverPlanFields(report.original, report.program, report.graph, report.plan,
-                                         report.edits, report.levers),
+      torch_ext::python::LeverPlanFields(report.original, report.sliced, report.program,
+                                         report.graph, report.plan, report.edits, report.levers,
+                                         report.slices, report.floor_bytes),
       torch_ext::python::ReasonFields(report.reasons), MeasuredFields(report));
 }
 
@@ -155,6 +156,16 @@ PYBIND11_MODULE(_jit, m) {
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("scope"),
       py::arg("levers"));
+
+  m.def(
+      "compare_with_original",
+      [](const torch::jit::Module& module, const std::vector<py::tuple>& examples) {
+        const std::vector<jit::Stack> stacks = ToStacks(module, examples);
+        const py::gil_scoped_release release;
+        const jit::Comparison found = jit::CompareWithOriginal(module, stacks);
+        return std::tuple(found.difference, found.peak_bytes_a, found.peak_bytes_b);
+      },
+      py::arg("module"), py::arg("examples"));
 
   m.def(
       "peak_with_gradients",

@@ -91,7 +91,7 @@ inline pybind11::list LeverFields(const std::vector<program::LeverUse>& uses) {
     fields["peak_bytes_before"] = use.peak_bytes_before;
     fields["peak_bytes_after"] = use.peak_bytes_after;
     fields["edits"] = use.edits;
-    fields["extra_seconds"] = 0.0;
+    fields["extra_seconds"] = use.extra_seconds;
     fields["reason"] = program::English(use.reasons);
     all.append(fields);
   }
@@ -130,16 +130,39 @@ inline pybind11::list HoistFields(const program::Program& original,
   return all;
 }
 
-// Program, edited program, edits, plan, uses of levers: what a report is made of.
+// What torch_ext/program/program.py calls Slices.
+inline pybind11::list SliceFields(const std::vector<program::SliceUse>& slices) {
+  namespace py = pybind11;
+  py::list all;
+  for (const program::SliceUse& use : slices) {
+    py::dict fields;
+    fields["name"] = use.name;
+    fields["ops"] = use.ops;
+    fields["result"] = use.result;
+    fields["shape"] = use.shape;
+    fields["dimension"] = use.dimension;
+    fields["parts"] = use.parts;
+    all.append(fields);
+  }
+  return all;
+}
+
+// Program, edited program, edits, plan, uses of levers: what a report is made of. The edits are of
+// `sliced`, which is the original where nothing runs in parts.
 inline pybind11::dict LeverPlanFields(const program::Program& original,
+                                      const program::Program& sliced,
                                       const program::Program& edited, const sched::Graph& graph,
                                       const sched::Plan& plan, const program::Edits& edits,
-                                      const std::vector<program::LeverUse>& uses) {
+                                      const std::vector<program::LeverUse>& uses,
+                                      const std::vector<program::SliceUse>& slices = {},
+                                      std::optional<std::int64_t> floor_bytes = {}) {
   pybind11::dict fields;
   fields["graph"] = ProgramFields(original);
   fields["edited"] = ProgramFields(edited);
-  fields["overwrites"] = OverwriteFields(original, edits.overwrites);
-  fields["hoists"] = HoistFields(original, edits.hoists);
+  fields["overwrites"] = OverwriteFields(sliced, edits.overwrites);
+  fields["hoists"] = HoistFields(sliced, edits.hoists);
+  fields["slices"] = SliceFields(slices);
+  fields["floor_bytes"] = floor_bytes.value_or(plan.lower_bound_bytes);
   fields["plan"] = PlanFields(graph, plan);
   fields["levers"] = LeverFields(uses);
   return fields;

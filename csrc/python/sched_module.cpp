@@ -8,6 +8,7 @@
 
 #include "program/amount.h"
 #include "program/operators/overwriting.h"
+#include "program/operators/slicing.h"
 #include "program/shuffle.h"
 #include "python/program_types.h"
 #include "python/sched_types.h"
@@ -171,7 +172,7 @@ PYBIND11_MODULE(_sched, m) {
                 reasons = program::WhyNoGain(found.program, found.plan, options, wanted.overwrite);
             }
             return py::make_tuple(
-                torch_ext::python::LeverPlanFields(p, found.program, found.graph, found.plan,
+                torch_ext::python::LeverPlanFields(p, p, found.program, found.graph, found.plan,
                                                    found.edits, found.uses),
                 torch_ext::python::ReasonFields(reasons));
           },
@@ -205,6 +206,45 @@ PYBIND11_MODULE(_sched, m) {
       .def_readwrite("broadcasts", &program::OverwritingForm::broadcasts)
       .def_readwrite("keeps_layout", &program::OverwritingForm::keeps_layout);
   m.def("overwriting_forms", &program::OverwritingForms);
+  py::class_<program::Need>(m, "Need")
+      .def_readonly("dimension", &program::Need::dimension)
+      .def(
+          "of",
+          [](const program::Need& need, std::int64_t begin, std::int64_t end,
+             std::int64_t size) -> std::optional<std::pair<std::int64_t, std::int64_t>> {
+            const auto interval = need.Of({begin, end}, size);
+            if (!interval) return std::nullopt;
+            return std::pair(interval->begin, interval->end);
+          },
+          py::arg("begin"), py::arg("end"), py::arg("size"))
+      .def(
+          "padded",
+          [](const program::Need& need, std::int64_t begin, std::int64_t end, std::int64_t size) {
+            const program::PaddedPart part = program::Padded(need, {begin, end}, size);
+            return py::make_tuple(part.argument.begin, part.argument.end, part.padding,
+                                  part.offset);
+          },
+          py::arg("begin"), py::arg("end"), py::arg("size"));
+  py::class_<program::Slicing>(m, "Slicing")
+      .def_readonly("needs", &program::Slicing::needs)
+      .def_readonly("sizes", &program::Slicing::sizes)
+      .def_readonly("sizes_place", &program::Slicing::sizes_place)
+      .def_readonly("padding", &program::Slicing::padding)
+      .def_readonly("padding_place", &program::Slicing::padding_place)
+      .def_readonly("changes_argument", &program::Slicing::changes_argument)
+      .def_readonly("may_be_view", &program::Slicing::may_be_view);
+  m.def("sliceable_operators", &program::SliceableOperators);
+  m.def(
+      "slicing_of",
+      [](std::string oper, std::map<std::string, std::vector<std::int64_t>> shapes,
+         std::map<std::string, program::CallConstant> constants, std::vector<std::int64_t> result,
+         int dimension) {
+        return program::SlicingOf(
+            {std::move(oper), std::move(shapes), std::move(constants), std::move(result)},
+            dimension);
+      },
+      py::arg("oper"), py::arg("shapes"), py::arg("constants"), py::arg("result"),
+      py::arg("dimension"));
   m.def("unit_for", &program::UnitFor, py::arg("size_bytes"));
   m.def("in_unit", &program::InUnit, py::arg("size_bytes"), py::arg("unit"));
 

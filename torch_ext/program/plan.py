@@ -9,7 +9,7 @@ from torch_ext.amounts import amount
 from torch_ext.arguments import Planning
 from torch_ext.columns import Rows, two_columns
 from torch_ext.program.graph import Graph
-from torch_ext.program.program import Hoist, Overwrite, Program
+from torch_ext.program.program import Hoist, Overwrite, Program, Slice
 
 FORMAT = 1
 
@@ -103,7 +103,7 @@ class LeverUse:
     name: str
     peak_bytes_before: int
     peak_bytes_after: int
-    edits: int  # moved ops; overwrites and hoists
+    edits: int  # moved ops; overwrites and hoists; slices
     extra_seconds: float  # for each call
     reason: str  # why it was given up; empty if it was not
 
@@ -116,6 +116,8 @@ class LeverPlan:
     edited: Program
     overwrites: tuple[Overwrite, ...]
     hoists: tuple[Hoist, ...]
+    slices: tuple[Slice, ...]
+    floor_bytes: int  # proven under any use of the levers asked for
     plan: Plan  # of `edited`
     levers: tuple[LeverUse, ...]
 
@@ -127,6 +129,11 @@ class LeverPlan:
             edited=Program.from_fields(fields["edited"]),
             overwrites=tuple(Overwrite(**overwrite) for overwrite in fields["overwrites"]),
             hoists=tuple(Hoist(**hoist) for hoist in fields["hoists"]),
+            slices=tuple(
+                Slice(**{**use, "ops": tuple(use["ops"]), "shape": tuple(use["shape"])})
+                for use in fields["slices"]
+            ),
+            floor_bytes=fields["floor_bytes"],
             plan=Plan(**plan_fields(fields["plan"])),
             levers=tuple(LeverUse(**use) for use in fields["levers"]),
         )
@@ -134,7 +141,7 @@ class LeverPlan:
     @classmethod
     def of_original(cls, graph: Program, plan: Plan) -> Self:
         """Take a plan of a program that nobody edited."""
-        return cls(graph, graph, (), (), plan, ())
+        return cls(graph, graph, (), (), (), plan.lower_bound_bytes, plan, ())
 
 
 @dataclasses.dataclass(frozen=True)

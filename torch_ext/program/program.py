@@ -60,6 +60,25 @@ class Hoist:
 
 
 @dataclasses.dataclass(frozen=True)
+class Slice:
+    """A stretch of ops that runs part by part. All are names."""
+
+    name: str  # the op that stands for it
+    ops: tuple[str, ...]  # of the original program, in their order
+    result: str  # the last value that is made in parts
+    shape: tuple[int, ...]  # of it
+    dimension: int  # of it, which is cut into parts
+    parts: int
+
+    def __str__(self) -> str:
+        size = self.shape[self.dimension]
+        return (
+            f"{self.ops[0]} to {self.ops[-1]} ({len(self.ops)} ops), along dimension "
+            f"{self.dimension} of {list(self.shape)}, up to {-(-size // self.parts)} of {size}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """Ops in their original order, and the buffers between them."""
 

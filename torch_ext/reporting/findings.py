@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch_ext.program.graph import Graph, RegionTree, TimelineEntry, region_tree, simulate
 from torch_ext.program.plan import LeverPlan, Plan, Reason, Region
-from torch_ext.program.program import Buffer, Hoist, Op, Overwrite, Program
+from torch_ext.program.program import Buffer, Hoist, Op, Overwrite, Program, Slice
 from torch_ext.reporting.diff import Block, diff
 
 
@@ -33,11 +33,13 @@ class Run:
     order: tuple[str, ...]
     timeline: tuple[TimelineEntry, ...]
     life_spans: tuple[LifeSpan, ...]  # by buffer
+    slice_of: Mapping[str, str]  # of each op that runs in parts: what stands for it in the order
 
     @functools.cached_property
     def step_of(self) -> dict[str, int]:
         """The step at which each op runs, from 0."""
-        return {op: step for step, op in enumerate(self.order)}
+        steps = {op: step for step, op in enumerate(self.order)}
+        return steps | {op: steps[stretch] for op, stretch in self.slice_of.items()}
 
     @property
     def peak_step(self) -> int:
@@ -50,6 +52,7 @@ class _Edits(NamedTuple):
     edited: Program
     overwrites: tuple[Overwrite, ...]
     hoists: tuple[Hoist, ...]
+    slices: tuple[Slice, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +97,8 @@ class Findings:
     def _edits(self) -> _Edits:
         source: Any = self.edits or self.plan
         if not hasattr(source, "edited"):
-            return _Edits(self.graph, (), ())
-        return _Edits(source.edited, source.overwrites, source.hoists)
+            return _Edits(self.graph, (), (), ())
+        return _Edits(source.edited, source.overwrites, source.hoists, source.slices)
 
     @property
     def edited(self) -> Program:
@@ -104,12 +107,13 @@ class Findings:
 
     @functools.cached_property
     def program(self) -> Program:
-        """The graph, and behind its ops and buffers the copies that were hoisted."""
-        copies = {hoist.copy for hoist in self._edits.hoists}
+        """The graph, and behind its ops and buffers those that only the edited one has."""
+        ops = {op.name for op in self.graph.ops}
+        buffers = {buffer.name for buffer in self.graph.buffers}
         edited = self._edits.edited
         return Program(
-            (*self.graph.ops, *(op for op in edited.ops if op.name in copies)),
-            (*self.graph.buffers, *(b for b in edited.buffers if b.name in copies)),
+            (*self.graph.ops, *(op for op in edited.ops if op.name not in ops)),
+            (*self.graph.buffers, *(b for b in edited.buffers if b.name not in buffers)),
         )
 
     @functools.cached_property
@@ -125,12 +129,12 @@ class Findings:
     @functools.cached_property
     def maker(self) -> dict[str, Op]:
         """The op that makes a buffer; inputs have none."""
-        return {buffer: op for op in self.program.ops for buffer in op.writes}
+        return {buffer: op for op in reversed(self.program.ops) for buffer in op.writes}
 
     @functools.cached_property
     def before(self) -> Run:
         """The original order."""
-        original = _Edits(self.graph, (), ())
+        original = _Edits(self.graph, (), (), ())
         return self._run(self.graph.to_graph(), [op.name for op in self.graph.ops], original)
 
     @functools.cached_property
@@ -147,6 +151,7 @@ class Findings:
     def diff(self) -> list[Block]:
         """The two orders of the ops that touch memory; the others count as steps."""
         left_out = self.ops.keys() - {op.name for op in self.memory_graph.ops}
+        left_out |= {op for use in self._edits.slices for op in use.ops}
         return diff(self.before.order, self.after.order, left_out)
 
     @functools.cached_property
@@ -186,6 +191,7 @@ class Findings:
             last[buffer] = max(last.get(buffer, -1), step_of[op])
 
         touched = {op.name: {*op.reads, *op.writes} for op in edits.edited.ops}
+        slice_of = {op: use.name for use in edits.slices for op in use.ops if op not in touched}
         copies: dict[str, list[str]] = {}  # of each op that has some hoisted
         for hoist in edits.hoists:
             copies.setdefault(hoist.op, []).append(hoist.copy)
@@ -196,7 +202,7 @@ class Findings:
                 storage = buffer
                 while storage in storage_of:
                     storage = storage_of[storage]
-                for toucher in (op.name, *copies.get(op.name, ())):
+                for toucher in (slice_of.get(op.name, op.name), *copies.get(op.name, ())):
                     if storage in touched[toucher]:
                         touch(buffer, toucher)
         for overwrite in edits.overwrites:  # from there on the memory is the result's
@@ -205,8 +211,9 @@ class Findings:
         def span(buffer: Buffer) -> LifeSpan:
             if buffer.name not in last and not (buffer.is_input and buffer.kept):
                 return NEVER
-            first = 0 if buffer.is_input else step_of[self.maker[buffer.name].name]
+            maker = "" if buffer.is_input else self.maker[buffer.name].name
+            first = 0 if buffer.is_input else step_of[slice_of.get(maker, maker)]
             return LifeSpan(first, len(order) - 1 if buffer.kept else last[buffer.name])
 
         spans = tuple(span(buffer) for buffer in self.program.buffers)
-        return Run(tuple(order), timeline, spans)
+        return Run(tuple(order), timeline, spans, slice_of)

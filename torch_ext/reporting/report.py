@@ -10,9 +10,11 @@ from torch_ext.columns import Rows, two_columns
 from torch_ext.files import write_text
 from torch_ext.program.graph import TimelineEntry
 from torch_ext.program.plan import LeverPlan, LeverUse, Plan, Reason, joined
-from torch_ext.program.program import Buffer, Hoist, Overwrite, Program
+from torch_ext.program.program import Buffer, Hoist, Overwrite, Program, Slice
 from torch_ext.reporting.findings import Findings
 from torch_ext.reporting.page import to_html
+
+MOST_SLICES = 12  # that are shown to people
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class ProgramReport(Plan):
     levers: tuple[LeverUse, ...] = dataclasses.field(repr=False)  # those asked for
     overwrites: tuple[Overwrite, ...] = dataclasses.field(repr=False)
     hoists: tuple[Hoist, ...] = dataclasses.field(repr=False)
+    slices: tuple[Slice, ...] = dataclasses.field(repr=False)
     floor_bytes: int | None  # proven under any use of the levers asked for
     graph: Program = dataclasses.field(repr=False, compare=False)  # before any edit
     edited: Program = dataclasses.field(repr=False, compare=False)  # what the plan is of
@@ -77,6 +80,9 @@ class ProgramReport(Plan):
         """What was done beside the order, and what was given up."""
         edits = ("overwrites", self.overwrites), ("copies hoisted", self.hoists)
         rows = [(name, str(len(done))) for name, done in edits if done]
+        if self.slices:
+            rows.append(("slices", str(len(self.slices))))
+            rows += [(f"  {use.parts} parts", str(use)) for use in self.slices[:MOST_SLICES]]
         return [*rows, *((f"no {use.name}", use.reason) for use in self.levers if use.reason)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,10 +141,12 @@ def in_original_order(plan: Plan, graph: Program, memory_budget: int | None) -> 
 def kept_original(found: LeverPlan, memory_budget: int | None) -> LeverPlan:
     """Return what the plan says of the original program, which is kept."""
     plan = in_original_order(found.plan, found.graph, memory_budget)
-    if found.overwrites or found.hoists:
+    if found.overwrites or found.hoists or found.slices:
         # It may be of an op or a buffer that the original does not have.
         plan = dataclasses.replace(plan, bottleneck=None)
-    return dataclasses.replace(found, edited=found.graph, overwrites=(), hoists=(), plan=plan)
+    return dataclasses.replace(
+        found, edited=found.graph, overwrites=(), hoists=(), slices=(), plan=plan
+    )
 
 
 def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
@@ -166,7 +174,8 @@ def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
         "levers": found.levers,
         "overwrites": found.overwrites,
         "hoists": found.hoists,
-        "floor_bytes": found.plan.lower_bound_bytes,  # it is over all uses of order and overwrite
+        "slices": found.slices,
+        "floor_bytes": min(found.floor_bytes, found.plan.lower_bound_bytes),
         "graph": found.graph,
         "edited": found.edited,
     }

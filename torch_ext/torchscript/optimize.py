@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torch_ext._native import _jit
-from torch_ext.arguments import MemoryAmount, flag, planning
+from torch_ext.arguments import TORCHSCRIPT_LEVERS, MemoryAmount, flag, planning
 from torch_ext.program.plan import LeverPlan, Reason, joined, reasons_of
 from torch_ext.reporting.report import ProgramReport, described
 from torch_ext.torchscript.trace import Traced, trace
@@ -73,8 +73,12 @@ def optimize(
     random state are not changed. `example_inputs`: a tuple of arguments, or a list of such tuples
     (one order for all). `scope="bottleneck"` moves ops only around the peak. `levers`: "order" puts
     ops into another order, "overwrite" lets them write over arguments that nobody needs any more;
-    default: both, and with scope="bottleneck" order alone.
-    `memory_budget` (bytes, or text like "512MiB") stops as soon as it is met. With `verify` both
+    default: both, and with scope="bottleneck" order alone. "slice" also runs stretches of ops part
+    by part: those that make the program fastest with no more memory, by times measured in turns.
+    Slices are vouched for on machines like this one: see verify, and docs/slices.md.
+    `memory_budget` (bytes, or text like "512MiB") stops as soon as it is met; where order and
+    overwriting do not meet it, slices with the least work do, if they can, whatever time they take
+    (unless `levers` say otherwise). With `verify` both
     versions run and must be equal bit for bit, with a measured peak that is lower. Otherwise the
     original module comes back and `report.reason` says why.
 
@@ -104,7 +108,9 @@ def optimize_verified(
     verify: bool = True,
 ) -> Optimized:
     """As optimize, with all that was found."""
-    wanted = planning(scope, time_budget, memory_budget, levers)
+    if levers is None and memory_budget is not None and scope == "all":
+        levers = TORCHSCRIPT_LEVERS
+    wanted = planning(scope, time_budget, memory_budget, levers, TORCHSCRIPT_LEVERS)
     verify = flag(verify, "verify")
     examples = _examples(example_inputs)
     traced = _as_script(module, examples, verify)
@@ -155,13 +161,45 @@ def analyze_in_full(
     levers: Iterable[str] | None = None,
 ) -> Analysis:
     """As analyze; also the region around the bottleneck."""
-    wanted = planning(scope, time_budget, levers=levers)
+    wanted = planning(scope, time_budget, levers=levers, offered=TORCHSCRIPT_LEVERS)
     examples = _examples(example_inputs)
     script = _as_script(module, examples, compare=False).module
     fields, region = _jit.analyze(
         script._c, examples, wanted.time_budget, wanted.scope, wanted.levers
     )
     return Analysis(_report(fields), region)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What verify found. Peaks are the highest of all examples, in bytes of activations."""
+
+    difference: str  # the first; empty if there is none
+    measured_original_peak_bytes: int
+    measured_peak_bytes: int
+
+    @property
+    def identical(self) -> bool:
+        """Whether all that a run leaves behind is the same, bit for bit."""
+        return not self.difference
+
+
+def verify(module: torch.jit.ScriptModule, example_inputs: ExampleInputs) -> Verification:
+    """Compare a module that optimize edited with the original, which it holds, on this machine.
+
+    Slices give the same bits where kernels are chosen as on the machine that made them, so check
+    after loading a file somewhere else. `example_inputs`: as of optimize.
+
+    Raises ValueError for inputs that do not fit, for what is no ScriptModule, and for a module that
+    holds no original: ops of it are in another order at most, which gives the same bits everywhere.
+    """
+    if not isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            f"expected a ScriptModule that optimize returned, not {type(module).__name__}"
+        )
+    examples = _examples(example_inputs)
+    difference, original, edited = _jit.compare_with_original(module._c, examples)
+    return Verification(difference, max(original), max(edited))
 
 
 def peak_with_gradients(

@@ -119,8 +119,11 @@ Levers LeversNamed(const std::vector<std::string>& names) {
       levers.order = true;
     } else if (name == "overwrite") {
       levers.overwrite = true;
+    } else if (name == "slice") {
+      levers.slice = true;
     } else {
-      throw std::invalid_argument("there is no lever '" + name + "'; there are order, overwrite");
+      throw std::invalid_argument("there is no lever '" + name +
+                                  "'; there are order, overwrite, slice");
     }
   }
   return levers;

@@ -15,10 +15,12 @@
 namespace torch_ext::program {
 
 // Which kinds of edits are asked for. Without `order` the ops stay in their places. The lever
-// overwrite hoists copies, too.
+// overwrite hoists copies, too. Slices have to be tried (levers/slice.h): adaptors do, and what is
+// sliced is planned here as any other program.
 struct Levers {
   bool order = true;
   bool overwrite = true;
+  bool slice = false;
 };
 
 // Throws std::invalid_argument for a name that is none.
@@ -29,8 +31,19 @@ struct LeverUse {
   std::string name;
   std::int64_t peak_bytes_before = 0;
   std::int64_t peak_bytes_after = 0;
-  std::int64_t edits = 0;            // moved ops; overwrites and hoists
+  std::int64_t edits = 0;            // moved ops; overwrites and hoists; slices
   std::vector<Reason> reasons = {};  // why it was given up, if it was
+  double extra_seconds = 0;          // for each call, as measured
+};
+
+// A stretch that runs in parts (levers/slice.h), by names.
+struct SliceUse {
+  std::string name;                 // of the op that stands for it
+  std::vector<std::string> ops;     // in their order, those that run ahead among them
+  std::string result;               // the last value that is made in parts
+  std::vector<std::int64_t> shape;  // of it
+  int dimension = 0;                // of it
+  std::int64_t parts = 0;
 };
 
 struct LeverPlan {

@@ -1,0 +1,317 @@
+#include "jit/slices.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/jit/runtime/interpreter.h>
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "jit/apply.h"
+#include "jit/copyable.h"
+#include "jit/nodes.h"
+#include "jit/observe.h"
+#include "jit/overwritable.h"
+#include "jit/prepare.h"
+#include "jit/sliceable.h"
+#include "jit/stretch.h"
+#include "jit/to_program.h"
+#include "jit/values.h"
+#include "memory/thread_meter.h"
+
+namespace torch_ext::jit {
+namespace {
+
+using program::Interval;
+using program::SlicedStretch;
+using program::SliceFacts;
+using program::Stretch;
+using torch::jit::Graph;
+using torch::jit::Node;
+using torch::jit::Value;
+
+c10::Symbol MarkAttribute() {
+  return c10::Symbol::attr("torch_ext_mark");
+}
+
+constexpr int kMostRounds = 24;
+
+// The comparison tells strides apart, of dimensions of size 1 as well.
+at::Tensor WithNewStrides(const at::Tensor& tensor) {
+  return at::empty(tensor.sizes(), tensor.options()).copy_(tensor);
+}
+
+// One stretch while it runs whole and then in parts: compares the values, and measures the ops.
+class PartWatch {
+ public:
+  PartWatch(const program::Program& program, SlicedStretch stretch)
+      : stretch_(std::move(stretch)), facts_(stretch_.ops.size()), whole_(stretch_.ops.size()) {
+    std::unordered_map<std::string, std::size_t> made_by;
+    for (std::size_t i = 0; i < stretch_.ops.size(); ++i) {
+      const program::Op& op = program.ops[stretch_.ops[i].op];
+      std::vector<std::size_t>& before = before_.emplace_back();
+      for (const std::string& value : op.inputs) {
+        const auto maker = made_by.find(value);
+        if (maker != made_by.end()) before.push_back(maker->second);
+      }
+      made_by[op.outputs[0]] = i;
+    }
+  }
+
+  bool is_running() const { return running_.has_value(); }
+
+  void Insert(const program::Program& program, const std::vector<Node*>& nodes, const Probe& probe,
+              ValueNames& names) {
+    ApplyStretch(program, stretch_, nodes, probe, names, /*keep=*/true,
+                 [&](std::size_t place, Node* node, Value* part, Value* number) {
+                   InsertAround(place, node, part, number);
+                 });
+    // In front of the parts, which are behind the last node.
+    Graph& graph = *nodes[0]->owningGraph();
+    for (std::size_t place = 0; place < stretch_.ops.size(); ++place) {
+      Node* node = nodes[stretch_.ops[place].op];
+      observers_
+          .Create(graph, {node->output()},
+                  [this, place](at::ArrayRef<c10::IValue> values) {
+                    if (values[0].isTensor()) whole_[place] = values[0].toTensor().clone();
+                  })
+          ->insertAfter(node);
+    }
+  }
+
+  // What has been seen; an op that has not run to its end is none to run in parts.
+  void TellTo(SliceFacts& facts, std::vector<SliceFacts::Part>& forbidden) const {
+    for (std::size_t place = 0; place < stretch_.ops.size(); ++place) {
+      const SlicedStretch::PartOp& op = stretch_.ops[place];
+      const bool has_failed = running_ == place;
+      if (facts_[place].runs == 0 && !has_failed) continue;
+      std::int64_t length = 0;
+      for (const Interval& part : op.parts) length = std::max(length, part.length());
+      const bool keeps_bits = facts_[place].keeps_bits && !has_failed;
+      const SliceFacts::Part part{op.op, op.dimension, length, op.reads_older};
+      facts.Learn(part, {keeps_bits, facts_[place].workspace_bytes});
+      if (!keeps_bits) forbidden.push_back(part);
+    }
+  }
+
+ private:
+  struct Seen {
+    int runs = 0;
+    bool keeps_bits = true;
+    std::int64_t workspace_bytes = 0;
+    std::unordered_set<std::int64_t> differs;  // parts
+  };
+
+  void InsertAround(std::size_t place, Node* node, Value* part, Value* number) {
+    Graph& graph = *node->owningGraph();
+    observers_
+        .Create(graph, {},
+                [this, place](at::ArrayRef<c10::IValue>) {
+                  running_ = place;
+                  meter_ = std::make_shared<memory::ThreadMeter>();
+                  guard_ = std::make_unique<c10::DebugInfoGuard>(c10::DebugInfoKind::PROFILER_STATE,
+                                                                 meter_);
+                })
+        ->insertBefore(node);
+    observers_
+        .Create(graph, {node->output(), part, number},
+                [this, place](at::ArrayRef<c10::IValue> values) {
+                  guard_.reset();
+                  running_.reset();
+                  Look(place, values[0], values[1], values[2].toInt());
+                })
+        ->insertAfter(part->node());
+  }
+
+  void Look(std::size_t place, const c10::IValue& made, const c10::IValue& part,
+            std::int64_t number) {
+    Seen& seen = facts_[place];
+    ++seen.runs;
+    std::int64_t made_bytes = 0;
+    if (made.isTensor() && HasMemory(made.toTensor())) {
+      made_bytes = meter_->LiveBytesAt(made.toTensor().storage().data());
+    }
+    seen.workspace_bytes = std::max(seen.workspace_bytes, meter_->hill_bytes() - made_bytes);
+    const bool has_others = std::ranges::any_of(
+        before_[place], [&](std::size_t u) { return facts_[u].differs.contains(number); });
+    if (!part.isTensor()) {
+      if (has_others) seen.differs.insert(number);
+      return;
+    }
+    const SlicedStretch::PartOp& op = stretch_.ops[place];
+    const Interval& interval = op.parts[number];
+    const at::Tensor expected =
+        WithNewStrides(whole_[place].narrow(op.dimension, interval.begin, interval.length()));
+    const at::Tensor seen_part = WithNewStrides(part.toTensor());
+    if (ValueComparer().Difference(seen_part, expected, "").empty()) return;
+    seen.differs.insert(number);
+    if (!has_others) seen.keeps_bits = false;
+  }
+
+  SlicedStretch stretch_;
+  std::vector<std::vector<std::size_t>> before_;  // places of what an op reads
+  std::vector<Seen> facts_;
+  std::vector<at::Tensor> whole_;
+  Observers observers_;
+  std::optional<std::size_t> running_;
+  std::shared_ptr<memory::ThreadMeter> meter_;
+  std::unique_ptr<c10::DebugInfoGuard> guard_;
+};
+
+}  // namespace
+
+Slicer::Slicer(std::shared_ptr<Graph> graph, sched::Order order, std::function<Stack()> make_inputs)
+    : graph_(std::move(graph)), order_(std::move(order)), make_inputs_(std::move(make_inputs)) {
+  const std::vector<Node*> nodes = OpNodes(graph_->block());
+  probe_ = RunProbe(graph_, make_inputs_);
+  interference_ = FindInterference(graph_, nodes, {probe_});
+  program_ = ProgramOf(nodes);
+  facts_.emplace(program_);
+}
+
+program::Program Slicer::ProgramOf(const std::vector<Node*>& nodes) const {
+  program::Program program = ToProgram(nodes, probe_, interference_);
+  AddSlicings(program, nodes, probe_);
+  return program;
+}
+
+std::string Slicer::Forbidden() const {
+  constexpr std::size_t kMost = 4;
+  std::set<std::string> kinds;
+  for (const SliceFacts::Part& part : forbidden_) kinds.insert(program_.ops[part.op].oper);
+  if (kinds.empty()) return {};
+  std::string text = "in some of the parts tried the bits are others of ";
+  std::size_t shown = 0;
+  for (const std::string& kind : kinds) {
+    if (shown == kMost) return text + ", ...";
+    text += (shown++ == 0 ? "" : ", ") + kind;
+  }
+  return text;
+}
+
+program::SliceFloor Slicer::Floor() const {
+  const std::vector<Node*> nodes = OpNodes(graph_->block());
+  Probe probe = probe_;
+  KeepCertain(CertainNodes(graph_), probe);
+  program::Program certain = ToProgram(nodes, probe, interference_);
+  AddSlicings(certain, nodes, probe);
+  const Overwritable overwritable = FindOverwritable(graph_, nodes, {probe_}, interference_);
+  if (!overwritable.overwrites.empty()) certain.overwritable = overwritable.overwrites[0];
+  const Copyable copyable = FindCopyable(nodes, {probe_});
+  if (!copyable.copies.empty()) certain.copyable = copyable.copies[0];
+  program::SliceFloor floor = program::FloorOf(certain);
+  floor.bytes = std::max<std::int64_t>(0, floor.bytes - probe_.released_bytes);
+  return floor;
+}
+
+std::vector<program::Stretches::Choice> Slicer::Choose(
+    const std::vector<std::optional<std::int64_t>>& peak_bytes) {
+  for (int round = 0;; ++round) {
+    const program::Stretches all(program_, order_, *facts_);
+    std::vector<program::Stretches::Choice> choices;
+    std::vector<Stretch> unknown;
+    for (const std::optional<std::int64_t> bytes : peak_bytes) {
+      program::Stretches::Choice& choice =
+          choices.emplace_back(bytes ? all.Within(*bytes) : all.Lowest());
+      for (const Stretch& stretch : choice.stretches) {
+        const std::optional<SlicedStretch> sliced = program::Sliced(program_, stretch, *facts_);
+        TORCH_INTERNAL_ASSERT(sliced, "torch_ext: a stretch that was chosen is none");
+        if (sliced->is_known) continue;
+        if (std::ranges::find(unknown, stretch) == unknown.end()) unknown.push_back(stretch);
+      }
+    }
+    if (unknown.empty()) return choices;
+    Learn(unknown);
+    if (round + 2 == kMostRounds) facts_->AllowKnownAlone();
+  }
+}
+
+void Slicer::Apply(const std::shared_ptr<Graph>& graph,
+                   const std::vector<Stretch>& stretches) const {
+  const std::vector<Node*> nodes = OpNodes(graph->block());
+  ApplyOrder(graph->block(), nodes, order_);
+  const program::Program program = ProgramOf(nodes);
+  for (std::size_t v = 0; v < nodes.size(); ++v) {
+    nodes[v]->i_(MarkAttribute(), static_cast<std::int64_t>(v));
+  }
+  ValueNames names = NamesOf(nodes);
+  for (std::size_t i = 0; i < stretches.size(); ++i) {
+    const SlicedStretch sliced = *program::Sliced(program, stretches[i], *facts_);
+    ApplyStretch(program, sliced, nodes, probe_, names)
+        ->i_(MarkAttribute(), kFirstStretch + static_cast<std::int64_t>(i));
+  }
+}
+
+void Slicer::NameAlike(program::Program& sliced, const std::vector<std::int64_t>& marks,
+                       const std::vector<Stretch>& stretches) const {
+  const auto rename = [&](const std::vector<program::BufferId>& ids,
+                          const std::vector<program::BufferId>& like) {
+    if (ids.size() != like.size()) return;
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      sliced.buffers[ids[i]].name = program_.buffers[like[i]].name;
+    }
+  };
+  for (std::size_t b = 0; b < sliced.buffers.size(); ++b) {
+    sliced.buffers[b].name = "slice.buffer." + std::to_string(b);
+  }
+  for (std::size_t v = 0; v < sliced.ops.size(); ++v) {
+    program::Op& op = sliced.ops[v];
+    if (marks[v] == kUnmarked) {
+      op.name = "slice.guard." + std::to_string(v);
+    } else if (marks[v] >= kFirstStretch) {
+      const auto number = static_cast<std::size_t>(marks[v] - kFirstStretch);
+      op.name = NameOfStretch(number);
+      std::vector<program::BufferId> results;
+      const SlicedStretch stretch = *program::Sliced(program_, stretches[number], *facts_);
+      for (const std::string& value : stretch.results) {
+        results.push_back(program_.tensors.at(value).buffer);
+      }
+      rename(op.writes, results);
+    } else {
+      op.name = program_.ops[marks[v]].name;
+      rename(op.writes, program_.ops[marks[v]].writes);
+    }
+  }
+}
+
+void Slicer::Learn(const std::vector<Stretch>& stretches) {
+  const std::shared_ptr<Graph> copy = graph_->copy();
+  const std::vector<Node*> nodes = OpNodes(copy->block());
+  ApplyOrder(copy->block(), nodes, order_);
+  const program::Program program = ProgramOf(nodes);
+  ValueNames names = NamesOf(nodes);
+  std::vector<std::unique_ptr<PartWatch>> watches;
+  for (const Stretch& stretch : stretches) {
+    watches.push_back(
+        std::make_unique<PartWatch>(program, *program::Sliced(program, stretch, *facts_)));
+    watches.back()->Insert(program, nodes, probe_, names);
+  }
+  Stack stack = make_inputs_();
+  try {
+    torch::jit::InterpreterState(torch::jit::Code(copy, "parts")).run(stack);
+  } catch (const std::exception&) {
+    // An op that raises in parts is not run in parts again.
+    const auto is_running = [](const auto& watch) { return watch->is_running(); };
+    if (std::ranges::none_of(watches, is_running)) throw;
+  }
+  for (const auto& watch : watches) watch->TellTo(*facts_, forbidden_);
+}
+
+std::vector<std::int64_t> TakeMarks(const std::vector<Node*>& nodes) {
+  std::vector<std::int64_t> marks;
+  for (Node* node : nodes) {
+    const bool is_marked = node->hasAttribute(MarkAttribute());
+    marks.push_back(is_marked ? node->i(MarkAttribute()) : kUnmarked);
+    if (is_marked) node->removeAttribute(MarkAttribute());
+  }
+  return marks;
+}
+
+std::string NameOfStretch(std::size_t number) {
+  return "slice." + std::to_string(number);
+}
+
+}  // namespace torch_ext::jit

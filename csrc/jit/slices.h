@@ -1,0 +1,81 @@
+// Which stretches of a module's graph run part by part, and the graph with them.
+//
+// The rules of operators say what can be run in parts, and the program what a part would take.
+// Whether an op keeps its bits in parts, and what scratch memory it takes then, is tried: the graph
+// runs on the example, whole, and behind each stretch that was chosen once more in parts, with
+// every part of every value compared bit for bit. What is learned goes into the next choice, until
+// all that is chosen is known.
+//
+// So a sliced module is vouched for on machines whose kernels choose as those of this one do.
+#pragma once
+
+#include <torch/csrc/jit/ir/ir.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "jit/interference.h"
+#include "jit/probe.h"
+#include "program/levers/slice.h"
+#include "program/program.h"
+#include "sched/graph.h"
+
+namespace torch_ext::jit {
+
+class Slicer {
+ public:
+  // `graph` is prepared and stays as it is; `order` is of its OpNodes.
+  Slicer(std::shared_ptr<torch::jit::Graph> graph, sched::Order order,
+         std::function<Stack()> make_inputs);
+
+  // The program with what slices need to know.
+  const program::Program& program() const { return program_; }
+
+  // For each peak in bytes the stretches with the least work below it; without one, those with the
+  // lowest peak. Runs the graph, at most `kMostRounds` times.
+  std::vector<program::Stretches::Choice> Choose(
+      const std::vector<std::optional<std::int64_t>>& peak_bytes);
+
+  // Puts an equal graph in this order, with the stretches, and marks its nodes (TakeMarks).
+  void Apply(const std::shared_ptr<torch::jit::Graph>& graph,
+             const std::vector<program::Stretch>& stretches) const;
+
+  // No slices, order, overwrite or hoist of the module takes less.
+  program::SliceFloor Floor() const;
+
+  // Ops that cannot run in the parts that were tried, for their bits are others: for people.
+  std::string Forbidden() const;
+
+  // Gives ops and buffers of a sliced program the names they have in this one. Its nodes are those
+  // that the marks were taken from.
+  void NameAlike(program::Program& sliced, const std::vector<std::int64_t>& marks,
+                 const std::vector<program::Stretch>& stretches) const;
+
+ private:
+  void Learn(const std::vector<program::Stretch>& stretches);
+  program::Program ProgramOf(const std::vector<torch::jit::Node*>& nodes) const;
+
+  std::shared_ptr<torch::jit::Graph> graph_;
+  sched::Order order_;
+  std::function<Stack()> make_inputs_;
+  Probe probe_;
+  Interference interference_;
+  program::Program program_;
+  std::optional<program::SliceFacts> facts_;
+  std::vector<program::SliceFacts::Part> forbidden_;
+};
+
+// Nodes of a sliced graph that are in the original are marked with their op, those that are a
+// stretch with kFirstStretch and its number: passes renumber values, and marks stay. Takes the
+// marks off again; kUnmarked stands for nodes without.
+inline constexpr std::int64_t kUnmarked = -1, kFirstStretch = std::int64_t{1} << 32;
+std::vector<std::int64_t> TakeMarks(const std::vector<torch::jit::Node*>& nodes);
+
+// What the op of a stretch is called.
+std::string NameOfStretch(std::size_t number);
+
+}  // namespace torch_ext::jit

@@ -1,0 +1,310 @@
+#include "jit/stretch.h"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+
+#include "jit/builder.h"
+#include "jit/nodes.h"
+
+namespace torch_ext::jit {
+namespace {
+
+using program::Interval;
+using program::Need;
+using program::PaddedPart;
+using program::SlicedStretch;
+using program::Slicing;
+using torch::jit::Block;
+using torch::jit::Graph;
+using torch::jit::Node;
+using torch::jit::Value;
+using torch::jit::WithInsertPoint;
+
+using IntList = std::vector<std::int64_t>;
+
+class StretchBuilder : public Builder {
+ public:
+  StretchBuilder(Graph& graph, const program::Program& program, const SlicedStretch& stretch,
+                 const std::vector<Node*>& nodes, const Probe& probe, const ValueNames& names)
+      : Builder(graph),
+        program_(program),
+        stretch_(stretch),
+        nodes_(nodes),
+        probe_(probe),
+        names_(names) {
+    for (std::size_t i = 0; i < stretch.ops.size(); ++i) {
+      made_by_[OutputOf(i)] = i;
+      const bool is_result = std::ranges::count(stretch.results, NameOf(OutputOf(i))) > 0;
+      if (is_result) results_.push_back(OutputOf(i));
+    }
+    for (const SlicedStretch::PartOp& op : stretch.ops) NoteOlder(op.op);
+  }
+
+  // Returns the If, whose outputs are the results.
+  Node* Build(const VisitPart& visit) {
+    Value* is_as_probed = All(Conditions());
+    Node* choice =
+        graph().insertNode(graph().create(c10::prim::If, {is_as_probed}, results_.size()));
+    AddInParts(choice->addBlock(), visit);
+    AddAsItWas(choice->addBlock());
+    for (std::size_t i = 0; i < results_.size(); ++i) {
+      choice->output(i)->setType(c10::TensorType::get());
+    }
+    return choice;
+  }
+
+  const std::vector<Value*>& results() const { return results_; }
+
+ private:
+  Value* OutputOf(std::size_t place) const { return nodes_[stretch_.ops[place].op]->output(); }
+
+  // Constants that are inputs have none, and no needs.
+  std::string NameOf(const Value* value) const {
+    const auto name = names_.find(value);
+    return name == names_.end() ? std::string() : name->second;
+  }
+
+  // What the node reads that is older than the stretch, as it saw it.
+  void NoteOlder(program::OpId op) {
+    const std::vector<Value*> read = ReadValues(nodes_[op]);
+    for (std::size_t i = 0; i < read.size(); ++i) {
+      const std::optional<SeenTensor>& seen = probe_.nodes[op].read[i];
+      if (made_by_.contains(read[i]) || !seen) continue;
+      if (read[i]->node()->kind() == c10::prim::Constant) continue;
+      const auto is_known = [&](const auto& known) { return known.first == read[i]; };
+      if (std::ranges::none_of(older_, is_known)) older_.emplace_back(read[i], *seen);
+    }
+  }
+
+  std::vector<Value*> Conditions() {
+    std::vector<Value*> all;
+    for (const auto& [value, seen] : older_) {
+      all.push_back(Equal(Sizes(value), Constant(seen.shape)));
+      all.push_back(Equal(Strides(value), Constant(seen.strides)));
+      all.push_back(Equal(Dtype(value), Constant(DtypeNamed(seen.dtype))));
+    }
+    return all;
+  }
+
+  static std::int64_t DtypeNamed(const std::string& name) {
+    return static_cast<std::int64_t>(c10::getStringToDtypeMap().at(name));
+  }
+
+  // A number that depends on the part.
+  Value* OfPart(const IntList& numbers) {
+    if (std::ranges::all_of(numbers, [&](std::int64_t n) { return n == numbers[0]; })) {
+      return Constant(numbers[0]);
+    }
+    Value*& number = numbers_[numbers];
+    if (number == nullptr) number = Number("aten::__getitem__", {Constant(numbers), counter_});
+    return number;
+  }
+
+  // The intervals of a value along a dimension.
+  Value* Narrowed(Value* value, int dimension, const std::vector<Interval>& intervals) {
+    IntList begins, lengths;
+    for (const Interval& interval : intervals) {
+      begins.push_back(interval.begin);
+      lengths.push_back(interval.length());
+    }
+    Value*& view = views_[{value, dimension, begins, lengths}];
+    if (view == nullptr) {
+      view = Tensor("aten::narrow", {value, Constant(static_cast<std::int64_t>(dimension)),
+                                     OfPart(begins), OfPart(lengths)});
+    }
+    return view;
+  }
+
+  void AddInParts(Block* block, const VisitPart& visit) {
+    const WithInsertPoint inside(block);
+    std::unordered_map<const Value*, Value*> whole;  // results
+    for (Value* result : results_) {
+      whole[result] = Empty(result);
+      block->registerOutput(whole[result]);
+    }
+    const auto parts = static_cast<std::int64_t>(stretch_.ops.back().parts.size());
+    Node* loop =
+        graph().insertNode(graph().create(c10::prim::Loop, {Constant(parts), Constant(true)}, 0));
+    Block* body = loop->addBlock();
+    counter_ = body->addInput()->setType(c10::IntType::get());
+    const WithInsertPoint in_loop(body);
+    for (std::size_t place = 0; place < stretch_.ops.size(); ++place) {
+      AddPart(place, visit);
+      const auto result = whole.find(OutputOf(place));
+      if (result == whole.end()) continue;
+      const SlicedStretch::PartOp& op = stretch_.ops[place];
+      Value* target = Narrowed(result->second, op.dimension, op.parts);
+      Tensor("aten::copy_", {target, part_of_.at(OutputOf(place)), Constant(false)});
+    }
+    body->registerOutput(Constant(true));
+  }
+
+  Value* Empty(const Value* result) {
+    const program::OpId op = stretch_.ops[made_by_.at(result)].op;
+    const SeenTensor& seen = *probe_.nodes[op].written[0];
+    Value* none = Constant({});
+    return Tensor("aten::empty",
+                  {Constant(seen.shape), Constant(DtypeNamed(seen.dtype)), none, none, none, none});
+  }
+
+  void AddPart(std::size_t place, const VisitPart& visit) {
+    const SlicedStretch::PartOp& part_op = stretch_.ops[place];
+    const program::Op& op = program_.ops[part_op.op];
+    const Slicing& slicing = *op.slicings[part_op.dimension];
+    Node* node = nodes_[part_op.op];
+    std::vector<Value*> inputs;
+    std::vector<PaddedPart> padded;
+    for (Value* value : node->inputs()) {
+      const auto need =
+          std::ranges::find(slicing.needs, NameOf(value), &std::pair<std::string, Need>::first);
+      if (need == slicing.needs.end()) {
+        inputs.push_back(value);
+        continue;
+      }
+      const std::int64_t size = program_.tensors.at(NameOf(value)).shape[need->second.dimension];
+      std::vector<Interval> intervals;
+      for (const Interval& part : part_op.parts) {
+        if (slicing.padding.empty()) {
+          intervals.push_back(*need->second.Of(part, size));
+        } else {
+          padded.push_back(Padded(need->second, part, size));
+          intervals.push_back(padded.back().argument);
+        }
+      }
+      inputs.push_back(Argument(value, need->second.dimension, std::move(intervals)));
+    }
+    if (!slicing.sizes.empty()) {
+      IntList lengths;
+      for (const Interval& part : part_op.parts) lengths.push_back(part.length());
+      SetNumber(node, slicing.sizes, slicing.sizes_place, lengths, inputs);
+    }
+    if (!slicing.padding.empty()) {
+      IntList paddings;
+      for (const PaddedPart& part : padded) paddings.push_back(part.padding);
+      SetNumber(node, slicing.padding, slicing.padding_place, paddings, inputs);
+    }
+    // A part of a view may have strides that `view` does not take.
+    const bool is_view = node->kind() == c10::aten::view;
+    Node* made =
+        graph().insertNode(graph().create(is_view ? c10::aten::reshape : node->kind(), inputs, 1));
+    made->copyMetadata(node);
+    made->copyAttributes(*node);
+    Value* part = made->output()->setType(node->output()->type()->kind() == c10::TypeKind::ListType
+                                              ? node->output()->type()
+                                              : c10::TensorType::get());
+    if (!padded.empty()) part = CutToPart(part, part_op, padded);
+    part_of_[node->output()] = part;
+    if (visit) visit(place, made, part, counter_);
+  }
+
+  // A value that a node reads, older ones as views, and what the loop makes as far as it is asked.
+  Value* Argument(Value* value, int dimension, std::vector<Interval> intervals) {
+    const auto maker = made_by_.find(value);
+    if (maker == made_by_.end()) return Narrowed(value, dimension, intervals);
+    const std::vector<Interval>& made = stretch_.ops[maker->second].parts;
+    Value* part = part_of_.at(value);
+    if (made == intervals) return part;
+    for (std::size_t i = 0; i < intervals.size(); ++i) {
+      intervals[i].begin -= made[i].begin;
+      intervals[i].end -= made[i].begin;
+    }
+    return Narrowed(part, dimension, intervals);
+  }
+
+  // Rows that padding has spoilt go.
+  Value* CutToPart(Value* rows, const SlicedStretch::PartOp& op,
+                   const std::vector<PaddedPart>& padded) {
+    std::vector<Interval> intervals;
+    for (std::size_t i = 0; i < padded.size(); ++i) {
+      intervals.push_back({padded[i].offset, padded[i].offset + op.parts[i].length()});
+    }
+    return Narrowed(rows, op.dimension, intervals);
+  }
+
+  // One number of a constant list depends on the part.
+  void SetNumber(const Node* node, const std::string& list, std::size_t place,
+                 const IntList& of_parts, std::vector<Value*>& inputs) {
+    const std::size_t argument = *node->schema().argumentIndexWithName(list);
+    const IntList numbers = torch::jit::toIValue(node->input(argument))->toIntVector();
+    std::vector<Value*> values;
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      values.push_back(i == place ? OfPart(of_parts) : Constant(numbers[i]));
+    }
+    inputs[argument] = Numbers("prim::ListConstruct", values);
+  }
+
+  void AddAsItWas(Block* block) {
+    const WithInsertPoint inside(block);
+    std::unordered_map<Value*, Value*> copies;
+    const auto copy_of = [&](Value* value) {
+      const auto found = copies.find(value);
+      return found == copies.end() ? value : found->second;
+    };
+    for (const SlicedStretch::PartOp& op : stretch_.ops) {
+      Node* node = nodes_[op.op];
+      Node* copy = graph().insertNode(graph().createClone(node, copy_of));
+      copies[node->output()] = copy->output();
+    }
+    for (Value* result : results_) block->registerOutput(copies.at(result));
+  }
+
+  const program::Program& program_;
+  const SlicedStretch& stretch_;
+  const std::vector<Node*>& nodes_;
+  const Probe& probe_;
+  const ValueNames& names_;
+  std::unordered_map<const Value*, std::size_t> made_by_;  // places in the stretch
+  std::vector<std::pair<Value*, SeenTensor>> older_;
+  std::vector<Value*> results_;
+  Value* counter_ = nullptr;
+  std::unordered_map<const Value*, Value*> part_of_;
+  std::map<IntList, Value*> numbers_;
+  std::map<std::tuple<Value*, int, IntList, IntList>, Value*> views_;
+};
+
+}  // namespace
+
+ValueNames NamesOf(const std::vector<Node*>& nodes) {
+  ValueNames names;
+  for (Node* node : nodes) {
+    for (const Value* value : ReadValues(node)) names[value] = value->debugName();
+    for (const Value* value : node->outputs()) names[value] = value->debugName();
+  }
+  return names;
+}
+
+Node* ApplyStretch(const program::Program& program, const SlicedStretch& stretch,
+                   const std::vector<Node*>& nodes, const Probe& probe, ValueNames& names,
+                   bool keep, const VisitPart& visit) {
+  Node* first = nodes[stretch.ops.front().op];
+  Node* last = nodes[stretch.ops.back().op];
+  for (const program::OpId v : stretch.ahead) nodes[v]->moveBefore(first);
+  Graph& graph = *first->owningGraph();
+  const WithInsertPoint behind(last->next());
+  StretchBuilder builder(graph, program, stretch, nodes, probe, names);
+  Node* choice = builder.Build(visit);
+  if (keep) return choice;
+  const std::vector<Value*> results = builder.results();
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    const std::vector<torch::jit::Use> uses = results[i]->uses();
+    for (const torch::jit::Use& use : uses) {
+      const Node* user = use.user;
+      while (user->owningBlock() != choice->owningBlock()) user = user->owningBlock()->owningNode();
+      if (user->isAfter(choice)) use.user->replaceInput(use.offset, choice->output(i));
+    }
+  }
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    names[choice->output(i)] = names.at(results[i]);
+    choice->output(i)->copyMetadata(results[i]);
+  }
+  for (auto op = stretch.ops.rbegin(); op != stretch.ops.rend(); ++op) nodes[op->op]->destroy();
+  graph.lint();
+  return choice;
+}
+
+}  // namespace torch_ext::jit

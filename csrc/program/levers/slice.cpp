@@ -1,0 +1,608 @@
+#include "program/levers/slice.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <set>
+#include <unordered_map>
+#include <utility>
+
+#include "program/lower.h"
+#include "sched/simulate.h"
+
+namespace torch_ext::program {
+namespace {
+
+// What running an op once more costs beside its bytes, in bytes written in that time.
+constexpr std::int64_t kCallBytes = std::int64_t{1} << 14;
+constexpr std::int64_t kMostParts = 64;
+constexpr std::size_t kLongestStretch = 512;  // in ops
+
+std::int64_t Scaled(std::int64_t bytes, std::int64_t length, std::int64_t size) {
+  return static_cast<std::int64_t>(static_cast<double>(bytes) * static_cast<double>(length) /
+                                   static_cast<double>(size));
+}
+
+std::int64_t SizeOf(const Program& program, OpId op, int dimension) {
+  return program.tensors.at(program.ops[op].outputs[0]).shape[dimension];
+}
+
+bool IsPure(const Effects& effects) {
+  return effects.undeclared.empty() && !effects.is_stateful && !effects.changes_metadata &&
+         !effects.draws_random_numbers && !effects.has_side_effect && !effects.is_collective &&
+         !effects.writes_outside;
+}
+
+// A program in an order of its ops, or of some of them.
+class Index {
+ public:
+  Index(const Program& program, const sched::Order& order) : program_(program), order_(order) {
+    for (const Op& op : program.ops) {
+      for (const std::string& value : op.inputs) last_read_.emplace(value, -1);
+    }
+    readers_.resize(program.buffers.size());
+    std::vector<std::int32_t> place(program.ops.size(), static_cast<std::int32_t>(order.size()));
+    for (std::size_t i = 0; i < order.size(); ++i) place[order[i]] = static_cast<std::int32_t>(i);
+    for (std::size_t v = 0; v < program.ops.size(); ++v) {
+      for (const std::string& value : program.ops[v].inputs) {
+        last_read_[value] = std::max(last_read_[value], place[v]);
+      }
+      for (const BufferId b : program.ops[v].reads) readers_[b].push_back(place[v]);
+      for (const std::string& value : program.ops[v].outputs) made_at_[value] = place[v];
+    }
+    for (const std::string& value : program.results) {
+      last_read_[value] = std::numeric_limits<std::int32_t>::max();
+    }
+    for (std::vector<std::int32_t>& places : readers_) std::ranges::sort(places);
+    conflicts_.resize(order.size() + 1);
+    for (const Conflict& conflict : program.conflicts) {
+      conflicts_[place[conflict.earlier]].push_back(place[conflict.later]);
+    }
+    for (const auto& [value, tensor] : program.tensors) {
+      if (tensor.buffer >= 0) values_[tensor.buffer].push_back(value);
+    }
+  }
+
+  const Program& program() const { return program_; }
+  OpId OpAt(std::size_t place) const { return order_[place]; }
+
+  bool IsReadFrom(std::size_t place, const std::string& value) const {
+    const auto found = last_read_.find(value);
+    return found != last_read_.end() && found->second >= static_cast<std::int32_t>(place);
+  }
+
+  // The last op before `end` that reads the buffer; `place` if none behind it does.
+  std::size_t LastReader(BufferId b, std::size_t place, std::size_t end) const {
+    const auto after = std::ranges::lower_bound(readers_[b], static_cast<std::int32_t>(end));
+    if (after == readers_[b].begin()) return place;
+    return std::max(place, static_cast<std::size_t>(*std::prev(after)));
+  }
+
+  // Places of later ops that may touch memory that the op touches, too, one of them writing.
+  const std::vector<std::int32_t>& ConflictsOf(std::size_t place) const {
+    return conflicts_[place];
+  }
+
+  // Does nobody read an older value of the memory that the op changes, later than it?
+  bool ChangesForAll(std::size_t place, BufferId buffer) const {
+    const std::string& result = program_.ops[order_[place]].outputs[0];
+    return std::ranges::none_of(values_.at(buffer), [&](const std::string& value) {
+      const auto made = made_at_.find(value);
+      const bool is_older =
+          made == made_at_.end() || made->second <= static_cast<std::int32_t>(place);
+      return value != result && is_older && IsReadFrom(place + 1, value);
+    });
+  }
+
+ private:
+  const Program& program_;
+  const sched::Order& order_;
+  std::unordered_map<std::string, std::int32_t> made_at_, last_read_;  // places
+  std::vector<std::vector<std::int32_t>> readers_;                     // of buffers: places
+  std::vector<std::vector<std::int32_t>> conflicts_;  // of each place with later ones
+  std::unordered_map<BufferId, std::vector<std::string>> values_;
+};
+
+std::vector<Interval> Cut(std::int64_t size, std::int64_t part_size) {
+  std::vector<Interval> parts;
+  for (std::int64_t begin = 0; begin < size; begin += part_size) {
+    parts.push_back({begin, std::min(begin + part_size, size)});
+  }
+  return parts;
+}
+
+std::int64_t LongestOf(const std::vector<Interval>& parts) {
+  std::int64_t longest = 0;
+  for (const Interval& part : parts) longest = std::max(longest, part.length());
+  return longest;
+}
+
+// A stretch that grows towards the start of the order, one op at a time.
+class Growing {
+ public:
+  // The stretch ends before `end`, with the op there is.
+  Growing(const Index& index, const SliceFacts& facts, std::size_t end, int dimension,
+          std::int64_t part_size)
+      : index_(index), facts_(facts), end_(end) {
+    const Op& last = index.program().ops[index.OpAt(end - 1)];
+    if (last.outputs.size() != 1) return;
+    const auto tensor = index.program().tensors.find(last.outputs[0]);
+    if (tensor == index.program().tensors.end()) return;
+    if (dimension >= static_cast<int>(tensor->second.shape.size())) return;
+    if (!index.IsReadFrom(end, last.outputs[0])) return;
+    needed_[last.outputs[0]] = {dimension, Cut(tensor->second.shape[dimension], part_size)};
+  }
+
+  // Takes the op in front of the others. False: no stretch holds it and all behind it.
+  bool Add(std::size_t place) {
+    const OpId v = index_.OpAt(place);
+    const Op& op = index_.program().ops[v];
+    if (!IsPure(op.effects)) return false;
+    if (op.outputs.size() == 1) {
+      const auto needed = needed_.find(op.outputs[0]);
+      if (needed != needed_.end() && !whole_.contains(op.outputs[0]) &&
+          AddInParts(place, needed->second)) {
+        return true;
+      }
+    }
+    return AddAhead(place);
+  }
+
+  bool IsStretch() const {
+    if (!to_make_.empty() || !memory_to_make_.empty() || ops_.empty()) return false;
+    return !facts_.allows_known_alone() || IsKnown();
+  }
+
+  std::int64_t TakenBytes() const { return result_bytes_ + PartBytes(); }
+  std::int64_t LeastBytes() const { return result_bytes_ + part_bytes_; }  // of longer ones, too
+  std::int64_t ExtraBytes() const { return extra_bytes_; }
+
+  SlicedStretch Build() {
+    const std::int64_t part_bytes = PartBytes();
+    const bool is_known = IsKnown();
+    for (std::size_t i = 0; i < ops_.size(); ++i) ops_[i].reads_older = ReadsOlder(i);
+    std::ranges::reverse(ahead_);
+    std::ranges::reverse(ops_);
+    std::ranges::reverse(results_);
+    return {ahead_, ops_, results_, result_bytes_, part_bytes, extra_bytes_, is_known};
+  }
+
+ private:
+  struct NeededParts {
+    int dimension = 0;
+    std::vector<Interval> parts;
+  };
+
+  bool ReadsOlder(std::size_t i) const { return unmade_inputs_[i] > 0; }
+
+  SliceFacts::Part PartOf(std::size_t i, bool reads_older) const {
+    return {ops_[i].op, ops_[i].dimension, LongestOf(ops_[i].parts), reads_older};
+  }
+
+  bool IsKnown() const {
+    for (std::size_t i = 0; i < ops_.size(); ++i) {
+      if (!facts_.Knows(PartOf(i, ReadsOlder(i)))) return false;
+    }
+    return true;
+  }
+
+  // Views of older tensors may cost scratch memory: that is known only where the stretch begins.
+  std::int64_t PartBytes() const {
+    std::int64_t bytes = part_bytes_;
+    for (const std::size_t i : readers_of_older_) {
+      bytes = std::max(bytes, hill_bytes_[hill_of_[i]] + older_bytes_[i]);
+    }
+    return bytes;
+  }
+
+  // Counts what an op of the stretch reads that is not made yet.
+  void AddReader(std::size_t i, const Slicing& slicing) {
+    unmade_inputs_.push_back(0);
+    for (const auto& [value, need] : slicing.needs) {
+      readers_of_[value].push_back(i);
+      ++unmade_inputs_[i];
+    }
+    if (ReadsOlder(i)) readers_of_older_.push_back(i);
+    const auto workspace_bytes = [&](bool reads_older) {
+      return facts_.WorkspaceBytes(index_.program(), PartOf(i, reads_older));
+    };
+    older_bytes_.push_back(workspace_bytes(true) - workspace_bytes(false));
+  }
+
+  void SetMade(const std::string& value) {
+    const auto readers = readers_of_.find(value);
+    if (readers == readers_of_.end()) return;
+    for (const std::size_t i : readers->second) {
+      if (--unmade_inputs_[i] == 0) std::erase(readers_of_older_, i);
+    }
+  }
+
+  bool AddAhead(std::size_t place) {
+    const OpId v = index_.OpAt(place);
+    const Op& op = index_.program().ops[v];
+    if (!op.writes.empty() || op.workspace_bytes > 0) return false;
+    for (const std::string& value : op.outputs) {
+      if (to_make_.contains(value)) return false;
+    }
+    whole_.insert(op.inputs.begin(), op.inputs.end());
+    ahead_.push_back(v);
+    places_ahead_.insert(static_cast<std::int32_t>(place));
+    return true;
+  }
+
+  bool AddInParts(std::size_t place, NeededParts needed) {
+    const Program& program = index_.program();
+    const OpId v = index_.OpAt(place);
+    const Op& op = program.ops[v];
+    const std::string& result = op.outputs[0];
+    const int dimension = needed.dimension;
+    if (dimension >= static_cast<int>(op.slicings.size()) || !op.slicings[dimension]) return false;
+    const Slicing& slicing = *op.slicings[dimension];
+    const std::int64_t size = SizeOf(program, v, dimension);
+    const bool leaves = index_.IsReadFrom(end_, result);
+    if (leaves) Cover(needed.parts, size);
+    const std::int64_t longest = LongestOf(needed.parts);
+    if (!facts_.MayKeepBits(v, dimension, longest)) return false;
+    const auto would_pass = [&](std::int32_t later) { return places_ahead_.contains(later); };
+    if (std::ranges::any_of(index_.ConflictsOf(place), would_pass)) return false;
+    const std::optional<Needs> needs = NeedsOf(slicing, needed.parts);
+    if (!needs) return false;
+    const Tensor& tensor = program.tensors.at(result);
+    const bool is_new = !slicing.may_be_view && (slicing.changes_argument || IsOf(op, tensor));
+    if (to_make_.contains(result) && !is_new && !tensor.is_list) return false;
+    if (slicing.changes_argument &&
+        (tensor.buffer < 0 || !index_.ChangesForAll(place, tensor.buffer))) {
+      return false;
+    }
+    if (leaves &&
+        (tensor.buffer < 0 || !tensor.fills_buffer || !leaving_.insert(tensor.buffer).second)) {
+      return false;
+    }
+    // From here on the op is taken.
+    to_make_.erase(result);
+    if (slicing.changes_argument) to_make_.insert(slicing.needs[0].first);
+    if (leaves) {
+      memory_to_make_.insert(tensor.buffer);
+      results_.push_back(result);
+      result_bytes_ += program.buffers[tensor.buffer].bytes;
+      extra_bytes_ += program.buffers[tensor.buffer].bytes;
+    }
+    for (const BufferId b : op.writes) memory_to_make_.erase(b);
+    for (const auto& [value, parts] : *needs) AddNeed(value, parts);
+    for (const std::string& value : op.inputs) {
+      if (std::ranges::find(*needs, value, &Needs::value_type::first) == needs->end()) {
+        whole_.insert(value);
+      }
+    }
+    SetMade(result);
+    hill_of_.push_back(end_ - 1 - place);
+    Account(place, dimension, needed.parts, size);
+    ops_.push_back({v, dimension, std::move(needed.parts)});
+    AddReader(ops_.size() - 1, slicing);
+    return true;
+  }
+
+  using Needs = std::vector<std::pair<std::string, NeededParts>>;
+
+  std::optional<Needs> NeedsOf(const Slicing& slicing, const std::vector<Interval>& parts) const {
+    Needs needs;
+    for (const auto& [value, need] : slicing.needs) {
+      const std::int64_t size = index_.program().tensors.at(value).shape[need.dimension];
+      NeededParts needed{need.dimension, {}};
+      for (const Interval& part : parts) {
+        const std::optional<Interval> interval =
+            slicing.padding.empty() ? need.Of(part, size) : Padded(need, part, size).argument;
+        if (!interval || interval->length() <= 0) return std::nullopt;
+        needed.parts.push_back(*interval);
+      }
+      needs.emplace_back(value, std::move(needed));
+    }
+    return needs;
+  }
+
+  // Makes the parts meet, from end to end.
+  static void Cover(std::vector<Interval>& parts, std::int64_t size) {
+    parts.front().begin = 0;
+    parts.back().end = size;
+    for (std::size_t i = 1; i < parts.size(); ++i) {
+      parts[i - 1].end = std::max(parts[i - 1].end, parts[i].begin);
+    }
+  }
+
+  static bool IsOf(const Op& op, const Tensor& tensor) {
+    return std::ranges::find(op.writes, tensor.buffer) != op.writes.end();
+  }
+
+  void AddNeed(const std::string& value, const NeededParts& parts) {
+    const auto [found, is_new] = needed_.emplace(value, parts);
+    const bool is_list = index_.program().tensors.at(value).is_list;
+    if (is_list) to_make_.insert(value);  // no view of it is a part of it
+    if (is_new) return;
+    if (found->second.dimension != parts.dimension ||
+        (is_list && found->second.parts != parts.parts)) {
+      whole_.insert(value);
+      return;
+    }
+    for (std::size_t i = 0; i < parts.parts.size(); ++i) {
+      Interval& hull = found->second.parts[i];
+      hull = {std::min(hull.begin, parts.parts[i].begin), std::max(hull.end, parts.parts[i].end)};
+    }
+  }
+
+  void Account(std::size_t place, int dimension, const std::vector<Interval>& parts,
+               std::int64_t size) {
+    const Program& program = index_.program();
+    const OpId v = index_.OpAt(place);
+    const std::int64_t longest = LongestOf(parts);
+    std::int64_t made_bytes = 0, all = 0;
+    for (const Interval& part : parts) all += part.length();
+    hill_bytes_.resize(end_ - place, 0);  // by distance from the end
+    for (const BufferId b : program.ops[v].writes) {
+      const std::int64_t bytes = Scaled(program.buffers[b].bytes, longest, size);
+      made_bytes += bytes;
+      const std::size_t last = index_.LastReader(b, place, end_);
+      for (std::size_t at = place + 1; at <= last; ++at) {
+        std::int64_t& hill_bytes = hill_bytes_[end_ - 1 - at];
+        hill_bytes += bytes;
+        part_bytes_ = std::max(part_bytes_, hill_bytes);
+      }
+      extra_bytes_ += Scaled(program.buffers[b].bytes, all - size, size);
+    }
+    std::int64_t& hill_bytes = hill_bytes_.back();
+    hill_bytes = made_bytes + facts_.WorkspaceBytes(program, {v, dimension, longest, false});
+    part_bytes_ = std::max(part_bytes_, hill_bytes);
+    extra_bytes_ += kCallBytes * static_cast<std::int64_t>(parts.size());
+  }
+
+  const Index& index_;
+  const SliceFacts& facts_;
+  std::size_t end_;
+  std::unordered_map<std::string, NeededParts> needed_;
+  std::set<std::string> whole_;    // values that must be older
+  std::set<std::string> to_make_;  // by the stretch: what is changed in place, and lists
+  std::set<BufferId> memory_to_make_, leaving_;
+  std::vector<OpId> ahead_;
+  std::set<std::int32_t> places_ahead_;
+  std::vector<SlicedStretch::PartOp> ops_;
+  std::vector<std::string> results_;
+  // Of ops_: their place in `hill_bytes_`, how many values that they read in parts are not made,
+  // and what they take more if one of them is older.
+  std::vector<std::size_t> hill_of_;
+  std::vector<int> unmade_inputs_;
+  std::vector<std::int64_t> older_bytes_;
+  std::vector<std::size_t> readers_of_older_;
+  std::unordered_map<std::string, std::vector<std::size_t>> readers_of_;
+  std::vector<std::int64_t> hill_bytes_;
+  std::int64_t result_bytes_ = 0, part_bytes_ = 0, extra_bytes_ = 0;
+};
+
+}  // namespace
+
+namespace {
+
+// Two ops with equal texts are called alike.
+std::string CallText(const Program& program, const Op& op) {
+  std::string text = op.oper + ' ' + std::to_string(op.workspace_bytes);
+  const auto add_tensors = [&](const std::vector<std::string>& values) {
+    for (const std::string& value : values) {
+      const auto tensor = program.tensors.find(value);
+      if (tensor == program.tensors.end()) continue;
+      text += tensor->second.fills_buffer ? " [" : " (";
+      for (const std::int64_t size : tensor->second.shape) text += std::to_string(size) + ',';
+    }
+    text += ';';
+  };
+  add_tensors(op.inputs);
+  add_tensors(op.outputs);
+  for (const auto& [name, constant] : op.constants) {
+    text += name + '=' +
+            std::visit([](const auto& value) { return std::to_string(value); }, constant) + ' ';
+  }
+  for (const std::optional<Slicing>& slicing : op.slicings) {
+    text += '/';
+    if (!slicing) continue;
+    for (const auto& [value, need] : slicing->needs) {
+      for (const std::int64_t number :
+           {std::int64_t{need.dimension}, need.step, need.per, need.before, need.extent}) {
+        text += std::to_string(number) + ',';
+      }
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
+SliceFacts::SliceFacts(const Program& program) {
+  std::unordered_map<std::string, OpId> first;
+  for (std::size_t v = 0; v < program.ops.size(); ++v) {
+    const auto op = static_cast<OpId>(v);
+    twin_of_.push_back(first.emplace(CallText(program, program.ops[v]), op).first->second);
+  }
+}
+
+void SliceFacts::Learn(const Part& part, Fact fact) {
+  ByLength& known = facts_[{twin_of_[part.op], part.dimension, part.reads_older}];
+  const auto [found, is_new] = known.emplace(part.length, fact);
+  if (is_new) return;
+  found->second.keeps_bits &= fact.keeps_bits;
+  found->second.workspace_bytes = std::max(found->second.workspace_bytes, fact.workspace_bytes);
+}
+
+const SliceFacts::ByLength* SliceFacts::Find(OpId op, int dimension, bool reads_older) const {
+  const auto found = facts_.find({twin_of_[op], dimension, reads_older});
+  return found == facts_.end() ? nullptr : &found->second;
+}
+
+bool SliceFacts::Knows(const Part& part) const {
+  const ByLength* known = Find(part.op, part.dimension, part.reads_older);
+  return known != nullptr && known->contains(part.length);
+}
+
+bool SliceFacts::MayKeepBits(OpId op, int dimension, std::int64_t length) const {
+  for (const bool reads_older : {false, true}) {
+    const ByLength* known = Find(op, dimension, reads_older);
+    if (known == nullptr) continue;
+    const auto fact = known->find(length);
+    if (fact != known->end() && !fact->second.keeps_bits) return false;
+  }
+  return true;
+}
+
+std::int64_t SliceFacts::WorkspaceBytes(const Program& program, const Part& part) const {
+  const auto& [op, dimension, length, reads_older] = part;
+  const std::int64_t whole_bytes = program.ops[op].workspace_bytes;
+  const std::int64_t size = SizeOf(program, op, dimension);
+  const ByLength* found = Find(op, dimension, reads_older);
+  if (found == nullptr) found = Find(op, dimension, !reads_older);
+  if (found == nullptr) return Scaled(whole_bytes, length, size);
+  const ByLength& known = *found;
+  const auto above = known.lower_bound(length);
+  if (above != known.end() && above->first == length) return above->second.workspace_bytes;
+  const std::pair<std::int64_t, std::int64_t> high =
+      above == known.end() ? std::pair(size, whole_bytes)
+                           : std::pair(above->first, above->second.workspace_bytes);
+  if (above == known.begin()) {
+    return above == known.end() ? Scaled(high.second, length, high.first) : high.second;
+  }
+  const auto low = std::prev(above);
+  return low->second.workspace_bytes + Scaled(high.second - low->second.workspace_bytes,
+                                              length - low->first,
+                                              std::max<std::int64_t>(1, high.first - low->first));
+}
+
+std::optional<SlicedStretch> Sliced(const Program& program, const Stretch& stretch,
+                                    const SliceFacts& facts) {
+  if (stretch.ops.empty()) return std::nullopt;
+  const Index index(program, stretch.ops);
+  const std::size_t end = stretch.ops.size();
+  Growing growing(index, facts, end, stretch.dimension, stretch.part_size);
+  for (std::size_t place = end; place-- > 0;) {
+    if (!growing.Add(place)) return std::nullopt;
+  }
+  return growing.IsStretch() ? std::optional(growing.Build()) : std::nullopt;
+}
+
+std::vector<std::int64_t> PartSizes(std::int64_t size) {
+  std::vector<std::int64_t> sizes;
+  const std::int64_t most = std::min(size, kMostParts);
+  for (std::int64_t parts = 2; parts <= most;) {
+    std::int64_t length = (size + parts - 1) / parts;
+    // Equal parts are better, and views may need them.
+    for (std::int64_t even = length; even < length + (length + 2) / 3; ++even) {
+      if (size % even != 0 || even == size) continue;
+      length = even;
+      break;
+    }
+    if (sizes.empty() || length < sizes.back()) sizes.push_back(length);
+    if (parts == most) break;
+    parts = std::min(most, parts + std::max<std::int64_t>(1, parts / 2));
+  }
+  return sizes;
+}
+
+SliceFloor FloorOf(const Program& program) {
+  SliceFloor floor;
+  for (const Buffer& buffer : program.buffers) floor.bytes += buffer.kept ? buffer.bytes : 0;
+  for (std::size_t v = 0; v < program.ops.size(); ++v) {
+    const Op& op = program.ops[v];
+    const bool is_whole = std::ranges::none_of(
+        op.slicings, [](const std::optional<Slicing>& slicing) { return slicing.has_value(); });
+    if (!is_whole && IsPure(op.effects)) continue;
+    std::set<BufferId> held(op.reads.begin(), op.reads.end());
+    held.insert(op.writes.begin(), op.writes.end());
+    std::int64_t bytes = op.workspace_bytes;
+    for (const Overwrite& overwrite : program.overwritable) {
+      if (overwrite.op == static_cast<OpId>(v)) held.erase(overwrite.argument);
+    }
+    for (const Copy& copy : program.copyable) {
+      if (copy.op != static_cast<OpId>(v)) continue;
+      bytes -= copy.bytes;
+      for (const BufferId b : copy.reads) held.erase(b);
+    }
+    for (const BufferId b : held) bytes += program.buffers[b].bytes;
+    if (bytes > floor.bytes) floor = {bytes, false};
+  }
+  return floor;
+}
+
+Stretches::Stretches(const Program& program, const sched::Order& order, const SliceFacts& facts)
+    : order_(order), candidates_(order.size() + 1) {
+  const sched::Profile profile = sched::Simulate(Lower(program), order);
+  hill_bytes_ = profile.hill_bytes;
+  const Index index(program, order_);
+  const std::int64_t highest_bytes = profile.PeakBytes();
+  for (std::size_t end = 1; end <= order_.size(); ++end) {
+    const std::size_t first = end > kLongestStretch ? end - kLongestStretch : 0;
+    const std::vector<std::optional<Slicing>>& slicings = program.ops[order_[end - 1]].slicings;
+    for (std::size_t dimension = 0; dimension < slicings.size(); ++dimension) {
+      if (!slicings[dimension]) continue;
+      const std::int64_t size = SizeOf(program, order_[end - 1], static_cast<int>(dimension));
+      for (const std::int64_t part_size : PartSizes(size)) {
+        Growing growing(index, facts, end, static_cast<int>(dimension), part_size);
+        std::int64_t whole_bytes = 0;
+        for (std::size_t place = end; place-- > first && growing.Add(place);) {
+          whole_bytes = std::max(whole_bytes, hill_bytes_[place]);
+          if (growing.LeastBytes() >= highest_bytes) break;
+          if (!growing.IsStretch()) continue;
+          const std::int64_t before_bytes =
+              place == 0 ? profile.start_bytes : profile.valley_bytes[place - 1];
+          const std::int64_t hill_bytes = before_bytes + growing.TakenBytes();
+          if (hill_bytes >= whole_bytes) continue;
+          candidates_[end].push_back({place, end, static_cast<int>(dimension), part_size,
+                                      hill_bytes, growing.ExtraBytes()});
+        }
+      }
+    }
+  }
+}
+
+Stretches::Choice Stretches::Lowest() const {
+  std::vector<std::int64_t> peak_bytes(order_.size() + 1, 0);
+  for (std::size_t end = 1; end <= order_.size(); ++end) {
+    peak_bytes[end] = std::max(peak_bytes[end - 1], hill_bytes_[end - 1]);
+    for (const Candidate& candidate : candidates_[end]) {
+      peak_bytes[end] =
+          std::min(peak_bytes[end], std::max(peak_bytes[candidate.begin], candidate.hill_bytes));
+    }
+  }
+  return Within(peak_bytes.back());
+}
+
+Stretches::Choice Stretches::Within(std::int64_t peak_bytes) const {
+  constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max() / 2;
+  std::vector<std::int64_t> extra_bytes(order_.size() + 1, kNever);
+  std::vector<const Candidate*> last(order_.size() + 1, nullptr);
+  extra_bytes[0] = 0;
+  for (std::size_t end = 1; end <= order_.size(); ++end) {
+    if (hill_bytes_[end - 1] <= peak_bytes) extra_bytes[end] = extra_bytes[end - 1];
+    for (const Candidate& candidate : candidates_[end]) {
+      const std::int64_t with = extra_bytes[candidate.begin] + candidate.extra_bytes;
+      if (candidate.hill_bytes > peak_bytes || with >= extra_bytes[end]) continue;
+      extra_bytes[end] = with;
+      last[end] = &candidate;
+    }
+  }
+  if (extra_bytes.back() >= kNever) return Lowest();
+  Choice choice;
+  for (std::size_t end = order_.size(); end > 0;) {
+    const Candidate* candidate = last[end];
+    if (candidate == nullptr) {
+      --end;
+      choice.peak_bytes = std::max(choice.peak_bytes, hill_bytes_[end]);
+      continue;
+    }
+    choice.peak_bytes = std::max(choice.peak_bytes, candidate->hill_bytes);
+    choice.stretches.push_back({{order_.begin() + static_cast<std::ptrdiff_t>(candidate->begin),
+                                 order_.begin() + static_cast<std::ptrdiff_t>(candidate->end)},
+                                candidate->dimension,
+                                candidate->part_size});
+    end = candidate->begin;
+  }
+  std::ranges::reverse(choice.stretches);
+  return choice;
+}
+
+}  // namespace torch_ext::program

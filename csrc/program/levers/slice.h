@@ -1,0 +1,158 @@
+// The lever *slice*: a stretch of the order runs part by part.
+//
+// A stretch is a run of ops, a dimension of the last op's result, and a size of parts. Walking back
+// from that result, the rules of the operators (operators/slicing.h) tell which interval of every
+// value a part needs. What is read after the stretch (its results) is allocated whole before it,
+// and each part writes its interval. Everything else that the stretch makes exists one part at a
+// time: rows that two parts need are computed twice.
+//
+// In the program a stretch becomes ONE op: it reads what is made before, writes its results, and
+// its workspace is the peak of a part. So the program lowers to an ordinary graph, and nothing in
+// the core knows of slices.
+//
+// RULES. A run of ops is a stretch if
+//   reached   each of its ops is needed, in parts, by one behind it in the stretch, or is the last;
+//             or it has no weight (a view of what is older, an attribute, a number): then it runs
+//             ahead of the parts, past no op that it is in conflict with
+//   whole     what a part needs the whole of is older than the stretch
+//   pure      its ops do nothing beyond their data flow, but for writing over an argument in place
+//   in place  such an argument is new memory that the stretch makes, and nobody reads an older
+//             value of that memory later
+//   results   those read later have memory of their own, one each, and fill it; the parts cover
+//             them
+//   facts     the adaptor knows nothing against it: an op whose bits are others in parts of that
+//             size, or smaller ones
+// Then every part of each value is computed from the same numbers as in the whole. Whether by the
+// same bits is up to kernels: that is tried, op by op, and verified by running.
+//
+// CHOICE. Over one order, by dynamic programming over its places: of all sets of stretches that do
+// not overlap, with parts of some sizes (PartSizes), one with the lowest peak, or one with the
+// least added work among those below a limit. What is alive before a place does not depend on
+// stretches before it. O(ops * length of stretches * sizes * dimensions), times the length for what
+// a part takes.
+//
+// FLOOR. Whatever is sliced, hoisted, overwritten or ordered: all results are whole at the end; and
+// an op of which no dimension can be sliced runs whole, so what it reads and makes is whole at that
+// moment, less what it may write over and may have been copied for it.
+//
+// Attack: slice_test.cpp: all sets of stretches of small programs, unrolled and judged.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "program/program.h"
+#include "sched/graph.h"
+
+namespace torch_ext::program {
+
+// What was found out about ops in parts. Ops that are called alike share it: of the same operator,
+// with the same shapes, numbers and scratch memory.
+class SliceFacts {
+ public:
+  struct Part {
+    OpId op = sched::kNoOp;
+    int dimension = 0;         // of its result
+    std::int64_t length = 0;   // at most
+    bool reads_older = false;  // some interval that it reads is a view of an older tensor
+  };
+  struct Fact {
+    bool keeps_bits = true;
+    std::int64_t workspace_bytes = 0;
+  };
+
+  explicit SliceFacts(const Program& program);
+
+  void Learn(const Part& part, Fact fact);
+  bool Knows(const Part& part) const;
+
+  // From here on what is not known is not allowed.
+  void AllowKnownAlone() { allows_known_alone_ = true; }
+  bool allows_known_alone() const { return allows_known_alone_; }
+
+  // False if it is known that the bits are others, in parts of that length or longer ones.
+  bool MayKeepBits(OpId op, int dimension, std::int64_t length) const;
+  // Known; or between what is known and the whole, in a straight line; else in proportion.
+  std::int64_t WorkspaceBytes(const Program& program, const Part& part) const;
+
+ private:
+  using ByLength = std::map<std::int64_t, Fact>;
+  const ByLength* Find(OpId op, int dimension, bool reads_older) const;
+
+  std::vector<OpId> twin_of_;  // of each op the first that is called alike
+  std::map<std::tuple<OpId, int, bool>, ByLength> facts_;
+  bool allows_known_alone_ = false;
+};
+
+struct Stretch {
+  std::vector<OpId> ops;  // in the order in which they run
+  int dimension = 0;      // of the result of the last
+  std::int64_t part_size = 0;
+
+  bool operator==(const Stretch&) const = default;
+};
+
+// How a stretch runs.
+struct SlicedStretch {
+  struct PartOp {
+    OpId op = sched::kNoOp;
+    int dimension = 0;            // of its result
+    std::vector<Interval> parts;  // of it
+    bool reads_older = false;     // see SliceFacts
+  };
+  std::vector<OpId> ahead;
+  std::vector<PartOp> ops;
+  std::vector<std::string> results;  // values
+  std::int64_t result_bytes = 0;
+  std::int64_t part_bytes = 0;   // the peak of a part
+  std::int64_t extra_bytes = 0;  // what is written more often than in the whole
+  bool is_known = false;         // by the facts, all of it
+};
+
+// Nothing if the ops are none by the rules.
+std::optional<SlicedStretch> Sliced(const Program& program, const Stretch& stretch,
+                                    const SliceFacts& facts);
+
+// The sizes of parts that are tried for a dimension of that size, from large to small.
+std::vector<std::int64_t> PartSizes(std::int64_t size);
+
+// A bound on the peak over all edits there are, see above. Of buffers that are certain.
+struct SliceFloor {
+  std::int64_t bytes = 0;
+  bool is_of_results = true;  // else of one op
+};
+SliceFloor FloorOf(const Program& program);
+
+// All stretches of an order, as runs of its ops.
+class Stretches {
+ public:
+  Stretches(const Program& program, const sched::Order& order, const SliceFacts& facts);
+
+  struct Choice {
+    std::int64_t peak_bytes = 0;
+    std::vector<Stretch> stretches;  // in their order
+  };
+  // The lowest peak; of equal ones the least work.
+  Choice Lowest() const;
+  // The least work with that peak at most; if there is none, the lowest peak.
+  Choice Within(std::int64_t peak_bytes) const;
+
+ private:
+  struct Candidate {
+    std::size_t begin, end;  // places in the order
+    int dimension;
+    std::int64_t part_size;
+    std::int64_t hill_bytes, extra_bytes;
+  };
+
+  const sched::Order order_;
+  std::vector<std::int64_t> hill_bytes_;            // of each place of the order
+  std::vector<std::vector<Candidate>> candidates_;  // by their end
+};
+
+}  // namespace torch_ext::program

@@ -1,0 +1,605 @@
+#include "program/levers/slice.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "program/lower.h"
+#include "sched/simulate.h"
+#include "support/program_oracle.h"
+
+namespace torch_ext::program {
+namespace {
+
+using test::Cases;
+using test::Random;
+
+// --- programs on small matrices of numbers
+// --------------------------------------------------------
+
+// A random program whose values are matrices. Each op reads of each argument what its slicings say,
+// and nothing else: see Machine.
+Program RandomSliceable(std::uint64_t seed) {
+  Random random(seed);
+  Program program;
+  std::vector<std::string> values;
+  const auto add_value = [&](const std::string& name, BufferId buffer,
+                             std::vector<std::int64_t> shape) {
+    program.tensors[name] = {std::move(shape), buffer, true};
+    values.push_back(name);
+  };
+  const auto add_buffer = [&](const std::string& name, const std::vector<std::int64_t>& shape,
+                              bool is_input) {
+    program.buffers.push_back({.name = name, .bytes = shape[0] * shape[1] * 8});
+    program.buffers.back().is_input = is_input;
+    return static_cast<BufferId>(program.buffers.size()) - 1;
+  };
+  const std::vector<std::int64_t> shape{random.Between(2, 6), random.Between(2, 4)};
+  for (int i = 0; i < 2; ++i) {
+    const std::string name = "in" + std::to_string(i);
+    add_value(name, add_buffer(name, shape, true), shape);
+  }
+  const auto num_ops = static_cast<OpId>(random.Between(3, 6));
+  for (OpId v = 0; v < num_ops; ++v) {
+    Op& op = program.ops.emplace_back();
+    op.name = "op" + std::to_string(v);
+    op.oper = "test::op";
+    op.workspace_bytes = random.Between(0, 3) * 8;
+    const bool is_in_place = random.Chance(20), is_view = !is_in_place && random.Chance(15);
+    const std::string result = "v" + std::to_string(v);
+    const std::size_t num_args = is_in_place || is_view ? 1 : random.Between(1, 2);
+    while (op.inputs.size() < num_args) {
+      // Recent values make longer stretches.
+      const std::size_t recent = std::min<std::size_t>(values.size(), random.Between(1, 3));
+      const std::string& value =
+          values[random.Chance(75) ? values.size() - recent
+                                   : random.Between(0, static_cast<int>(values.size()) - 1)];
+      if (std::ranges::count(op.inputs, value) == 0) op.inputs.push_back(value);
+      if (values.size() == 1) break;
+    }
+    op.outputs = {result};
+    for (const std::string& value : op.inputs) {
+      const BufferId b = program.tensors[value].buffer;
+      if (std::ranges::count(op.reads, b) == 0) op.reads.push_back(b);
+    }
+    if (is_in_place || is_view) {
+      const BufferId b = program.tensors[op.inputs[0]].buffer;
+      if (program.buffers[b].is_input && is_in_place) op.effects.writes_outside = true;
+      add_value(result, b, shape);
+    } else {
+      add_value(result, add_buffer(result, shape, false), shape);
+      op.writes = {program.tensors[result].buffer};
+    }
+    for (int d = 0; d < 2; ++d) {
+      Slicing slicing{.changes_argument = is_in_place, .may_be_view = is_view};
+      for (const std::string& value : op.inputs) {
+        Need need{.dimension = d};
+        if (!is_in_place && !is_view && random.Chance(30)) {
+          need.before = random.Between(0, 1);
+          need.extent = need.before + random.Between(1, 2);
+        }
+        if (is_in_place || is_view || random.Chance(85)) slicing.needs.push_back({value, need});
+      }
+      const bool is_sliceable = !slicing.needs.empty() && random.Chance(90);
+      op.slicings.push_back(is_sliceable ? std::optional(slicing) : std::nullopt);
+    }
+    // Writers and readers of one memory keep their order.
+    for (OpId u = 0; u < v; ++u) {
+      const auto shares = [&](BufferId b) {
+        const Op& other = program.ops[u];
+        return std::ranges::count(other.reads, b) + std::ranges::count(other.writes, b) > 0;
+      };
+      const auto changes = [&](const Op& other) {
+        return std::ranges::any_of(other.slicings, [](const std::optional<Slicing>& s) {
+          return s && s->changes_argument;
+        });
+      };
+      if ((is_in_place || changes(program.ops[u])) && std::ranges::any_of(op.reads, shares)) {
+        program.conflicts.push_back({u, v});
+      }
+    }
+  }
+  program.results = {values.back()};
+  if (random.Chance(40)) program.results.push_back(values[values.size() - 2]);
+  for (const std::string& value : program.results) {
+    Buffer& buffer = program.buffers[program.tensors[value].buffer];
+    buffer.kept = true;
+  }
+  return program;
+}
+
+// A matrix, or a view of an interval of one. Indices are those of the whole.
+struct Matrix {
+  std::shared_ptr<std::vector<std::int64_t>> numbers;
+  std::int64_t stride = 0;
+  Interval rows, columns;                        // that may be looked at
+  std::int64_t first_row = 0, first_column = 0;  // where the memory begins
+
+  std::int64_t& At(std::int64_t row, std::int64_t column) const {
+    if (row < rows.begin || row >= rows.end || column < columns.begin || column >= columns.end) {
+      throw std::out_of_range("an index that is not in the part");
+    }
+    return (*numbers)[(row - first_row) * stride + column - first_column];
+  }
+  Matrix Narrow(int dimension, Interval interval) const {
+    Matrix view = *this;
+    (dimension == 0 ? view.rows : view.columns) = interval;
+    return view;
+  }
+};
+
+Matrix NewMatrix(Interval rows, Interval columns) {
+  auto numbers = std::make_shared<std::vector<std::int64_t>>(rows.length() * columns.length(), -1);
+  return {numbers, columns.length(), rows, columns, rows.begin, columns.begin};
+}
+
+// Runs programs with numbers.
+class Machine {
+ public:
+  explicit Machine(const Program& program) : program_(program) {
+    std::int64_t number = 1;
+    for (const auto& [name, tensor] : program.tensors) {
+      if (!program.buffers[tensor.buffer].is_input || !name.starts_with("in")) continue;
+      Matrix matrix = NewMatrix({0, tensor.shape[0]}, {0, tensor.shape[1]});
+      for (std::int64_t& n : *matrix.numbers) n = number++;
+      values_[name] = matrix;
+    }
+  }
+
+  void Run(OpId v) {
+    const Op& op = program_.ops[v];
+    const std::vector<std::int64_t>& shape = program_.tensors.at(op.outputs[0]).shape;
+    std::vector<Matrix> arguments;
+    for (const std::string& value : op.inputs) arguments.push_back(values_.at(value));
+    values_[op.outputs[0]] = Made(v, {0, shape[0]}, {0, shape[1]}, arguments);
+  }
+
+  void Run(const SlicedStretch& stretch) {
+    for (const OpId v : stretch.ahead) Run(v);
+    std::map<std::string, Matrix> results;
+    for (const std::string& value : stretch.results) {
+      const std::vector<std::int64_t>& shape = program_.tensors.at(value).shape;
+      results[value] = NewMatrix({0, shape[0]}, {0, shape[1]});
+    }
+    for (std::size_t k = 0; k < stretch.ops.back().parts.size(); ++k) {
+      std::map<std::string, Matrix> parts;
+      for (const SlicedStretch::PartOp& part_op : stretch.ops) {
+        const Op& op = program_.ops[part_op.op];
+        const Slicing& slicing = *op.slicings[part_op.dimension];
+        const Interval part = part_op.parts[k];
+        std::vector<Matrix> arguments;
+        for (const std::string& value : op.inputs) {
+          const auto need =
+              std::ranges::find(slicing.needs, value, &std::pair<std::string, Need>::first);
+          if (need == slicing.needs.end()) {
+            arguments.push_back(values_.at(value));  // older: parts have no whole
+            continue;
+          }
+          const std::int64_t size = program_.tensors.at(value).shape[need->second.dimension];
+          const Matrix& matrix = parts.contains(value) ? parts.at(value) : values_.at(value);
+          arguments.push_back(matrix.Narrow(need->second.dimension, *need->second.Of(part, size)));
+        }
+        const std::vector<std::int64_t>& shape = program_.tensors.at(op.outputs[0]).shape;
+        const bool in_rows = part_op.dimension == 0;
+        const Matrix made = Made(part_op.op, in_rows ? part : Interval{0, shape[0]},
+                                 in_rows ? Interval{0, shape[1]} : part, arguments);
+        parts[op.outputs[0]] = made;
+        const auto result = results.find(op.outputs[0]);
+        if (result != results.end()) Copy(made, result->second);
+      }
+    }
+    for (const SlicedStretch::PartOp& op : stretch.ops) {
+      values_.erase(program_.ops[op.op].outputs[0]);
+    }
+    for (auto& [value, matrix] : results) values_[value] = matrix;
+  }
+
+  std::vector<std::int64_t> Results() const {
+    std::vector<std::int64_t> all;
+    for (const std::string& value : program_.results) {
+      const Matrix& matrix = values_.at(value);
+      all.insert(all.end(), matrix.numbers->begin(), matrix.numbers->end());
+    }
+    return all;
+  }
+
+ private:
+  static void Copy(const Matrix& from, const Matrix& to) {
+    for (std::int64_t i = from.rows.begin; i < from.rows.end; ++i) {
+      for (std::int64_t j = from.columns.begin; j < from.columns.end; ++j) {
+        to.At(i, j) = from.At(i, j);
+      }
+    }
+  }
+
+  // What an element depends on, along one dimension of the argument.
+  Interval Region(const Op& op, const std::string& value, int dimension, std::int64_t index) const {
+    const std::int64_t size = program_.tensors.at(value).shape[dimension];
+    if (!op.slicings[dimension]) return {0, size};
+    for (const auto& [name, need] : op.slicings[dimension]->needs) {
+      if (name == value) return need.Of({index, index + 1}, size).value_or(Interval{0, 0});
+    }
+    return {0, size};
+  }
+
+  Matrix Made(OpId v, Interval rows, Interval columns, const std::vector<Matrix>& arguments) const {
+    const Op& op = program_.ops[v];
+    const bool changes = op.writes.empty() && std::ranges::any_of(op.slicings, [](const auto& s) {
+                           return s && s->changes_argument;
+                         });
+    if (op.writes.empty() && !changes) {
+      return arguments[0].Narrow(0, rows).Narrow(1, columns);  // a view
+    }
+    const Matrix made =
+        changes ? arguments[0].Narrow(0, rows).Narrow(1, columns) : NewMatrix(rows, columns);
+    for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+      for (std::int64_t j = columns.begin; j < columns.end; ++j) {
+        std::int64_t number = v + 1;
+        for (std::size_t a = 0; a < arguments.size(); ++a) {
+          const Interval along = Region(op, op.inputs[a], 0, i);
+          const Interval across = Region(op, op.inputs[a], 1, j);
+          for (std::int64_t r = along.begin; r < along.end; ++r) {
+            for (std::int64_t c = across.begin; c < across.end; ++c) {
+              number = (number * 31 + arguments[a].At(r, c) + (r - i) * 7 + (c - j)) % 1000003;
+            }
+          }
+        }
+        made.At(i, j) = number;
+      }
+    }
+    return made;
+  }
+
+  const Program& program_;
+  std::map<std::string, Matrix> values_;
+};
+
+sched::Order OriginalOrder(const Program& program) {
+  sched::Order order(program.ops.size());
+  std::iota(order.begin(), order.end(), 0);
+  return order;
+}
+
+std::vector<std::int64_t> Numbers(const Program& program, const std::vector<Stretch>& stretches) {
+  Machine machine(program);
+  const SliceFacts nothing(program);
+  std::size_t next = 0;
+  for (std::size_t at = 0; at < program.ops.size();) {
+    if (next < stretches.size() && stretches[next].ops[0] == static_cast<OpId>(at)) {
+      machine.Run(*Sliced(program, stretches[next], nothing));
+      at += stretches[next++].ops.size();
+    } else {
+      machine.Run(static_cast<OpId>(at++));
+    }
+  }
+  return machine.Results();
+}
+
+std::string Shown(const Program& program, std::uint64_t seed) {
+  std::string text = test::Shown(program, seed);
+  for (const Op& op : program.ops) {
+    text += op.outputs[0] + " =";
+    for (const std::string& value : op.inputs) text += " " + value;
+    for (int d = 0; d < 2; ++d) {
+      text += op.slicings[d] ? " |" : " | whole";
+      if (!op.slicings[d]) continue;
+      if (op.slicings[d]->changes_argument) text += " in place";
+      for (const auto& [value, need] : op.slicings[d]->needs) {
+        text += " " + value + "-" + std::to_string(need.before) + "+" + std::to_string(need.extent);
+      }
+    }
+    text += "\n";
+  }
+  return text;
+}
+
+// What a part takes at most, op by op: who reads a piece of memory last lets it go.
+std::int64_t PeakOfParts(const Program& program, const SlicedStretch& stretch) {
+  const SliceFacts nothing(program);
+  std::int64_t peak_bytes = 0;
+  for (std::size_t k = 0; k < stretch.ops[0].parts.size(); ++k) {
+    std::map<BufferId, std::int64_t> live;
+    for (std::size_t i = 0; i < stretch.ops.size(); ++i) {
+      const auto& [v, dimension, parts, reads_older] = stretch.ops[i];
+      const Op& op = program.ops[v];
+      const std::int64_t size = program.tensors.at(op.outputs[0]).shape[dimension];
+      for (const BufferId b : op.writes) {
+        live[b] = program.buffers[b].bytes * parts[k].length() / size;
+      }
+      std::int64_t bytes = nothing.WorkspaceBytes(program, {v, dimension, parts[k].length()});
+      for (const auto& [b, held] : live) bytes += held;
+      peak_bytes = std::max(peak_bytes, bytes);
+      std::erase_if(live, [&](const auto& held) {
+        for (std::size_t later = i + 1; later < stretch.ops.size(); ++later) {
+          const Op& other = program.ops[stretch.ops[later].op];
+          if (std::ranges::count(other.reads, held.first) > 0) return false;
+        }
+        return true;
+      });
+    }
+  }
+  return peak_bytes;
+}
+
+// --- attacks ------------------------------------------------------------------------------------
+
+TEST(Slice, EveryStretchComputesTheSame) {
+  std::uint64_t stretches = 0, with_changes = 0, with_halo = 0, several_results = 0;
+  for (std::uint64_t seed = 0; seed < Cases(1500); ++seed) {
+    const Program program = RandomSliceable(seed);
+    SCOPED_TRACE(Shown(program, seed));
+    const SliceFacts nothing(program);
+    const std::vector<std::int64_t> expected = Numbers(program, {});
+    const sched::Order order = OriginalOrder(program);
+    for (std::size_t begin = 0; begin < order.size(); ++begin) {
+      for (std::size_t end = begin + 1; end <= order.size(); ++end) {
+        for (int dimension = 0; dimension < 2; ++dimension) {
+          const std::int64_t size =
+              program.tensors.at(program.ops[end - 1].outputs[0]).shape[dimension];
+          for (std::int64_t part_size = 1; part_size < size; ++part_size) {
+            const Stretch stretch{
+                {order.begin() + begin, order.begin() + end}, dimension, part_size};
+            const std::optional<SlicedStretch> sliced = Sliced(program, stretch, nothing);
+            if (!sliced) continue;
+            ASSERT_EQ(Numbers(program, {stretch}), expected)
+                << begin << " to " << end << " along " << dimension << " by " << part_size;
+            ASSERT_GE(sliced->part_bytes, PeakOfParts(program, *sliced));
+            ++stretches;
+            several_results += sliced->results.size() > 1;
+            for (const SlicedStretch::PartOp& op : sliced->ops) {
+              with_changes += program.ops[op.op].slicings[op.dimension]->changes_argument;
+              with_halo += op.parts.size() > 1 && op.parts[0].end > op.parts[1].begin;
+            }
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(stretches, Cases(1500));
+  EXPECT_GT(with_changes, Cases(20));
+  EXPECT_GT(with_halo, Cases(100));
+  EXPECT_GT(several_results, Cases(20));
+}
+
+// All sets of stretches that do not overlap, one after the other.
+class BruteForce {
+ public:
+  explicit BruteForce(const Program& program)
+      : program_(program), order_(OriginalOrder(program)), facts_(program) {
+    profile_ = sched::Simulate(Lower(program), order_);
+  }
+
+  std::int64_t LowestPeak() { return Lowest(0, 0); }
+
+  // The least work with that peak at most.
+  std::int64_t LeastWork(std::int64_t peak_bytes, std::size_t begin = 0) {
+    if (begin == order_.size()) return 0;
+    std::int64_t best = std::numeric_limits<std::int64_t>::max() / 2;
+    if (profile_.hill_bytes[begin] <= peak_bytes) best = LeastWork(peak_bytes, begin + 1);
+    ForEach(begin, [&](std::size_t end, const SlicedStretch& sliced) {
+      if (HillOf(begin, sliced) > peak_bytes) return;
+      best = std::min(best, sliced.extra_bytes + LeastWork(peak_bytes, end));
+    });
+    return best;
+  }
+
+ private:
+  std::int64_t HillOf(std::size_t begin, const SlicedStretch& sliced) const {
+    const std::int64_t before =
+        begin == 0 ? profile_.start_bytes : profile_.valley_bytes[begin - 1];
+    return before + sliced.result_bytes + sliced.part_bytes;
+  }
+
+  std::int64_t Lowest(std::size_t begin, std::int64_t peak_bytes) {
+    if (begin == order_.size()) return peak_bytes;
+    std::int64_t best = Lowest(begin + 1, std::max(peak_bytes, profile_.hill_bytes[begin]));
+    ForEach(begin, [&](std::size_t end, const SlicedStretch& sliced) {
+      best = std::min(best, Lowest(end, std::max(peak_bytes, HillOf(begin, sliced))));
+    });
+    return best;
+  }
+
+  template <typename Visit>
+  void ForEach(std::size_t begin, const Visit& visit) {
+    for (std::size_t end = begin + 1; end <= order_.size(); ++end) {
+      for (int dimension = 0; dimension < 2; ++dimension) {
+        const std::int64_t size =
+            program_.tensors.at(program_.ops[end - 1].outputs[0]).shape[dimension];
+        for (const std::int64_t part_size : PartSizes(size)) {
+          const Stretch stretch{{order_.begin() + static_cast<std::ptrdiff_t>(begin),
+                                 order_.begin() + static_cast<std::ptrdiff_t>(end)},
+                                dimension,
+                                part_size};
+          if (const auto sliced = Sliced(program_, stretch, facts_)) visit(end, *sliced);
+        }
+      }
+    }
+  }
+
+  const Program& program_;
+  sched::Order order_;
+  SliceFacts facts_;
+  sched::Profile profile_;
+};
+
+TEST(Slice, TheChoiceIsTheBestOfAll) {
+  std::uint64_t gains = 0;
+  for (std::uint64_t seed = 0; seed < Cases(150); ++seed) {
+    const Program program = RandomSliceable(seed);
+    SCOPED_TRACE(Shown(program, seed));
+    const sched::Order order = OriginalOrder(program);
+    const std::int64_t original_bytes = sched::PeakBytes(Lower(program), order);
+    const SliceFacts nothing(program);
+    const Stretches stretches(program, order, nothing);
+    BruteForce all(program);
+    const Stretches::Choice lowest = stretches.Lowest();
+    ASSERT_EQ(lowest.peak_bytes, all.LowestPeak());
+    ASSERT_LE(FloorOf(program).bytes, lowest.peak_bytes);
+    gains += lowest.peak_bytes < original_bytes;
+    for (const std::int64_t peak_bytes :
+         {lowest.peak_bytes, (lowest.peak_bytes + original_bytes) / 2, original_bytes}) {
+      const Stretches::Choice choice = stretches.Within(peak_bytes);
+      ASSERT_LE(choice.peak_bytes, peak_bytes);
+      std::int64_t work = 0;
+      for (const Stretch& stretch : choice.stretches) {
+        work += Sliced(program, stretch, nothing)->extra_bytes;
+      }
+      ASSERT_EQ(work, all.LeastWork(peak_bytes));
+    }
+    ASSERT_EQ(Numbers(program, lowest.stretches), Numbers(program, {}));
+  }
+  EXPECT_GT(gains, Cases(8));
+}
+
+// --- rules --------------------------------------------------------------------------------------
+
+// x -> a -> b, in rows of 4; b is the result.
+Program Chain() {
+  Program program;
+  program.buffers = {{.name = "x", .bytes = 32, .is_input = true},
+                     {.name = "a", .bytes = 32},
+                     {.name = "b", .bytes = 32, .kept = true}};
+  program.tensors = {{"x", {{4, 1}, 0, true}}, {"a", {{4, 1}, 1, true}}, {"b", {{4, 1}, 2, true}}};
+  for (const auto& [from, to, reads, writes] :
+       {std::tuple("x", "a", 0, 1), std::tuple("a", "b", 1, 2)}) {
+    Slicing slicing{.needs = {{from, {.dimension = 0}}}};
+    program.ops.push_back({.name = std::string("make_") + to,
+                           .oper = "test::op",
+                           .inputs = {from},
+                           .outputs = {to},
+                           .reads = {reads},
+                           .writes = {writes},
+                           .slicings = {slicing, std::nullopt}});
+  }
+  program.results = {"b"};
+  return program;
+}
+
+const Stretch kWholeChain{{0, 1}, 0, 1};
+
+bool IsStretch(const Program& program) {
+  return Sliced(program, kWholeChain, SliceFacts(program)).has_value();
+}
+
+TEST(Slice, AChainRunsRowByRow) {
+  const Program program = Chain();
+  const SlicedStretch sliced = *Sliced(program, kWholeChain, SliceFacts(program));
+  EXPECT_EQ(sliced.results, std::vector<std::string>{"b"});
+  EXPECT_EQ(sliced.result_bytes, 32);
+  EXPECT_EQ(sliced.part_bytes, 16);  // a row of each
+  EXPECT_EQ(sliced.ops[0].parts.size(), 4);
+}
+
+TEST(Slice, EachRuleForbids) {
+  EXPECT_TRUE(IsStretch(Chain()));
+  Program reached = Chain();
+  reached.ops[1].inputs = {"x"};
+  reached.ops[1].slicings[0]->needs = {{"x", {.dimension = 0}}};
+  EXPECT_FALSE(IsStretch(reached));
+  Program whole = Chain();
+  whole.ops[1].slicings[0]->needs.clear();
+  EXPECT_FALSE(IsStretch(whole));
+  Program pure = Chain();
+  pure.ops[0].effects.draws_random_numbers = true;
+  EXPECT_FALSE(IsStretch(pure));
+  Program strides = Chain();
+  strides.tensors["b"].fills_buffer = false;
+  EXPECT_FALSE(IsStretch(strides));
+  Program list = Chain();
+  list.tensors["x"].is_list = true;
+  EXPECT_FALSE(IsStretch(list));
+}
+
+TEST(Slice, WhatIsChangedInPlaceIsTheStretchsOwn) {
+  Program program = Chain();  // b is a, changed
+  program.buffers.pop_back();
+  program.buffers[1].kept = true;
+  program.tensors["b"].buffer = 1;
+  program.ops[1].writes.clear();
+  program.ops[1].slicings[0]->changes_argument = true;
+  EXPECT_TRUE(IsStretch(program));
+  Program alone = program;
+  EXPECT_FALSE(Sliced(alone, {{1}, 0, 1}, SliceFacts(alone)).has_value());
+  Program view = program;
+  view.ops[0].slicings[0]->may_be_view = true;
+  EXPECT_FALSE(IsStretch(view));
+  Program read_later = program;
+  read_later.results = {"b", "a"};
+  EXPECT_FALSE(IsStretch(read_later));
+}
+
+TEST(Slice, FactsForbidAndTellScratchMemory) {
+  Program program = Chain();
+  program.ops[0].workspace_bytes = 40;
+  SliceFacts facts(program);
+  const auto workspace_bytes = [&](std::int64_t length) {
+    return facts.WorkspaceBytes(program, {0, 0, length});
+  };
+  EXPECT_EQ(workspace_bytes(2), 20);
+  facts.Learn({0, 0, 1, false}, {true, 20});
+  EXPECT_EQ(workspace_bytes(1), 20);
+  EXPECT_EQ(workspace_bytes(4), 40);
+  EXPECT_EQ(workspace_bytes(2), 26);  // between
+  EXPECT_TRUE(Sliced(program, kWholeChain, facts).has_value());
+  facts.Learn({0, 0, 1, true}, {false, 20});
+  EXPECT_FALSE(Sliced(program, kWholeChain, facts).has_value());
+  EXPECT_TRUE(Sliced(program, {{0, 1}, 0, 2}, facts).has_value());
+  facts.AllowKnownAlone();
+  EXPECT_TRUE(Stretches(program, {0, 1}, facts).Lowest().stretches.empty());
+}
+
+TEST(Slice, OpsThatAreCalledAlikeShareFacts) {
+  Program program = Chain();
+  SliceFacts facts(program);
+  facts.Learn({0, 0, 1, false}, {true, 3});
+  EXPECT_TRUE(facts.Knows({1, 0, 1, false}));
+  program.ops[1].oper = "test::other";
+  SliceFacts others(program);
+  others.Learn({0, 0, 1, false}, {true, 3});
+  EXPECT_FALSE(others.Knows({1, 0, 1, false}));
+}
+
+TEST(Slice, TheFloorIsWhatCannotBeCut) {
+  Program program = Chain();
+  EXPECT_EQ(FloorOf(program).bytes, 32);
+  EXPECT_TRUE(FloorOf(program).is_of_results);
+  program.ops[0].slicings[0].reset();
+  program.ops[0].workspace_bytes = 5;
+  EXPECT_EQ(FloorOf(program).bytes, 69);
+  EXPECT_FALSE(FloorOf(program).is_of_results);
+  program.overwritable = {{0, 1, 0}};
+  EXPECT_EQ(FloorOf(program).bytes, 37);
+}
+
+TEST(Slice, PartsMayBePadded) {
+  // A window of 3 with padding 1 over 8 rows, in parts of 3, 3 and 2 rows.
+  const Need need{.dimension = 0, .before = 1, .extent = 3};
+  const PaddedPart first = Padded(need, {0, 3}, 8), middle = Padded(need, {3, 6}, 8),
+                   last = Padded(need, {6, 8}, 8);
+  EXPECT_EQ(first.argument, (Interval{0, 4}));
+  EXPECT_EQ(first.padding, 1);
+  EXPECT_EQ(first.offset, 0);
+  EXPECT_EQ(middle.argument, (Interval{2, 7}));
+  EXPECT_EQ(middle.padding, 0);
+  EXPECT_EQ(last.argument, (Interval{5, 8}));
+  EXPECT_EQ(last.offset, 1);  // the first row that it makes is spoilt
+}
+
+TEST(Slice, SizesOfPartsAreEvenWhereTheyCan) {
+  EXPECT_EQ(PartSizes(8), (std::vector<std::int64_t>{4, 3, 2, 1}));
+  EXPECT_EQ(PartSizes(7), (std::vector<std::int64_t>{4, 3, 2, 1}));
+  EXPECT_EQ(PartSizes(12), (std::vector<std::int64_t>{6, 4, 3, 2, 1}));
+  EXPECT_EQ(PartSizes(1000).back(), 20);  // in 50 parts; 64 would not be even
+  EXPECT_TRUE(PartSizes(1).empty());
+}
+
+}  // namespace
+}  // namespace torch_ext::program
