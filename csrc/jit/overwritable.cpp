@@ -160,11 +160,13 @@ std::optional<SeenUse> SeenInAll(Node* node, program::OpId op, const Overwriting
   return use;
 }
 
+}  // namespace
+
 // Ops that change the state others run in may turn gradients on, or run beside the graph. And where
 // an op does not declare what it does, it depends on the executor's own passes what the program
 // computes: they merge ops and run some in advance, and with other ops, or with the original beside
 // them (fallback.h), not the same ones.
-std::string WhyRefused(const std::vector<Node*>& nodes, const Interference& interference) {
+std::string WhyNotEdited(const std::vector<Node*>& nodes, const Interference& interference) {
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     const program::Effects& effects = interference.effects[i];
     if (effects.is_stateful) {
@@ -177,14 +179,12 @@ std::string WhyRefused(const std::vector<Node*>& nodes, const Interference& inte
   return {};
 }
 
-}  // namespace
-
 Overwritable FindOverwritable(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
                               const std::vector<Probe>& probes, const Interference& interference,
                               const OverwriteRules& rules) {
   Overwritable found;
   found.overwrites.resize(probes.size());
-  found.refusal = WhyRefused(nodes, interference);
+  found.refusal = WhyNotEdited(nodes, interference);
   if (!found.refusal.empty()) return found;
   const AliasDb alias_db(graph);
   const Origins origins(alias_db, nodes, interference.effects);

@@ -30,6 +30,10 @@ struct Overwritable {
   std::vector<std::vector<program::Overwrite>> overwrites;  // of each probe
 };
 
+// Why no op of such a graph may be edited; empty if some may.
+std::string WhyNotEdited(const std::vector<torch::jit::Node*>& nodes,
+                         const Interference& interference);
+
 // `nodes` are OpNodes of the graph's block, whose values `interference` tells of without refusal.
 Overwritable FindOverwritable(const std::shared_ptr<torch::jit::Graph>& graph,
                               const std::vector<torch::jit::Node*>& nodes,

@@ -6,6 +6,7 @@
 #include "jit/interference.h"
 #include "jit/nodes.h"
 #include "jit/prepare.h"
+#include "jit/slices.h"
 #include "jit/to_program.h"
 #include "program/shuffle.h"
 
@@ -54,6 +55,29 @@ Module ShuffleOverwriting(const Module& module, const Stack& example, std::uint6
   const std::shared_ptr<Graph> fallback = graph->copy();
   ApplyEdits(graph->block(), nodes, order, edits, overwritable, copyable, rules);
   if (!edits.empty()) AddFallback(graph, fallback, rules);
+  return shuffled;
+}
+
+Module ShuffleSlicing(const Module& module, const Stack& example, std::uint64_t seed) {
+  Module shuffled = module.clone(/*inplace=*/true);
+  std::shared_ptr<Graph> graph = ForwardGraph(shuffled);
+  PrepareGraph(graph);
+  const std::vector<Node*> nodes = OpNodes(graph->block());
+  const Interference interference = FindInterference(graph, nodes, {});
+  TORCH_CHECK(interference.refusal.empty(), interference.refusal);
+  Probe no_memory;
+  no_memory.nodes.resize(nodes.size());
+  const program::Program program = ToProgram(nodes, no_memory, interference);
+  const QuietRun quiet;
+  Slicer slicer(graph->copy(), program::Shuffled(program, seed).order, [&] {
+    quiet.RewindRandomState();
+    return CopiedInputs(module, example, /*copy_state=*/true);
+  });
+  const std::vector<program::Stretch> stretches = slicer.Random(seed);
+  const std::shared_ptr<Graph> fallback = graph->copy();
+  slicer.Apply(graph, stretches);
+  TakeMarks(OpNodes(graph->block()));
+  if (!stretches.empty()) AddFallback(graph, fallback);
   return shuffled;
 }
 

@@ -22,4 +22,9 @@ torch::jit::Module Shuffle(const torch::jit::Module& module, std::uint64_t seed,
 torch::jit::Module ShuffleOverwriting(const torch::jit::Module& module, const Stack& example,
                                       std::uint64_t seed, const OverwriteRules& rules = {});
 
+// The same with stretches at random that run in parts, of those that keep their bits in a run on
+// copies of the example. Throws whatever the module throws.
+torch::jit::Module ShuffleSlicing(const torch::jit::Module& module, const Stack& example,
+                                  std::uint64_t seed);
+
 }  // namespace torch_ext::jit

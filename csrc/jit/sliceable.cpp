@@ -19,6 +19,8 @@ using torch::jit::Node;
 using torch::jit::Value;
 
 void AddTensor(Program& program, const Value* value, const SeenTensor& seen) {
+  const c10::ScalarType dtype = c10::getStringToDtypeMap().at(seen.dtype);
+  if (c10::isQIntType(dtype) || c10::isComplexType(dtype)) return;  // more than their numbers
   program.tensors[value->debugName()] = {seen.shape, seen.allocation,
                                          seen.fills_it && seen.HasNewStrides()};
 }
@@ -83,12 +85,16 @@ program::Call CallOf(const Program& program, const Node* node) {
   return call;
 }
 
-// By values, where the table names arguments. Nothing if an argument is needed that is no tensor.
-std::optional<Slicing> OfValues(Slicing slicing, const Node* node) {
+// By values, where the table names arguments. Nothing if an argument is needed that is no tensor
+// that the probe has seen.
+std::optional<Slicing> OfValues(const Program& program, Slicing slicing, const Node* node) {
   for (auto& [name, need] : slicing.needs) {
     const auto argument = node->schema().argumentIndexWithName(name);
     if (!argument) return std::nullopt;
     name = node->input(*argument)->debugName();
+    const auto tensor = program.tensors.find(name);
+    if (tensor == program.tensors.end()) return std::nullopt;
+    if (need.dimension >= static_cast<int>(tensor->second.shape.size())) return std::nullopt;
   }
   return slicing;
 }
@@ -108,7 +114,7 @@ void AddSlicings(Program& program, const std::vector<Node*>& nodes, const Probe&
     for (int d = 0; d < static_cast<int>(tensor->second.shape.size()); ++d) {
       std::optional<Slicing> slicing =
           is_list ? SlicingOfList(program, node, d) : program::SlicingOf(CallOf(program, node), d);
-      if (slicing && !is_list) slicing = OfValues(std::move(*slicing), node);
+      if (slicing && !is_list) slicing = OfValues(program, std::move(*slicing), node);
       slicings.push_back(std::move(slicing));
     }
   }

@@ -4,6 +4,7 @@
 #include <torch/csrc/jit/runtime/interpreter.h>
 
 #include <algorithm>
+#include <random>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -174,7 +175,7 @@ Slicer::Slicer(std::shared_ptr<Graph> graph, sched::Order order, std::function<S
 
 program::Program Slicer::ProgramOf(const std::vector<Node*>& nodes) const {
   program::Program program = ToProgram(nodes, probe_, interference_);
-  AddSlicings(program, nodes, probe_);
+  if (WhyNotEdited(nodes, interference_).empty()) AddSlicings(program, nodes, probe_);
   return program;
 }
 
@@ -227,6 +228,41 @@ std::vector<program::Stretches::Choice> Slicer::Choose(
     Learn(unknown);
     if (round + 2 == kMostRounds) facts_->AllowKnownAlone();
   }
+}
+
+std::vector<Stretch> Slicer::Random(std::uint64_t seed) {
+  constexpr std::size_t kMostOps = 12;
+  std::mt19937_64 random(seed);
+  const auto below = [&](std::size_t end) { return random() % end; };
+  std::vector<Stretch> stretches;
+  const auto last_of = [&](const Stretch& stretch) -> const program::Op& {
+    return program_.ops[stretch.ops.back()];
+  };
+  for (std::size_t begin = 0; begin < order_.size(); ++begin) {
+    const std::size_t most = std::min(kMostOps, order_.size() - begin);
+    // Longer ones first: most runs of ops are no stretch.
+    for (std::size_t length = 1 + below(most); length > 0; --length) {
+      Stretch stretch{{order_.begin() + static_cast<std::ptrdiff_t>(begin),
+                       order_.begin() + static_cast<std::ptrdiff_t>(begin + length)}};
+      if (last_of(stretch).slicings.empty()) continue;
+      stretch.dimension = static_cast<int>(below(last_of(stretch).slicings.size()));
+      const std::vector<std::int64_t>& shape =
+          program_.tensors.at(last_of(stretch).outputs[0]).shape;
+      const std::vector<std::int64_t> sizes = program::PartSizes(shape[stretch.dimension]);
+      if (sizes.empty()) continue;
+      stretch.part_size = sizes[below(sizes.size())];
+      if (!program::Sliced(program_, stretch, *facts_)) continue;
+      begin += length - 1;
+      stretches.push_back(std::move(stretch));
+      break;
+    }
+  }
+  if (!stretches.empty()) Learn(stretches);
+  std::erase_if(stretches, [&](const Stretch& stretch) {
+    const std::optional<SlicedStretch> sliced = program::Sliced(program_, stretch, *facts_);
+    return !sliced || !sliced->is_known;
+  });
+  return stretches;
 }
 
 void Slicer::Apply(const std::shared_ptr<Graph>& graph,

@@ -28,7 +28,8 @@ namespace torch_ext::jit {
 
 class Slicer {
  public:
-  // `graph` is prepared and stays as it is; `order` is of its OpNodes.
+  // `graph` is prepared and stays as it is; `order` is of its OpNodes. Where ops may not be edited
+  // (WhyNotEdited) there are no stretches.
   Slicer(std::shared_ptr<torch::jit::Graph> graph, sched::Order order,
          std::function<Stack()> make_inputs);
 
@@ -39,6 +40,9 @@ class Slicer {
   // lowest peak. Runs the graph, at most `kMostRounds` times.
   std::vector<program::Stretches::Choice> Choose(
       const std::vector<std::optional<std::int64_t>>& peak_bytes);
+
+  // For tests: stretches at random, of those that keep their bits here.
+  std::vector<program::Stretch> Random(std::uint64_t seed);
 
   // Puts an equal graph in this order, with the stretches, and marks its nodes (TakeMarks).
   void Apply(const std::shared_ptr<torch::jit::Graph>& graph,

@@ -268,6 +268,15 @@ PYBIND11_MODULE(_jit, m) {
       py::arg("without") = std::vector<std::string>());
 
   m.def(
+      "shuffle_slicing",
+      [](const torch::jit::Module& module, const py::tuple& example, std::uint64_t seed) {
+        const std::vector<jit::Stack> stacks = ToStacks(module, {example});
+        const py::gil_scoped_release release;
+        return jit::ShuffleSlicing(module, stacks[0], seed);
+      },
+      py::arg("module"), py::arg("example"), py::arg("seed"));
+
+  m.def(
       "compare",
       [](const torch::jit::Module& a, const torch::jit::Module& b,
          const std::vector<py::tuple>& examples) {
