@@ -25,6 +25,7 @@ import peers
 import planner
 import planner_picture
 import resident
+import slices
 import standard_models
 import timeline
 import torchvision_models
@@ -59,6 +60,7 @@ WORDS = {
     "planner-speed": planner.WORDS,
     "resident": resident.WORDS,
     "resident-training": resident.WORDS,
+    "slices": slices.WORDS,
     "timeline": timeline.WORDS,
     "torchvision": torchvision_models.WORDS,
     "training": training.WORDS,
@@ -121,6 +123,27 @@ def _edits_table(batch: str) -> str:
         if record["batch"] == batch
     ]
     return Table(header, rows, ("model",)).markdown()
+
+
+def _slices_table() -> str:
+    shown = {
+        "model": "model",
+        "batch": "batch",
+        "before": "before MiB",
+        "order": "order MiB",
+        "edits": "edits MiB",
+        "sliced": "sliced MiB",
+        "time": "time",
+        "least": "least MiB",
+        "its time": "least time",
+        "by hand": "hand MiB",
+        "hand's time": "hand time",
+        "hand's bits": "hand bits",
+    }
+    rows: list[Row] = [
+        tuple(record[column] for column in shown.values()) for record in _table("slices").records()
+    ]
+    return Table(tuple(shown), rows, ("model", "hand's bits")).markdown()
 
 
 def _edited_totals() -> str:
@@ -403,6 +426,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "hoist-table": lambda: _edits_table("8"),
     "overwrite-machine": lambda: _comment("models-overwrite", "machine"),
     "overwrite-threads": lambda: _comment("models-overwrite", "threads").partition(",")[0],
+    "slices-table": _slices_table,
+    "slices-machine": lambda: _comment("slices", "machine"),
+    "slices-threads": lambda: _comment("slices", "threads"),
     "models-threads": lambda: _comment("models-quick", "threads").partition(",")[0],
     "all-models": lambda: (
         standard_models.by_model(_all_models()).without_empty_columns().markdown()

@@ -156,6 +156,17 @@ Stack CopiedInputs(const torch::jit::Module& module, const Stack& example, bool 
   return inputs;
 }
 
+void FillAtRandom(Stack& arguments) {
+  auto generator = at::detail::createCPUGenerator(/*seed=*/0);
+  for (const c10::IValue& argument : arguments) {
+    if (!argument.isTensor()) continue;
+    const at::Tensor tensor = argument.toTensor();
+    if (HasMemory(tensor) && tensor.is_floating_point() && tensor.is_non_overlapping_and_dense()) {
+      tensor.normal_(0, 1, generator);
+    }
+  }
+}
+
 Execution Execute(const torch::jit::Module& module, const Stack& example, bool copy_state,
                   const QuietRun& quiet) {
   constexpr int kCalls = 3;

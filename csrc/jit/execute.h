@@ -74,6 +74,9 @@ struct Execution {
 // What a call is made with: the module, or a deep copy, and copies of the arguments.
 Stack CopiedInputs(const torch::jit::Module& module, const Stack& example, bool copy_state);
 
+// Random numbers, of a stream of their own, in the tensors of floats among the arguments.
+void FillAtRandom(Stack& arguments);
+
 // Throws whatever the module throws. `copy_state`: the program may write to its parameters or
 // attributes, so each call gets a deep copy of the module.
 Execution Execute(const torch::jit::Module& module, const Stack& example, bool copy_state,

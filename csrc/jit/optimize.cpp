@@ -490,6 +490,8 @@ std::string Rounded(double ratio) {
 // A module with some stretches sliced, and the rest of it planned again.
 struct SlicedModule {
   std::vector<program::Stretch> stretches;
+  // Nodes remember the functions that they were inlined from, and look there when they raise.
+  std::shared_ptr<ScratchModule> sliced;
   Optimized optimized;
   PairedSeconds seconds;  // of a call without slices, and with them
 
@@ -519,6 +521,8 @@ class SliceTrials {
     if (!budget || plain_bytes() > *budget) best = Best(slicer);
     if (best) {
       Describe(slicer, *best);
+      best->sliced->Keep();
+      best->optimized.report.slice_trials = std::move(trials_);
       return std::move(best->optimized);
     }
     program::LeverUse use{"slice", plain_bytes(), plain_bytes(), 0};
@@ -528,6 +532,7 @@ class SliceTrials {
       use.reasons = {{.kind = ReasonKind::kNoStretch, .detail = slicer.Forbidden()}};
     }
     plain_.report.levers.push_back(std::move(use));
+    plain_.report.slice_trials = std::move(trials_);
     return std::move(plain_);
   }
 
@@ -570,28 +575,29 @@ class SliceTrials {
 
   std::optional<SlicedModule> Try(const Slicer& slicer,
                                   const std::vector<program::Stretch>& stretches) {
-    ScratchModule sliced(module_);
-    std::shared_ptr<Graph> graph = ForwardGraph(sliced.module());
+    SlicedModule trial{.stretches = stretches, .sliced = std::make_shared<ScratchModule>(module_)};
+    std::shared_ptr<Graph> graph = ForwardGraph(trial.sliced->module());
     std::shared_ptr<Graph> fallback = PrepareGraph(graph);
     if (fallback == nullptr) fallback = graph->copy();
     slicer.Apply(graph, stretches);
     AddFallback(graph, fallback, options_.overwrite_rules);
-    Subject subject(sliced.module(), arguments_, options_);
+    Subject subject(trial.sliced->module(), arguments_, options_);
     subject.NameBy(
         [&](program::Program& program) { slicer.NameAlike(program, subject.marks(), stretches); });
     if (!subject.Plan()) return std::nullopt;
     Report& report = subject.report();
     if (report.plan.peak_bytes >= plain_bytes()) return std::nullopt;
     subject.Apply();
-    SlicedModule trial{.stretches = stretches};
     if (options_.verify) {
       const auto why = Verify(subject, module_, arguments_);
-      if (!why.empty() || subject.IsBoundRefuted()) {
+      if (!why.empty() || subject.IsBoundRefuted() || !IsSameElsewhere(subject)) {
         return std::nullopt;
       }
       trial.seconds =
           TimeInTurns(plain_.module, subject.reordered().module(), arguments_[report.worst_example],
                       subject.copy_state(), subject.quiet());
+      trials_.push_back({report.plan.peak_bytes, static_cast<std::int64_t>(stretches.size()),
+                         trial.seconds.b, trial.seconds.a});
       if (!options_.plan.memory_budget_bytes && trial.TimeRatio() > 1 + kNoise) {
         slower_.push_back({.kind = ReasonKind::kSlower,
                            .detail = Rounded(trial.TimeRatio()),
@@ -601,10 +607,39 @@ class SliceTrials {
     }
     report.reasons.clear();
     if (const auto budget = options_.plan.memory_budget_bytes) {
-      report.plan.budget_met = report.plan.peak_bytes <= *budget;
+      bool met = true;
+      for (const ExamplePeaks& peaks : report.examples) {
+        met &= std::max(peaks.peak_bytes, peaks.measured_peak_bytes.value_or(0)) <= *budget;
+      }
+      report.plan.budget_met = met;
     }
     trial.optimized = {subject.reordered().Keep(), true, std::move(report)};
     return trial;
+  }
+
+  // On other numbers than the example's, if the module takes them.
+  bool IsSameElsewhere(Subject& subject) const {
+    for (const Stack& example : arguments_) {
+      Stack others = CopiedInputs(module_, example, /*copy_state=*/false);
+      others.erase(others.begin());
+      FillAtRandom(others);
+      ScratchModule original(module_);
+      std::optional<Execution> before;
+      try {
+        before = Execute(original.module(), others, subject.copy_state(), subject.quiet());
+      } catch (const std::exception&) {
+        continue;
+      }
+      ScratchModule sliced(subject.reordered().module());
+      try {
+        const Execution after =
+            Execute(sliced.module(), others, subject.copy_state(), subject.quiet());
+        if (!FindDifference(*before, after).empty()) return false;
+      } catch (const std::exception&) {
+        return false;
+      }
+    }
+    return true;
   }
 
   bool IsBetter(const SlicedModule& a, const SlicedModule& b) const {
@@ -638,6 +673,17 @@ class SliceTrials {
                              static_cast<std::int64_t>(report.slices.size())});
     report.levers.back().extra_seconds = best.seconds.b - best.seconds.a;
     report.floor_bytes = plain_.report.floor_bytes;
+    sched::Plan& plan = report.plan;
+    if (plan.lower_bound_bytes < *report.floor_bytes) {
+      plan.lower_bound_bytes = *report.floor_bytes;
+      plan.DropProof();
+      if (plan.is_optimal()) plan.proof = sched::Proof::kResults;
+    }
+    plan.bottleneck.reset();  // of a program that nobody wrote
+    if (plan.budget_met.has_value() && !*plan.budget_met) {
+      report.levers.back().reasons = {
+          {.kind = ReasonKind::kNoStretch, .detail = slicer.Forbidden()}};
+    }
   }
 
   const Module& module_;
@@ -645,6 +691,7 @@ class SliceTrials {
   OptimizeOptions options_;
   Optimized plain_;
   std::vector<Reason> slower_;  // of trials that were given up
+  std::vector<program::SliceTrial> trials_;
 };
 
 }  // namespace

@@ -51,6 +51,7 @@ struct Report {
   sched::Plan plan;           // of that graph; its order is that of the returned module
   program::Edits edits;       // of `sliced`
   std::vector<program::SliceUse> slices;
+  std::vector<program::SliceTrial> slice_trials;  // that gave the same bits
   // Proven over slices, too, where these were asked for; the plan's bound is over the others.
   std::optional<std::int64_t> floor_bytes;
   std::vector<program::LeverUse> levers;

@@ -1,8 +1,11 @@
 #include "jit/sliceable.h"
 
+#include <ATen/Parallel.h>
 #include <torch/csrc/jit/ir/constants.h>
 
 #include <algorithm>
+#include <map>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,13 +18,14 @@ namespace {
 using program::Need;
 using program::Program;
 using program::Slicing;
+using program::Tensor;
 using torch::jit::Node;
 using torch::jit::Value;
 
 void AddTensor(Program& program, const Value* value, const SeenTensor& seen) {
   const c10::ScalarType dtype = c10::getStringToDtypeMap().at(seen.dtype);
   if (c10::isQIntType(dtype) || c10::isComplexType(dtype)) return;  // more than their numbers
-  program.tensors[value->debugName()] = {seen.shape, seen.allocation,
+  program.tensors[value->debugName()] = {seen.shape, seen.dtype, seen.allocation,
                                          seen.fills_it && seen.HasNewStrides()};
 }
 
@@ -85,18 +89,59 @@ program::Call CallOf(const Program& program, const Node* node) {
   return call;
 }
 
-// By values, where the table names arguments. Nothing if an argument is needed that is no tensor
-// that the probe has seen.
-std::optional<Slicing> OfValues(const Program& program, Slicing slicing, const Node* node) {
-  for (auto& [name, need] : slicing.needs) {
-    const auto argument = node->schema().argumentIndexWithName(name);
-    if (!argument) return std::nullopt;
-    name = node->input(*argument)->debugName();
-    const auto tensor = program.tensors.find(name);
-    if (tensor == program.tensors.end()) return std::nullopt;
-    if (need.dimension >= static_cast<int>(tensor->second.shape.size())) return std::nullopt;
+bool IsConstant(const Value* value) {
+  return value->node()->kind() == c10::prim::Constant;
+}
+
+// Does every run with equal tensors make equal results, in sizes and dtypes? Numbers that are no
+// constants may decide on both, and so does the default dtype where integers become floats.
+bool IsDecidedByTensors(const Program& program, const Node* node) {
+  bool has_float = false;
+  for (const Value* input : node->inputs()) {
+    const auto tensor = program.tensors.find(input->debugName());
+    if (tensor != program.tensors.end()) {
+      has_float |= tensor->second.dtype.find("float") != std::string::npos;
+    }
+    const bool is_tensor = input->type()->kind() == c10::TypeKind::TensorType ||
+                           (tensor != program.tensors.end() && tensor->second.is_list);
+    if (!is_tensor && !IsConstant(input)) return false;
   }
-  return slicing;
+  const Tensor& result = program.tensors.at(node->output()->debugName());
+  return has_float || result.is_list || result.dtype.find("float") == std::string::npos;
+}
+
+// By values, where the table names arguments. Nothing if an argument is needed that is no tensor
+// that the probe has seen, or if a value is several arguments of which other parts are needed.
+std::optional<Slicing> OfValues(const Program& program, const Slicing& slicing, const Node* node) {
+  Slicing of_values = slicing;
+  of_values.needs.clear();
+  std::map<std::string, Need> need_of;
+  const std::vector<c10::Argument>& arguments = node->schema().arguments();
+  for (std::size_t i = 0; i < node->inputs().size(); ++i) {
+    const std::string value = node->input(i)->debugName();
+    const auto need =
+        std::ranges::find(slicing.needs, arguments[i].name(), &std::pair<std::string, Need>::first);
+    const Need wanted = need == slicing.needs.end() ? Need() : need->second;
+    const auto [known, is_new] = need_of.emplace(value, wanted);
+    if (known->second != wanted) return std::nullopt;
+    if (!is_new || wanted.dimension == Need::kWhole) continue;
+    const auto tensor = program.tensors.find(value);
+    if (tensor == program.tensors.end()) return std::nullopt;
+    if (wanted.dimension >= static_cast<int>(tensor->second.shape.size())) return std::nullopt;
+    of_values.needs.emplace_back(value, wanted);
+  }
+  return of_values;
+}
+
+// Twice the longest vector, for each share of a run that up to as many threads as there are may
+// get.
+std::int64_t RunElements() {
+  std::int64_t elements = 64;
+  for (std::int64_t threads = 2; threads <= at::get_num_threads(); ++threads) {
+    elements = std::lcm(elements, 64 * threads);
+    if (elements > (std::int64_t{1} << 40)) break;  // none is that long
+  }
+  return elements;
 }
 
 }  // namespace
@@ -111,13 +156,15 @@ void AddSlicings(Program& program, const std::vector<Node*>& nodes, const Probe&
     const auto tensor = program.tensors.find(node->output()->debugName());
     if (tensor == program.tensors.end()) continue;
     if (!is_list && node->maybeSchema() == nullptr) continue;
+    if (!IsDecidedByTensors(program, node)) continue;
     for (int d = 0; d < static_cast<int>(tensor->second.shape.size()); ++d) {
       std::optional<Slicing> slicing =
           is_list ? SlicingOfList(program, node, d) : program::SlicingOf(CallOf(program, node), d);
-      if (slicing && !is_list) slicing = OfValues(program, std::move(*slicing), node);
+      if (slicing && !is_list) slicing = OfValues(program, *slicing, node);
       slicings.push_back(std::move(slicing));
     }
   }
+  program.run_elements = RunElements();
   if (nodes.empty()) return;
   for (const Value* result : nodes[0]->owningBlock()->outputs()) {
     program.results.push_back(result->debugName());

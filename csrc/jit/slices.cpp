@@ -13,10 +13,13 @@
 
 #include "jit/apply.h"
 #include "jit/copyable.h"
+#include "jit/effects.h"
+#include "jit/execute.h"
 #include "jit/nodes.h"
 #include "jit/observe.h"
 #include "jit/overwritable.h"
 #include "jit/prepare.h"
+#include "jit/same_threads.h"
 #include "jit/sliceable.h"
 #include "jit/stretch.h"
 #include "jit/to_program.h"
@@ -40,6 +43,17 @@ c10::Symbol MarkAttribute() {
 
 constexpr int kMostRounds = 24;
 
+// The fallback asks tensors that are inputs where they are, and nobody asks others.
+bool HasPlainInputs(Graph& graph) {
+  bool has_tensor = false;
+  for (const Value* input : graph.inputs()) {
+    const bool is_tensor = input->type()->kind() == c10::TypeKind::TensorType;
+    has_tensor |= is_tensor;
+    if (!is_tensor && !input->type()->is_module() && MayHoldTensors(input->type())) return false;
+  }
+  return has_tensor;
+}
+
 // The comparison tells strides apart, of dimensions of size 1 as well.
 at::Tensor WithNewStrides(const at::Tensor& tensor) {
   return at::empty(tensor.sizes(), tensor.options()).copy_(tensor);
@@ -62,11 +76,15 @@ class PartWatch {
     }
   }
 
-  bool is_running() const { return running_.has_value(); }
+  // Is there an op that does not run in these parts?
+  bool has_found() const {
+    return running_.has_value() ||
+           std::ranges::any_of(facts_, [](const Seen& seen) { return !seen.keeps_bits; });
+  }
 
   void Insert(const program::Program& program, const std::vector<Node*>& nodes, const Probe& probe,
               ValueNames& names) {
-    ApplyStretch(program, stretch_, nodes, probe, names, /*keep=*/true,
+    ApplyStretch(program, stretch_, nodes, probe, names, /*may_run=*/nullptr, /*keep=*/true,
                  [&](std::size_t place, Node* node, Value* part, Value* number) {
                    InsertAround(place, node, part, number);
                  });
@@ -175,7 +193,8 @@ Slicer::Slicer(std::shared_ptr<Graph> graph, sched::Order order, std::function<S
 
 program::Program Slicer::ProgramOf(const std::vector<Node*>& nodes) const {
   program::Program program = ToProgram(nodes, probe_, interference_);
-  if (WhyNotEdited(nodes, interference_).empty()) AddSlicings(program, nodes, probe_);
+  const bool may_slice = HasPlainInputs(*graph_) && WhyNotEdited(nodes, interference_).empty();
+  if (may_slice) AddSlicings(program, nodes, probe_);
   return program;
 }
 
@@ -274,9 +293,10 @@ void Slicer::Apply(const std::shared_ptr<Graph>& graph,
     nodes[v]->i_(MarkAttribute(), static_cast<std::int64_t>(v));
   }
   ValueNames names = NamesOf(nodes);
+  Value* may_run = stretches.empty() ? nullptr : AskForThreads(nodes[stretches[0].ops[0]]);
   for (std::size_t i = 0; i < stretches.size(); ++i) {
     const SlicedStretch sliced = *program::Sliced(program, stretches[i], *facts_);
-    ApplyStretch(program, sliced, nodes, probe_, names)
+    ApplyStretch(program, sliced, nodes, probe_, names, may_run)
         ->i_(MarkAttribute(), kFirstStretch + static_cast<std::int64_t>(i));
   }
 }
@@ -291,12 +311,12 @@ void Slicer::NameAlike(program::Program& sliced, const std::vector<std::int64_t>
     }
   };
   for (std::size_t b = 0; b < sliced.buffers.size(); ++b) {
-    sliced.buffers[b].name = "slice.buffer." + std::to_string(b);
+    sliced.buffers[b].name = "stretch.buffer." + std::to_string(b);
   }
   for (std::size_t v = 0; v < sliced.ops.size(); ++v) {
     program::Op& op = sliced.ops[v];
     if (marks[v] == kUnmarked) {
-      op.name = "slice.guard." + std::to_string(v);
+      op.name = "stretch.guard." + std::to_string(v);
     } else if (marks[v] >= kFirstStretch) {
       const auto number = static_cast<std::size_t>(marks[v] - kFirstStretch);
       op.name = NameOfStretch(number);
@@ -325,15 +345,21 @@ void Slicer::Learn(const std::vector<Stretch>& stretches) {
         std::make_unique<PartWatch>(program, *program::Sliced(program, stretch, *facts_)));
     watches.back()->Insert(program, nodes, probe_, names);
   }
-  Stack stack = make_inputs_();
-  try {
-    torch::jit::InterpreterState(torch::jit::Code(copy, "parts")).run(stack);
-  } catch (const std::exception&) {
-    // An op that raises in parts is not run in parts again.
-    const auto is_running = [](const auto& watch) { return watch->is_running(); };
-    if (std::ranges::none_of(watches, is_running)) throw;
+  const torch::jit::Code code(copy, "parts");
+  // Of zeros and the like parts are the same by any order of sums. Other numbers may lead
+  // elsewhere, or nowhere.
+  for (const bool is_example : {true, false}) {
+    Stack stack = make_inputs_();
+    if (!is_example) FillAtRandom(stack);
+    try {
+      torch::jit::InterpreterState(code).run(stack);
+    } catch (const std::exception&) {
+      // An op that raises in parts, or makes what is no part, is not run in parts again.
+      const auto has_found = [](const auto& watch) { return watch->has_found(); };
+      if (is_example && std::ranges::none_of(watches, has_found)) throw;
+    }
+    for (const auto& watch : watches) watch->TellTo(*facts_, forbidden_);
   }
-  for (const auto& watch : watches) watch->TellTo(*facts_, forbidden_);
 }
 
 std::vector<std::int64_t> TakeMarks(const std::vector<Node*>& nodes) {
@@ -341,13 +367,15 @@ std::vector<std::int64_t> TakeMarks(const std::vector<Node*>& nodes) {
   for (Node* node : nodes) {
     const bool is_marked = node->hasAttribute(MarkAttribute());
     marks.push_back(is_marked ? node->i(MarkAttribute()) : kUnmarked);
-    if (is_marked) node->removeAttribute(MarkAttribute());
+    ForEachInnerNode(node, [](Node* inner) {
+      if (inner->hasAttribute(MarkAttribute())) inner->removeAttribute(MarkAttribute());
+    });
   }
   return marks;
 }
 
 std::string NameOfStretch(std::size_t number) {
-  return "slice." + std::to_string(number);
+  return "stretch." + std::to_string(number);
 }
 
 }  // namespace torch_ext::jit

@@ -46,8 +46,10 @@ class StretchBuilder : public Builder {
   }
 
   // Returns the If, whose outputs are the results.
-  Node* Build(const VisitPart& visit) {
-    Value* is_as_probed = All(Conditions());
+  Node* Build(Value* may_run, const VisitPart& visit) {
+    std::vector<Value*> conditions = Conditions();
+    if (may_run != nullptr) conditions.push_back(may_run);
+    Value* is_as_probed = All(conditions);
     Node* choice =
         graph().insertNode(graph().create(c10::prim::If, {is_as_probed}, results_.size()));
     AddInParts(choice->addBlock(), visit);
@@ -280,14 +282,14 @@ ValueNames NamesOf(const std::vector<Node*>& nodes) {
 
 Node* ApplyStretch(const program::Program& program, const SlicedStretch& stretch,
                    const std::vector<Node*>& nodes, const Probe& probe, ValueNames& names,
-                   bool keep, const VisitPart& visit) {
+                   Value* may_run, bool keep, const VisitPart& visit) {
   Node* first = nodes[stretch.ops.front().op];
   Node* last = nodes[stretch.ops.back().op];
   for (const program::OpId v : stretch.ahead) nodes[v]->moveBefore(first);
   Graph& graph = *first->owningGraph();
   const WithInsertPoint behind(last->next());
   StretchBuilder builder(graph, program, stretch, nodes, probe, names);
-  Node* choice = builder.Build(visit);
+  Node* choice = builder.Build(may_run, visit);
   if (keep) return choice;
   const std::vector<Value*> results = builder.results();
   for (std::size_t i = 0; i < results.size(); ++i) {

@@ -1,6 +1,6 @@
 // A stretch of a graph, run part by part (levers/slice.h):
 //
-//     if <older tensors have the sizes, strides and dtypes that were probed>:
+//     if <as many threads> and <older tensors have the sizes, strides and dtypes that were probed>:
 //         results = empty(...)
 //         for part in ...:
 //             the nodes, on views of older tensors; each writes its part of a result
@@ -34,10 +34,12 @@ ValueNames NamesOf(const std::vector<torch::jit::Node*>& nodes);
 
 // `nodes` are OpNodes of the graph's block, one behind the other in the order of the stretch, and
 // `program` is of them, as `probe` saw them. The stretch's own nodes are no more afterwards, unless
-// `keep`: then they run in front of it, and nobody reads its results. Returns the If.
+// `keep`: then they run in front of it, and nobody reads its results. `may_run`: a bool in front of
+// them, or null. Returns the If.
 torch::jit::Node* ApplyStretch(const program::Program& program,
                                const program::SlicedStretch& stretch,
                                const std::vector<torch::jit::Node*>& nodes, const Probe& probe,
-                               ValueNames& names, bool keep = false, const VisitPart& visit = {});
+                               ValueNames& names, torch::jit::Value* may_run, bool keep = false,
+                               const VisitPart& visit = {});
 
 }  // namespace torch_ext::jit

@@ -68,6 +68,7 @@ struct Buffer {
 // A value that is one tensor, or a list of tensors that are alike where it matters.
 struct Tensor {
   std::vector<std::int64_t> shape;
+  std::string dtype = {};
   BufferId buffer = -1;       // none: older than the program, or several
   bool fills_buffer = false;  // with the strides of a new tensor
   bool is_list = false;
@@ -114,6 +115,7 @@ struct Program {
   // Of slices (levers/slice.h): what is known of values, and those that leave the program.
   std::map<std::string, Tensor> tensors;
   std::vector<std::string> results;
+  std::int64_t run_elements = 1;  // where an op minds runs, parts are multiples of that
 };
 
 }  // namespace torch_ext::program

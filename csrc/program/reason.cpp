@@ -97,7 +97,7 @@ std::string English(const Reason& reason) {
       return "the captured step needs more than the eager loop (" + bytes + " against " +
              other_bytes + "), which is kept";
     case ReasonKind::kNoStretch:
-      return "no ops that can run in parts lower the peak" +
+      return "no further ops that can run in parts lower the peak" +
              (reason.detail.empty() ? "" : "; " + reason.detail);
     case ReasonKind::kSlower:
       return "with slices " + bytes + " would do, in " + reason.detail +

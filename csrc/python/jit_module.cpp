@@ -93,7 +93,7 @@ py::tuple ReportFields(const jit::Report& report) {
   return py::make_tuple(
       torch_ext::python::LeverPlanFields(report.original, report.sliced, report.program,
                                          report.graph, report.plan, report.edits, report.levers,
-                                         report.slices, report.floor_bytes),
+                                         report.slices, report.slice_trials, report.floor_bytes),
       torch_ext::python::ReasonFields(report.reasons), MeasuredFields(report));
 }
 

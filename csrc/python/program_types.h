@@ -147,6 +147,21 @@ inline pybind11::list SliceFields(const std::vector<program::SliceUse>& slices) 
   return all;
 }
 
+// What torch_ext/program/plan.py calls SliceTrials.
+inline pybind11::list TrialFields(const std::vector<program::SliceTrial>& trials) {
+  namespace py = pybind11;
+  py::list all;
+  for (const program::SliceTrial& trial : trials) {
+    py::dict fields;
+    fields["peak_bytes"] = trial.peak_bytes;
+    fields["slices"] = trial.slices;
+    fields["seconds"] = trial.seconds;
+    fields["seconds_without"] = trial.seconds_without;
+    all.append(fields);
+  }
+  return all;
+}
+
 // Program, edited program, edits, plan, uses of levers: what a report is made of. The edits are of
 // `sliced`, which is the original where nothing runs in parts.
 inline pybind11::dict LeverPlanFields(const program::Program& original,
@@ -155,6 +170,7 @@ inline pybind11::dict LeverPlanFields(const program::Program& original,
                                       const sched::Plan& plan, const program::Edits& edits,
                                       const std::vector<program::LeverUse>& uses,
                                       const std::vector<program::SliceUse>& slices = {},
+                                      const std::vector<program::SliceTrial>& trials = {},
                                       std::optional<std::int64_t> floor_bytes = {}) {
   pybind11::dict fields;
   fields["graph"] = ProgramFields(original);
@@ -162,6 +178,7 @@ inline pybind11::dict LeverPlanFields(const program::Program& original,
   fields["overwrites"] = OverwriteFields(sliced, edits.overwrites);
   fields["hoists"] = HoistFields(sliced, edits.hoists);
   fields["slices"] = SliceFields(slices);
+  fields["slice_trials"] = TrialFields(trials);
   fields["floor_bytes"] = floor_bytes.value_or(plan.lower_bound_bytes);
   fields["plan"] = PlanFields(graph, plan);
   fields["levers"] = LeverFields(uses);

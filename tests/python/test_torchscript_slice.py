@@ -81,7 +81,7 @@ def same(a: object, b: object) -> bool:
     ids=["rows", "batch", "elements"],
 )
 def test_a_budget_that_order_does_not_meet_is_met_by_slices(network, inputs):
-    script, module, report = sliced(network, *inputs)
+    _script, _module, report = sliced(network, *inputs)
     assert report.slices
     assert report.identical
     assert report.peak_bytes < report.original_peak_bytes
@@ -235,7 +235,7 @@ def test_verifying_notices_other_bits():
 
 
 def test_optimizing_again_starts_from_what_is_sliced(convolutions):
-    script, module, report = convolutions
+    script, module, _report = convolutions
     again, _ = torch_ext.optimize(module, (image(),))
     assert same(again(image()), script(image()))
     assert torch_ext.verify(again, (image(),)).identical
@@ -304,7 +304,7 @@ def test_what_has_no_rule_runs_whole():
         def forward(self, x: Tensor) -> Tensor:
             return torch.sort(x, 1)[0].flip(0)
 
-    script, module, report = sliced(Sorted(), torch.randn(64, 64))
+    _script, module, report = sliced(Sorted(), torch.randn(64, 64))
     assert not report.slices
     assert "can run in parts" in report.levers[-1].reason
     assert module is not None
@@ -326,6 +326,222 @@ def test_random_numbers_are_not_drawn_in_parts():
     assert same(*outputs)
     drawn = {op.name for op in report.graph.ops if "rand" in op.kind}
     assert not any(drawn & set(use.ops) for use in report.slices)
+
+
+def test_other_numbers_of_threads_run_the_original():
+    """Kernels that split work sum in another order with another number of threads."""
+    torch.set_num_threads(1)
+    script, module, report = sliced(Convolutions(), image())
+    taken = {}
+    for threads in (2, 1, 3, 4, 1):
+        torch.set_num_threads(threads)
+        x = image()
+        assert same(module(x), script(x))
+        with torch_ext.measure_peak() as memory:
+            module(x)
+        taken[threads] = memory.peak_bytes
+    assert taken[1] == report.peak_bytes
+    assert min(taken[2], taken[3], taken[4]) > report.peak_bytes
+
+
+class Function(nn.Module):
+    """Of elements, between two that cost memory."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.function(x * 2) + x).amax(0)
+
+
+MINDING_RUNS = {
+    "sigmoid": torch.sigmoid,
+    "silu": nn.functional.silu,
+    "elu": nn.functional.elu,
+    "softplus": nn.functional.softplus,
+    "gelu": nn.functional.gelu,
+    "maximum": lambda x: torch.maximum(x, -x),
+    "pow": lambda x: torch.pow(x.abs(), 1.7),
+    "log_softmax": lambda x: torch.log_softmax(x, 1),
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 50, 51), (3, 5000), (8, 103), (16, 77), (4, 64, 64)])
+@pytest.mark.parametrize("name", MINDING_RUNS)
+def test_no_bits_are_the_same_by_luck(name, shape):
+    """Ends of runs are rounded otherwise, seldom: an example may not show it."""
+    torch.set_num_threads(1)
+    script, module, _ = sliced(Function(MINDING_RUNS[name]), torch.randn(*shape))
+    for _ in range(20):
+        x = torch.randn(*shape)
+        assert same(module(x), script(x))
+
+
+def test_examples_of_zeros_tell_nothing():
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(64, 512, bias=False)
+            self.down = nn.Linear(512, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(torch.relu(self.up(x)))
+
+    script, module, _ = sliced(Wide(), torch.zeros(96, 64))
+    for _ in range(5):
+        x = torch.randn(96, 64)
+        assert same(module(x), script(x))
+
+
+def test_a_value_may_be_several_arguments():
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            return nn.functional.scaled_dot_product_attention(y, y, y)
+
+    script, module, _ = sliced(Attention(), torch.ones(4, 256, 16))
+    x = torch.randn(4, 256, 16)
+    assert same(module(x), script(x))
+
+
+def test_a_list_sees_what_is_changed_in_place_later():
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(32, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = x.repeat(1, 4, 1, 1) * 2
+            a = a + a
+            b = a * 3
+            both = [a, b]
+            r = a.relu_()
+            joined = torch.cat(both, 1)
+            return (self.convolution(joined) + torch.neg(r).sum(1, True)).sum(1)
+
+    script = torch.jit.freeze(torch.jit.script(Listed().eval()))
+    module, _ = torch_ext.optimize(script, (torch.rand(1, 4, 64, 64),), memory_budget=1)
+    x = torch.randn(1, 4, 64, 64)
+    assert same(module(x), script(x))
+
+
+class SumAs(nn.Module):
+    def forward(self, x: Tensor, d: int) -> Tensor:
+        y = torch.relu(x) * 2
+        return torch.sum(y.neg() + y, 1, dtype=d)
+
+
+class PoolTo(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        z = torch.relu(x * 2)
+        return nn.functional.adaptive_avg_pool2d(z.neg() + z, y.size()[2:]).amax(1)
+
+
+class TimesItem(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a = x * y.item()
+        return (a.abs() + a).amax(1)
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "other"),
+    [
+        (SumAs(), (torch.randn(64, 256), torch.float32), (torch.randn(64, 256), torch.float64)),
+        (
+            PoolTo(),
+            (torch.randn(2, 64, 16, 16), torch.randn(1, 1, 8, 8)),
+            (torch.randn(2, 64, 16, 16), torch.randn(1, 1, 5, 5)),
+        ),
+        (
+            TimesItem(),
+            (torch.randint(-9, 9, (64, 256)), torch.tensor(3)),
+            (torch.randint(-9, 9, (64, 256)), torch.tensor(3.5)),
+        ),
+    ],
+)
+def test_numbers_of_a_call_decide_on_results(network, given, other):
+    script = torch.jit.script(network.eval())
+    module, _ = torch_ext.optimize(script, given, memory_budget=1)
+    for inputs in (given, other):
+        assert same(module(*inputs), script(*inputs))
+
+
+def test_the_default_dtype_decides_on_results():
+    class Sines(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.sin(x * 2)
+            return (y.abs() + y).amax(1)
+
+    x = torch.randint(-9, 9, (64, 256))
+    script, module, _ = sliced(Sines(), x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert same(module(x), script(x))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_operands_may_be_broadcast():
+    class Clamped(nn.Module):
+        def forward(self, x: Tensor, low: Tensor) -> Tensor:
+            return torch.clamp(x * 2, min=low).abs()
+
+    inputs = (torch.randn(64, 256), torch.randn(64, 256))
+    script, module, report = sliced(Clamped(), *inputs)
+    assert report.identical
+    assert same(module(*inputs), script(*inputs))
+
+
+def test_a_sliced_module_that_raises_is_not_lost():
+    class Unfrozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(8, 16, 3, padding=1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.convolution(x).unsqueeze(1) * x[:, :1].unsqueeze(1).expand(-1, 8, -1, -1, -1)
+            return (torch.relu(y) + y).sum(1)
+
+    x = torch.randn(2, 8, 32, 32)
+    script = torch.jit.trace(Unfrozen().eval().requires_grad_(False), x)
+    module, report = torch_ext.optimize(script, (x,), memory_budget=1)
+    assert report.slices
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            module(x.double())
+        assert same(module(x), script(x))
+
+
+def test_arguments_that_may_be_none_run_whole():
+    network = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    x = torch.randn(2, 8, 32, 32)
+    module, report = torch_ext.optimize(torch.jit.script(network.eval()), (x,), memory_budget=1)
+    assert report.identical
+    assert same(module(x), network(x))
+
+
+def test_names_of_stretches_are_not_those_of_ops():
+    class Sliced(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x[:, :200]
+            z = torch.relu(y.unsqueeze(1) * y[:, :1].unsqueeze(1).expand(-1, 8, -1))
+            return (z + z.neg()).sum(1)
+
+    _, _, report = sliced(Sliced(), torch.randn(64, 256))
+    assert report.slices
+    assert report.identical
+
+
+def test_tensors_in_lists_are_left_alone():
+    class Listed(nn.Module):
+        def forward(self, xs: list[Tensor]) -> Tensor:
+            a = torch.neg(torch.relu(xs[0]))
+            return torch.abs(a) + a
+
+    script = torch.jit.script(Listed().eval())
+    _, report = torch_ext.optimize(script, ([torch.randn(64, 256)],), memory_budget=1)
+    assert not report.slices
 
 
 def test_other_doors_do_not_take_slices():

@@ -18,8 +18,8 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> None:
         commands,
         "verify",
         run,
-        "run two models and compare what they do, bit for bit; or one that optimize has edited, and "
-        "the original that it holds",
+        "run two models and compare what they do, bit for bit; or one that optimize has edited, "
+        "and the original that it holds",
     )
     with_model(sub, "a")
     sub.add_argument("b", nargs="?", help="another TorchScript file")

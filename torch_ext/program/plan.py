@@ -109,6 +109,21 @@ class LeverUse:
 
 
 @dataclasses.dataclass(frozen=True)
+class SliceTrial:
+    """A program with slices that was tried, and gave the same bits."""
+
+    peak_bytes: int
+    slices: int
+    seconds: float  # of a call, measured in turns with the program without slices
+    seconds_without: float
+
+    @property
+    def time_ratio(self) -> float:
+        """Of a call with slices to one without."""
+        return self.seconds / self.seconds_without
+
+
+@dataclasses.dataclass(frozen=True)
 class LeverPlan:
     """A program with what the levers made of it. Equal to the original where they made nothing."""
 
@@ -117,6 +132,7 @@ class LeverPlan:
     overwrites: tuple[Overwrite, ...]
     hoists: tuple[Hoist, ...]
     slices: tuple[Slice, ...]
+    slice_trials: tuple[SliceTrial, ...]
     floor_bytes: int  # proven under any use of the levers asked for
     plan: Plan  # of `edited`
     levers: tuple[LeverUse, ...]
@@ -133,6 +149,7 @@ class LeverPlan:
                 Slice(**{**use, "ops": tuple(use["ops"]), "shape": tuple(use["shape"])})
                 for use in fields["slices"]
             ),
+            slice_trials=tuple(SliceTrial(**trial) for trial in fields["slice_trials"]),
             floor_bytes=fields["floor_bytes"],
             plan=Plan(**plan_fields(fields["plan"])),
             levers=tuple(LeverUse(**use) for use in fields["levers"]),
@@ -141,7 +158,7 @@ class LeverPlan:
     @classmethod
     def of_original(cls, graph: Program, plan: Plan) -> Self:
         """Take a plan of a program that nobody edited."""
-        return cls(graph, graph, (), (), (), plan.lower_bound_bytes, plan, ())
+        return cls(graph, graph, (), (), (), (), plan.lower_bound_bytes, plan, ())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch_ext.arguments import FilePath
 from torch_ext.columns import Rows, two_columns
 from torch_ext.files import write_text
 from torch_ext.program.graph import TimelineEntry
-from torch_ext.program.plan import LeverPlan, LeverUse, Plan, Reason, joined
+from torch_ext.program.plan import LeverPlan, LeverUse, Plan, Reason, SliceTrial, joined
 from torch_ext.program.program import Buffer, Hoist, Overwrite, Program, Slice
 from torch_ext.reporting.findings import Findings
 from torch_ext.reporting.page import to_html
@@ -52,6 +52,7 @@ class ProgramReport(Plan):
     overwrites: tuple[Overwrite, ...] = dataclasses.field(repr=False)
     hoists: tuple[Hoist, ...] = dataclasses.field(repr=False)
     slices: tuple[Slice, ...] = dataclasses.field(repr=False)
+    slice_trials: tuple[SliceTrial, ...] = dataclasses.field(repr=False)
     floor_bytes: int | None  # proven under any use of the levers asked for
     graph: Program = dataclasses.field(repr=False, compare=False)  # before any edit
     edited: Program = dataclasses.field(repr=False, compare=False)  # what the plan is of
@@ -83,7 +84,18 @@ class ProgramReport(Plan):
         if self.slices:
             rows.append(("slices", str(len(self.slices))))
             rows += [(f"  {use.parts} parts", str(use)) for use in self.slices[:MOST_SLICES]]
-        return [*rows, *((f"no {use.name}", use.reason) for use in self.levers if use.reason)]
+            if len(self.slices) > MOST_SLICES:
+                rows.append(("", f"and {len(self.slices) - MOST_SLICES} more"))
+            used = self.levers[-1].extra_seconds
+            rows.append(("  time of a call", f"{used * 1000:+.1f} ms, as measured in turns"))
+        return [
+            *rows,
+            *(
+                (f"no {'more ' if use.edits else ''}{use.name}", use.reason)
+                for use in self.levers
+                if use.reason
+            ),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, `"format": 1` included; without the graphs."""
@@ -175,6 +187,7 @@ def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
         "overwrites": found.overwrites,
         "hoists": found.hoists,
         "slices": found.slices,
+        "slice_trials": found.slice_trials,
         "floor_bytes": min(found.floor_bytes, found.plan.lower_bound_bytes),
         "graph": found.graph,
         "edited": found.edited,

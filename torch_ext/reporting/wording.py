@@ -79,7 +79,9 @@ def lead(findings: Findings) -> str:
     if saved_bytes == 0:
         sentence = "Another order of the operations gains nothing here."
     else:
-        overwrites, hoists = (len(getattr(plan, name, ())) for name in ("overwrites", "hoists"))
+        overwrites, hoists, slices = (
+            len(getattr(plan, name, ())) for name in ("overwrites", "hoists", "slices")
+        )
         edits = []
         if plan.moved_ops:
             edits.append(f"in another order, {plan.moved_ops:,} of them moved,")
@@ -87,6 +89,9 @@ def lead(findings: Findings) -> str:
             edits.append(f"{overwrites:,} of them writing over what nobody needs any more,")
         if hoists:
             edits.append(f"{hoists:,} of their copies made beforehand,")
+        if slices:
+            stretches = "stretch" if slices == 1 else "stretches"
+            edits.append(f"{slices:,} {stretches} of them part by part,")
         sentence = (
             f"The same {counted(len(findings.graph.ops), 'operation')} {' and '.join(edits)} take "
             f"{amount(saved_bytes)} less at the peak."

@@ -35,6 +35,31 @@ bool IsPure(const Effects& effects) {
          !effects.writes_outside;
 }
 
+// Are elements at the ends of runs the same in parts as in the whole? Tensors without gaps are one
+// run from `runs_from` on; a view of a part is a run for each index of the dimensions before it.
+bool KeepsRuns(const Program& program, const Op& op, const Slicing& slicing, int dimension,
+               const std::vector<Interval>& parts) {
+  const Tensor& result = program.tensors.at(op.outputs[0]);
+  if (!slicing.minds_runs || dimension < slicing.runs_from) return true;
+  if (!result.fills_buffer) return false;
+  for (const auto& [value, need] : slicing.needs) {
+    const Tensor& tensor = program.tensors.at(value);
+    if (tensor.shape != result.shape || !tensor.fills_buffer) return false;
+  }
+  std::int64_t inner = 1, outer = 1;
+  for (std::size_t d = dimension + 1; d < result.shape.size(); ++d) inner *= result.shape[d];
+  for (int d = slicing.runs_from; d < dimension; ++d) outer *= result.shape[d];
+  const auto is_even = [&](std::int64_t index) {
+    return index * inner % program.run_elements == 0;
+  };
+  // Threads share runs, too: more than 64 elements is for them.
+  const bool ends_within = outer > 1 || program.run_elements > 64;
+  return std::ranges::all_of(parts, [&](const Interval& part) {
+    const bool is_last = part.end == result.shape[dimension];
+    return is_even(part.begin) && (is_even(part.end) || (is_last && !ends_within));
+  });
+}
+
 // A program in an order of its ops, or of some of them.
 class Index {
  public:
@@ -51,6 +76,7 @@ class Index {
       }
       for (const BufferId b : program.ops[v].reads) readers_[b].push_back(place[v]);
       for (const std::string& value : program.ops[v].outputs) made_at_[value] = place[v];
+      AddList(program.ops[v]);
     }
     for (const std::string& value : program.results) {
       last_read_[value] = std::numeric_limits<std::int32_t>::max();
@@ -97,6 +123,16 @@ class Index {
   }
 
  private:
+  // A list holds the memory of its tensors.
+  void AddList(const Op& op) {
+    if (op.outputs.size() != 1) return;
+    const auto list = program_.tensors.find(op.outputs[0]);
+    if (list == program_.tensors.end() || !list->second.is_list) return;
+    for (const std::string& value : op.inputs) {
+      values_[program_.tensors.at(value).buffer].push_back(op.outputs[0]);
+    }
+  }
+
   const Program& program_;
   const sched::Order& order_;
   std::unordered_map<std::string, std::int32_t> made_at_, last_read_;  // places
@@ -245,6 +281,7 @@ class Growing {
     if (leaves) Cover(needed.parts, size);
     const std::int64_t longest = LongestOf(needed.parts);
     if (!facts_.MayKeepBits(v, dimension, longest)) return false;
+    if (!KeepsRuns(program, op, slicing, dimension, needed.parts)) return false;
     const auto would_pass = [&](std::int32_t later) { return places_ahead_.contains(later); };
     if (std::ranges::any_of(index_.ConflictsOf(place), would_pass)) return false;
     const std::optional<Needs> needs = NeedsOf(slicing, needed.parts);
@@ -389,7 +426,7 @@ std::string CallText(const Program& program, const Op& op) {
     for (const std::string& value : values) {
       const auto tensor = program.tensors.find(value);
       if (tensor == program.tensors.end()) continue;
-      text += tensor->second.fills_buffer ? " [" : " (";
+      text += ' ' + tensor->second.dtype + (tensor->second.fills_buffer ? "[" : "(");
       for (const std::int64_t size : tensor->second.shape) text += std::to_string(size) + ',';
     }
     text += ';';

@@ -20,6 +20,8 @@
 //             value of that memory later
 //   results   those read later have memory of their own, one each, and fill it; the parts cover
 //             them
+//   runs      where kernels compute the ends of runs of elements by other code, and round otherwise
+//             (gelu, sigmoid, batch norm), the ends are the same in parts
 //   facts     the adaptor knows nothing against it: an op whose bits are others in parts of that
 //             size, or smaller ones
 // Then every part of each value is computed from the same numbers as in the whole. Whether by the

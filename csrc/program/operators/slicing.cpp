@@ -93,6 +93,8 @@ Answer Broadcast(const Asked& call) {
 Answer BatchNorm(const Asked& call) {
   if (!call.Is("training", false)) return std::nullopt;
   Answer slicing = Same("input", call.dimension());
+  slicing->minds_runs = true;
+  slicing->runs_from = 2;  // planes are computed one by one
   if (call.dimension() != 1) return slicing;
   for (const char* name : {"weight", "bias", "running_mean", "running_var"}) {
     if (call.Of(name) != nullptr) slicing->needs.push_back({name, {.dimension = 0}});
@@ -338,24 +340,50 @@ Answer Pad(const Asked& call) {
 
 using Rule = std::function<Answer(const Asked&)>;
 
+Rule MindingRuns(const Rule& rule) {
+  return [rule](const Asked& call) {
+    Answer slicing = rule(call);
+    if (slicing) slicing->minds_runs = true;
+    return slicing;
+  };
+}
+
+// With a factor it is one rounding or two.
+Answer Sum(const Asked& call) {
+  const bool has_factor = call.Constant<std::int64_t>("alpha").value_or(1) != 1 ||
+                          call.Constant<double>("alpha").value_or(1) != 1;
+  return has_factor ? MindingRuns(Broadcast)(call) : Broadcast(call);
+}
+
+// Lines of the last dimension are computed one by one, those of others side by side.
+Answer Softmax(const Asked& call) {
+  const auto along = call.Dimension("dim", call.rank());
+  const bool is_apart = along && (*along == call.rank() - 1 || call.dimension() < *along);
+  return is_apart ? AcrossDimension(call) : std::nullopt;
+}
+
 const std::unordered_map<std::string, Rule>& Rules() {
   static const std::unordered_map<std::string, Rule> kRules = [] {
     std::unordered_map<std::string, Rule> rules;
     const auto add = [&](const char* name, const Rule& rule) {
       rules.emplace(std::string("aten::") + name, rule);
     };
+    // Exactly rounded, or by the same code for vectors and single elements.
     for (const char* name :
-         {"abs",       "alias",      "clamp",       "clamp_min",  "clone",  "contiguous",
-          "cos",       "detach",     "elu",         "erf",        "exp",    "gelu",
-          "hardswish", "hardtanh",   "hardsigmoid", "leaky_relu", "log",    "mish",
-          "neg",       "reciprocal", "relu",        "relu6",      "rsqrt",  "sigmoid",
-          "silu",      "sin",        "softplus",    "sqrt",       "square", "tanh"}) {
+         {"abs",       "alias",    "clone",       "contiguous", "detach", "erf",    "exp",
+          "hardswish", "hardtanh", "hardsigmoid", "leaky_relu", "log",    "neg",    "reciprocal",
+          "relu",      "relu6",    "rsqrt",       "sin",        "sqrt",   "square", "tanh"}) {
       add(name, Elementwise);
     }
-    for (const char* name : {"add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow",
-                             "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge"}) {
+    for (const char* name : {"cos", "elu", "gelu", "mish", "sigmoid", "silu", "softplus"}) {
+      add(name, MindingRuns(Elementwise));
+    }
+    for (const char* name : {"add", "sub", "rsub"}) add(name, Sum);
+    for (const char* name : {"mul", "div", "where", "masked_fill", "clamp", "clamp_min", "eq", "ne",
+                             "lt", "le", "gt", "ge"}) {
       add(name, Broadcast);
     }
+    for (const char* name : {"maximum", "minimum", "pow"}) add(name, MindingRuns(Broadcast));
     for (const char* name : {"dropout", "feature_dropout"}) {
       add(name, [](const Asked& call) {
         return SameIf(call.Is("train", false), "input", call.dimension());
@@ -364,7 +392,8 @@ const std::unordered_map<std::string, Rule>& Rules() {
     add("batch_norm", BatchNorm);
     add("layer_norm", LayerNorm);
     add("group_norm", [](const Asked& call) { return FirstOnly(call, "input"); });
-    for (const char* name : {"softmax", "log_softmax", "cumsum"}) add(name, AcrossDimension);
+    for (const char* name : {"softmax", "log_softmax"}) add(name, Softmax);
+    add("cumsum", AcrossDimension);
     for (const char* name : {"conv1d", "conv2d", "_convolution"}) add(name, Convolution);
     for (const char* name : {"max_pool2d", "avg_pool2d"}) add(name, Pool);
     for (const char* name : {"adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d"}) {

@@ -35,6 +35,8 @@ struct Need {
   std::int64_t before = 0;  // padding of the argument reaches that far
   std::int64_t extent = 1;
 
+  bool operator==(const Need&) const = default;
+
   // Nothing if no interval of the argument gives exactly that part. `size` is the argument's.
   std::optional<Interval> Of(Interval part, std::int64_t size) const;
 };
@@ -50,6 +52,10 @@ struct Slicing {
   // none; one that does keeps it on both sides, and rows that are spoilt by it are cut off again.
   std::string padding;
   std::size_t padding_place = 0;
+  // Kernels compute most elements by vectors, and those at the end of a run of elements one by one,
+  // which may round otherwise: such elements must stay at the ends.
+  bool minds_runs = false;
+  int runs_from = 0;  // the first dimension of a run
   bool changes_argument = false;  // the result is the first argument, changed in place
   bool may_be_view = false;       // or the first argument itself
 };

@@ -33,7 +33,7 @@ Program RandomSliceable(std::uint64_t seed) {
   std::vector<std::string> values;
   const auto add_value = [&](const std::string& name, BufferId buffer,
                              std::vector<std::int64_t> shape) {
-    program.tensors[name] = {std::move(shape), buffer, true};
+    program.tensors[name] = {std::move(shape), "", buffer, true};
     values.push_back(name);
   };
   const auto add_buffer = [&](const std::string& name, const std::vector<std::int64_t>& shape,
@@ -467,7 +467,8 @@ Program Chain() {
   program.buffers = {{.name = "x", .bytes = 32, .is_input = true},
                      {.name = "a", .bytes = 32},
                      {.name = "b", .bytes = 32, .kept = true}};
-  program.tensors = {{"x", {{4, 1}, 0, true}}, {"a", {{4, 1}, 1, true}}, {"b", {{4, 1}, 2, true}}};
+  program.tensors = {
+      {"x", {{4, 1}, "", 0, true}}, {"a", {{4, 1}, "", 1, true}}, {"b", {{4, 1}, "", 2, true}}};
   for (const auto& [from, to, reads, writes] :
        {std::tuple("x", "a", 0, 1), std::tuple("a", "b", 1, 2)}) {
     Slicing slicing{.needs = {{from, {.dimension = 0}}}};
@@ -534,6 +535,67 @@ TEST(Slice, WhatIsChangedInPlaceIsTheStretchsOwn) {
   Program read_later = program;
   read_later.results = {"b", "a"};
   EXPECT_FALSE(IsStretch(read_later));
+}
+
+TEST(Slice, AListHoldsWhatIsChangedInPlace) {
+  // a is changed, and read as it was through a list that is older.
+  Program program = Chain();
+  program.buffers.push_back({.name = "c", .bytes = 32, .kept = true});
+  program.tensors["list"] = {.shape = {4, 1}, .is_list = true};
+  program.tensors["a_"] = {{4, 1}, "", 1, true};
+  program.tensors["c"] = {{4, 1}, "", 3, true};
+  Slicing of_a{.needs = {{"a", {.dimension = 0}}}}, of_list{.needs = {{"list", {.dimension = 0}}}};
+  Slicing change = of_a;
+  change.changes_argument = true;
+  Slicing sum{.needs = {{"b", {.dimension = 0}}, {"a_", {.dimension = 0}}}};
+  const Op make_a = program.ops[0];
+  program.ops = {make_a,
+                 {"list", "prim::ListConstruct", {}, {"a"}, {"list"}},
+                 {"change", "test::op_", {}, {"a"}, {"a_"}},
+                 {"join", "test::op", {}, {"list"}, {"b"}},
+                 {"add", "test::op", {}, {"b", "a_"}, {"c"}}};
+  program.ops[1].slicings = {of_a, std::nullopt};
+  program.ops[1].reads = program.ops[2].reads = program.ops[3].reads = {1};
+  program.ops[2].slicings = {change, std::nullopt};
+  program.ops[3].slicings = {of_list, std::nullopt};
+  program.ops[3].writes = {2};
+  program.ops[4].slicings = {sum, std::nullopt};
+  program.ops[4].reads = {2, 1};
+  program.ops[4].writes = {3};
+  program.buffers[2].kept = false;
+  program.results = {"c"};
+  EXPECT_FALSE(Sliced(program, {{0, 1, 2, 3, 4}, 0, 1}, SliceFacts(program)).has_value());
+  program.ops[2].slicings[0]->changes_argument = false;
+  program.ops[2].writes = {1};
+  EXPECT_TRUE(Sliced(program, {{0, 1, 2, 3, 4}, 0, 1}, SliceFacts(program)).has_value());
+}
+
+TEST(Slice, EndsOfRunsStayWhereTheyAre) {
+  Program program = Chain();
+  for (auto& [name, tensor] : program.tensors) tensor.shape = {2, 160, 1};
+  for (Op& op : program.ops) {
+    op.slicings[0]->minds_runs = true;
+    op.slicings.push_back(op.slicings[0]);
+    op.slicings[1] = op.slicings[0];
+    op.slicings[1]->needs[0].second.dimension = 1;
+  }
+  program.run_elements = 32;
+  const auto is_stretch = [&](int dimension, std::int64_t part_size) {
+    return Sliced(program, {{0, 1}, dimension, part_size}, SliceFacts(program)).has_value();
+  };
+  EXPECT_TRUE(is_stretch(0, 1));   // 160 elements each
+  EXPECT_TRUE(is_stretch(1, 64));  // 64, 64 and 32
+  EXPECT_FALSE(is_stretch(1, 48));
+  program.run_elements = 64;
+  EXPECT_FALSE(is_stretch(0, 1));
+  EXPECT_FALSE(is_stretch(1, 64));  // the last ends in the middle of the whole
+  for (Op& op : program.ops) op.slicings[1]->runs_from = 1;
+  EXPECT_TRUE(is_stretch(1, 64));
+  program.run_elements = 128;  // for two threads
+  EXPECT_FALSE(is_stretch(1, 128));
+  program.run_elements = 32;
+  program.tensors["a"].fills_buffer = false;
+  EXPECT_FALSE(is_stretch(0, 1));
 }
 
 TEST(Slice, FactsForbidAndTellScratchMemory) {

@@ -1,0 +1,171 @@
+"""What slices gain on standard models, and what they cost: see docs/slices.md, suite.py.
+
+One row per model and batch size, traced and frozen, in a process of its own. Peaks are MiB, the
+allocator's; times are ratios of calls in turns, with slices to without (order and overwriting):
+
+  order, edits      without slices
+  sliced, time      what optimize takes without a budget: the fastest of those tried, if it is not
+                    slower (by more than 2 %)
+  to 1.15, time     the lowest peak of those tried that take at most 1.15 of the time
+  least, time       the lowest peak of all that were tried
+  hand, hand time, hand bits
+                    what people do: the whole model on one sample after the other, and a cat; the
+                    time beside the module as it was
+  seconds           of optimize, with all trials
+
+Exits with 1 if a module is not identical, uses more memory than before or was predicted wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import time
+import warnings
+from typing import Any
+
+import torch
+from children import add_one, row_of
+from measuring import mib, settled_peak, time_ratios
+from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
+from suite import CASES, QUICK, Subject
+
+from torch_ext import Report, optimize
+from torch_ext.program.plan import SliceTrial
+
+HEADER = (
+    "model",
+    "batch",
+    "before MiB",
+    "order MiB",
+    "edits MiB",
+    "sliced MiB",
+    "slices",
+    "time",
+    "to 1.15 MiB",
+    "to 1.15 time",
+    "least MiB",
+    "least time",
+    "floor MiB",
+    "hand MiB",
+    "hand time",
+    "hand bits",
+    "identical",
+    "seconds",
+    "remark",
+)
+WORDS = ("model", "hand bits", "identical", "remark")
+LEVERS = ("order", "overwrite", "slice")
+MOST_RATIO = 1.15
+HAND_SECONDS = 10.0  # at most
+
+
+def _lowest(trials: tuple[SliceTrial, ...], most_ratio: float) -> tuple[str, str]:
+    within = [trial for trial in trials if trial.time_ratio <= most_ratio]
+    if not within:
+        return "", ""
+    best = min(within, key=lambda trial: trial.peak_bytes)
+    return mib(best.peak_bytes), f"{best.time_ratio:.3f}"
+
+
+def _by_hand(subject: Subject, pairs: int) -> dict[str, str]:
+    """The whole model on one sample after the other."""
+    if subject.inputs[0].shape[0] < 2:
+        return {}
+    script: Any = subject.script
+
+    def whole() -> Any:
+        return script(*subject.inputs)
+
+    def one_by_one() -> Any:
+        samples = [torch.split(x, 1) for x in subject.inputs]
+        parts = [script(*one) for one in zip(*samples, strict=True)]
+        return torch.cat([part[0] if isinstance(part, tuple) else part for part in parts])
+
+    expected = whole()
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    peak_bytes = settled_peak(one_by_one)
+    ratios = time_ratios(whole, one_by_one, pairs, HAND_SECONDS)
+    return {
+        "hand MiB": mib(peak_bytes),
+        "hand time": f"{statistics.median(ratios):.3f}",
+        "hand bits": "same" if torch.equal(expected, one_by_one()) else "others",
+    }
+
+
+def _failures(report: Report) -> list[str]:
+    failures = [] if report.identical else [f"not identical: {report.reason}"]
+    if report.measured_peak_bytes != report.peak_bytes:
+        failures.append(f"predicted {report.peak_bytes}, measured {report.measured_peak_bytes}")
+    if report.peak_bytes > report.original_peak_bytes:
+        failures.append("peak rose")
+    return failures
+
+
+def measure(name: str, batch: str, pairs: int) -> dict[str, Any]:
+    """One row as a dictionary of texts; `failures` are the promises broken."""
+    subject = Subject(CASES[name], int(batch), "frozen")
+    start = time.perf_counter()
+    _, report = optimize(subject.script, subject.inputs, levers=LEVERS)
+    seconds = time.perf_counter() - start
+    order, edits, slices = report.levers
+    used = [trial for trial in report.slice_trials if trial.peak_bytes == report.peak_bytes]
+    to_ratio, at_ratio = _lowest(report.slice_trials, MOST_RATIO)
+    least, at_least = _lowest(report.slice_trials, float("inf"))
+    return {
+        "before MiB": mib(report.original_peak_bytes),
+        "order MiB": mib(order.peak_bytes_after),
+        "edits MiB": mib(edits.peak_bytes_after),
+        "sliced MiB": mib(report.peak_bytes),
+        "slices": str(slices.edits),
+        "time": f"{used[0].time_ratio:.3f}" if report.slices else "",
+        "to 1.15 MiB": to_ratio,
+        "to 1.15 time": at_ratio,
+        "least MiB": least,
+        "least time": at_least,
+        "floor MiB": mib(report.floor_bytes),
+        **_by_hand(subject, pairs),
+        "identical": "yes" if report.identical else "NO",
+        "seconds": f"{seconds:.1f}",
+        "remark": slices.reason,
+        "failures": _failures(report),
+    }
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=lambda text: text.split(","), default=QUICK)
+    parser.add_argument("--batches", type=lambda text: text.split(","), default=["1", "8"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=5, help="of calls, by hand; default: 5")
+    parser.add_argument("--seconds", type=float, default=900, help="per row, at most")
+    add_resume(parser)
+    add_one(parser, "MODEL", "BATCH")
+    add_output(parser, "slices")
+    options = parse_options(parser)
+    if options.one:
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(options.threads)
+        with torch.no_grad():
+            name, batch = options.one
+            print(json.dumps(measure(name, batch, options.pairs)))
+        return
+    comments = [*circumstances(), f"threads: {options.threads}"]
+    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
+    tasks: list[Row] = [(name, batch) for name in options.models for batch in options.batches]
+    settings = ("--threads", str(options.threads), "--pairs", str(options.pairs))
+    row = functools.partial(_row, settings, options.seconds)
+    growing.measure("models", tasks, row)
+    growing.table.show(options.markdown)
+    growing.end()
+
+
+def _row(settings: tuple[str, ...], seconds: float, task: Row) -> dict[str, Any]:
+    return row_of(__file__, task, *settings, seconds=seconds)
+
+
+if __name__ == "__main__":
+    main()
