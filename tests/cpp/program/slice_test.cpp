@@ -472,13 +472,14 @@ Program Chain() {
   for (const auto& [from, to, reads, writes] :
        {std::tuple("x", "a", 0, 1), std::tuple("a", "b", 1, 2)}) {
     Slicing slicing{.needs = {{from, {.dimension = 0}}}};
-    program.ops.push_back({.name = std::string("make_") + to,
-                           .oper = "test::op",
-                           .inputs = {from},
-                           .outputs = {to},
-                           .reads = {reads},
-                           .writes = {writes},
-                           .slicings = {slicing, std::nullopt}});
+    Op& op = program.ops.emplace_back();
+    op.name = std::string("make_") + to;
+    op.oper = "test::op";
+    op.inputs = {from};
+    op.outputs = {to};
+    op.reads = {reads};
+    op.writes = {writes};
+    op.slicings = {slicing, std::nullopt};
   }
   program.results = {"b"};
   return program;
