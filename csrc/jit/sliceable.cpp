@@ -133,12 +133,12 @@ std::optional<Slicing> OfValues(const Program& program, const Slicing& slicing, 
   return of_values;
 }
 
-// Twice the longest vector, for each share of a run that up to as many threads as there are may
-// get.
+// Twice the longest vector of floats, for each share of a run that up to as many threads as there
+// are may get.
 std::int64_t RunElements() {
-  std::int64_t elements = 64;
+  std::int64_t elements = 32;
   for (std::int64_t threads = 2; threads <= at::get_num_threads(); ++threads) {
-    elements = std::lcm(elements, 64 * threads);
+    elements = std::lcm(elements, 32 * threads);
     if (elements > (std::int64_t{1} << 40)) break;  // none is that long
   }
   return elements;
@@ -165,6 +165,7 @@ void AddSlicings(Program& program, const std::vector<Node*>& nodes, const Probe&
     }
   }
   program.run_elements = RunElements();
+  program.threads = at::get_num_threads();
   if (nodes.empty()) return;
   for (const Value* result : nodes[0]->owningBlock()->outputs()) {
     program.results.push_back(result->debugName());

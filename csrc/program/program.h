@@ -115,7 +115,9 @@ struct Program {
   // Of slices (levers/slice.h): what is known of values, and those that leave the program.
   std::map<std::string, Tensor> tensors;
   std::vector<std::string> results;
-  std::int64_t run_elements = 1;  // where an op minds runs, parts are multiples of that
+  // Where an op minds runs, parts are multiples of that: for all shares of so many threads.
+  std::int64_t run_elements = 32;
+  int threads = 1;
 };
 
 }  // namespace torch_ext::program

@@ -1,6 +1,7 @@
 #include "program/levers/slice.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -35,10 +36,11 @@ bool IsPure(const Effects& effects) {
          !effects.writes_outside;
 }
 
-// Are elements at the ends of runs the same in parts as in the whole? Tensors without gaps are one
-// run from `runs_from` on; a view of a part is a run for each index of the dimensions before it.
-bool KeepsRuns(const Program& program, const Op& op, const Slicing& slicing, int dimension,
-               const std::vector<Interval>& parts) {
+// Grows the parts so that elements at the ends of runs are the same as in the whole; false if they
+// cannot be. Tensors without gaps are one run from `runs_from` on; a view of a part is a run for
+// each index of the dimensions before it.
+bool AlignRuns(const Program& program, const Op& op, const Slicing& slicing, int dimension,
+               std::vector<Interval>& parts) {
   const Tensor& result = program.tensors.at(op.outputs[0]);
   if (!slicing.minds_runs || dimension < slicing.runs_from) return true;
   if (!result.fills_buffer) return false;
@@ -49,15 +51,16 @@ bool KeepsRuns(const Program& program, const Op& op, const Slicing& slicing, int
   std::int64_t inner = 1, outer = 1;
   for (std::size_t d = dimension + 1; d < result.shape.size(); ++d) inner *= result.shape[d];
   for (int d = slicing.runs_from; d < dimension; ++d) outer *= result.shape[d];
-  const auto is_even = [&](std::int64_t index) {
-    return index * inner % program.run_elements == 0;
-  };
-  // Threads share runs, too: more than 64 elements is for them.
-  const bool ends_within = outer > 1 || program.run_elements > 64;
-  return std::ranges::all_of(parts, [&](const Interval& part) {
-    const bool is_last = part.end == result.shape[dimension];
-    return is_even(part.begin) && (is_even(part.end) || (is_last && !ends_within));
-  });
+  const bool is_short = result.dtype == "float16" || result.dtype == "bfloat16";
+  const std::int64_t run = program.run_elements * (is_short ? 2 : 1);
+  const std::int64_t size = result.shape[dimension], step = run / std::gcd(run, inner);
+  // The last part ends where the whole does, unless runs end elsewhere, too.
+  if ((outer > 1 || program.threads > 1) && size % step != 0) return false;
+  for (Interval& part : parts) {
+    part.begin -= part.begin % step;
+    part.end = std::min(size, (part.end + step - 1) / step * step);
+  }
+  return true;
 }
 
 // A program in an order of its ops, or of some of them.
@@ -279,9 +282,9 @@ class Growing {
     const std::int64_t size = SizeOf(program, v, dimension);
     const bool leaves = index_.IsReadFrom(end_, result);
     if (leaves) Cover(needed.parts, size);
+    if (!AlignRuns(program, op, slicing, dimension, needed.parts)) return false;
     const std::int64_t longest = LongestOf(needed.parts);
     if (!facts_.MayKeepBits(v, dimension, longest)) return false;
-    if (!KeepsRuns(program, op, slicing, dimension, needed.parts)) return false;
     const auto would_pass = [&](std::int32_t later) { return places_ahead_.contains(later); };
     if (std::ranges::any_of(index_.ConflictsOf(place), would_pass)) return false;
     const std::optional<Needs> needs = NeedsOf(slicing, needed.parts);
@@ -523,21 +526,23 @@ std::optional<SlicedStretch> Sliced(const Program& program, const Stretch& stret
 }
 
 std::vector<std::int64_t> PartSizes(std::int64_t size) {
-  std::vector<std::int64_t> sizes;
+  std::set<std::int64_t, std::greater<>> sizes;
   const std::int64_t most = std::min(size, kMostParts);
   for (std::int64_t parts = 2; parts <= most;) {
     std::int64_t length = (size + parts - 1) / parts;
-    // Equal parts are better, and views may need them.
+    // Ends of runs may have to be multiples, and equal parts are better, which views may need.
+    const std::int64_t eights = (length + 7) / 8 * 8;
+    if (eights < size) sizes.insert(eights);
     for (std::int64_t even = length; even < length + (length + 2) / 3; ++even) {
       if (size % even != 0 || even == size) continue;
       length = even;
       break;
     }
-    if (sizes.empty() || length < sizes.back()) sizes.push_back(length);
+    sizes.insert(length);
     if (parts == most) break;
     parts = std::min(most, parts + std::max<std::int64_t>(1, parts / 2));
   }
-  return sizes;
+  return {sizes.begin(), sizes.end()};
 }
 
 SliceFloor FloorOf(const Program& program) {

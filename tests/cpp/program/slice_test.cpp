@@ -581,22 +581,26 @@ TEST(Slice, EndsOfRunsStayWhereTheyAre) {
     op.slicings[1]->needs[0].second.dimension = 1;
   }
   program.run_elements = 32;
-  const auto is_stretch = [&](int dimension, std::int64_t part_size) {
-    return Sliced(program, {{0, 1}, dimension, part_size}, SliceFacts(program)).has_value();
+  const auto parts_of = [&](int dimension, std::int64_t part_size) {
+    const auto sliced = Sliced(program, {{0, 1}, dimension, part_size}, SliceFacts(program));
+    return sliced ? sliced->ops[0].parts : std::vector<Interval>();
   };
-  EXPECT_TRUE(is_stretch(0, 1));   // 160 elements each
-  EXPECT_TRUE(is_stretch(1, 64));  // 64, 64 and 32
-  EXPECT_FALSE(is_stretch(1, 48));
+  EXPECT_EQ(parts_of(0, 1), (std::vector<Interval>{{0, 1}, {1, 2}}));  // 160 elements each
+  EXPECT_EQ(parts_of(1, 64), (std::vector<Interval>{{0, 64}, {64, 128}, {128, 160}}));
+  EXPECT_EQ(parts_of(1, 80), (std::vector<Interval>{{0, 96}, {64, 160}}));  // grown
   program.run_elements = 64;
-  EXPECT_FALSE(is_stretch(0, 1));
-  EXPECT_FALSE(is_stretch(1, 64));  // the last ends in the middle of the whole
+  EXPECT_EQ(parts_of(0, 1)[1], (Interval{0, 2}));
+  EXPECT_TRUE(parts_of(1, 64).empty());  // the last ends in the middle of the whole
   for (Op& op : program.ops) op.slicings[1]->runs_from = 1;
-  EXPECT_TRUE(is_stretch(1, 64));
-  program.run_elements = 128;  // for two threads
-  EXPECT_FALSE(is_stretch(1, 128));
+  EXPECT_EQ(parts_of(1, 64).size(), 3);
+  program.threads = 2;
+  EXPECT_TRUE(parts_of(1, 64).empty());
+  program.threads = 1;
   program.run_elements = 32;
+  program.tensors["a"].dtype = program.tensors["b"].dtype = "bfloat16";
+  EXPECT_EQ(parts_of(1, 80), (std::vector<Interval>{{0, 128}, {64, 160}}));
   program.tensors["a"].fills_buffer = false;
-  EXPECT_FALSE(is_stretch(0, 1));
+  EXPECT_TRUE(parts_of(1, 64).empty());
 }
 
 TEST(Slice, FactsForbidAndTellScratchMemory) {
@@ -659,8 +663,7 @@ TEST(Slice, PartsMayBePadded) {
 TEST(Slice, SizesOfPartsAreEvenWhereTheyCan) {
   EXPECT_EQ(PartSizes(8), (std::vector<std::int64_t>{4, 3, 2, 1}));
   EXPECT_EQ(PartSizes(7), (std::vector<std::int64_t>{4, 3, 2, 1}));
-  EXPECT_EQ(PartSizes(12), (std::vector<std::int64_t>{6, 4, 3, 2, 1}));
-  EXPECT_EQ(PartSizes(1000).back(), 20);  // in 50 parts; 64 would not be even
+  EXPECT_EQ(PartSizes(12), (std::vector<std::int64_t>{8, 6, 4, 3, 2, 1}));
   EXPECT_TRUE(PartSizes(1).empty());
 }
 
