@@ -55,7 +55,7 @@ struct Slicing {
   // Kernels compute most elements by vectors, and those at the end of a run of elements one by one,
   // which may round otherwise: such elements must stay at the ends.
   bool minds_runs = false;
-  int runs_from = 0;  // the first dimension of a run
+  int runs_from = 0;              // the first dimension of a run
   bool changes_argument = false;  // the result is the first argument, changed in place
   bool may_be_view = false;       // or the first argument itself
 };
