@@ -170,11 +170,11 @@ class Scripted(Original):
             if seed == 0 and self.program.can_be_saved and chosen.random() < 0.5:
                 loaded = _saved_and_loaded(module)
                 yield "loaded shuffle 0", functools.partial(self.difference_to, loaded)
+            differs = self.difference_to_edited if seed == 0 else self.difference_to
             if edited := self.edited(seed, ()):
-                differs = self.difference_to_edited if seed == 0 else self.difference_to
                 yield f"overwriting {seed}", functools.partial(differs, edited)
             if sliced := self.sliced(seed):
-                yield f"slicing {seed}", functools.partial(self.difference_to_edited, sliced)
+                yield f"slicing {seed}", functools.partial(differs, sliced)
         optimized: list[torch.jit.ScriptModule] = []
         yield "optimize", functools.partial(self._check_optimize, verdict, optimized)
         for module in optimized:
