@@ -19,7 +19,6 @@ Exits with 1 if a module is not identical, uses more memory than before or was p
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import statistics
 import time
@@ -166,14 +165,11 @@ def main() -> None:
     growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     tasks: list[Row] = [(name, batch) for name in options.models for batch in options.batches]
     settings = ("--threads", str(options.threads), "--pairs", str(options.pairs))
-    row = functools.partial(_row, settings, options.seconds)
-    growing.measure("models", tasks, row)
+    growing.measure(
+        "models", tasks, lambda task: row_of(__file__, task, *settings, seconds=options.seconds)
+    )
     growing.table.show(options.markdown)
     growing.end()
-
-
-def _row(settings: tuple[str, ...], seconds: float, task: Row) -> dict[str, Any]:
-    return row_of(__file__, task, *settings, seconds=seconds)
 
 
 if __name__ == "__main__":

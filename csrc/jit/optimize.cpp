@@ -118,7 +118,7 @@ class Subject {
     interference_ = FindInterference(graph_, nodes_, {});
     LeaveAlone(interference_.refusal);
     if (!report_.reasons.empty()) return false;
-    for (const Stack& example : examples_) probes_.push_back(ProbeExample(example));
+    for (const Stack& example : examples_) probes_.push_back(RunProbe(graph_, InputsOf(example)));
     interference_ = FindInterference(graph_, nodes_, probes_);
     const bool is_elsewhere = std::ranges::any_of(probes_, &Probe::other_devices);
     if (options_.levers.overwrite && !is_elsewhere) {
@@ -173,10 +173,8 @@ class Subject {
 
   // Tries slices of the program in the order that was planned, which has no edits.
   Slicer MakeSlicer() {
-    return Slicer(graph_, OldOrder(), [this] {
-      quiet_.RewindRandomState();
-      return CopiedInputs(reordered_.module(), examples_[report_.worst_example], copy_state());
-    });
+    const std::size_t worst = report_.worst_example;
+    return Slicer(graph_, OldOrder(), probes_[worst], interference_, InputsOf(examples_[worst]));
   }
 
   // Runs the original as it is, on copies of all that it may write to, for nobody looked.
@@ -330,11 +328,12 @@ class Subject {
 
   ExamplePeaks& worst() { return report_.examples[report_.worst_example]; }
 
-  Probe ProbeExample(const Stack& example) {
-    return RunProbe(graph_, [&] {
+  // What makes inputs of a run; the example outlives it.
+  std::function<Stack()> InputsOf(const Stack& example) {
+    return [this, &example] {
       quiet_.RewindRandomState();
       return CopiedInputs(reordered_.module(), example, copy_state());
-    });
+    };
   }
 
   void ExplainNoGain() {
@@ -419,6 +418,15 @@ void MeasureOriginal(Subject& subject, const Module& module, const std::vector<S
   }
 }
 
+// By planned and measured peaks of all examples; nothing without a budget.
+std::optional<bool> IsBudgetMet(const Report& report, const OptimizeOptions& options) {
+  const auto budget = options.plan.memory_budget_bytes;
+  if (!budget) return std::nullopt;
+  return std::ranges::all_of(report.examples, [&](const ExamplePeaks& peaks) {
+    return std::max(peaks.peak_bytes, peaks.measured_peak_bytes.value_or(0)) <= *budget;
+  });
+}
+
 Optimized OptimizeWith(const Module& module, const std::vector<Stack>& arguments,
                        const OptimizeOptions& options) {
   Subject subject(module, arguments, options);
@@ -445,14 +453,7 @@ Optimized OptimizeWith(const Module& module, const std::vector<Stack>& arguments
     }
   }
   report.reason = program::English(report.reasons);
-  if (options.plan.memory_budget_bytes) {
-    bool met = true;
-    for (const ExamplePeaks& peaks : report.examples) {
-      met &= std::max(peaks.peak_bytes, peaks.measured_peak_bytes.value_or(0)) <=
-             *options.plan.memory_budget_bytes;
-    }
-    report.plan.budget_met = met;
-  }
+  report.plan.budget_met = IsBudgetMet(report, options);
   return {changed ? subject.reordered().Keep() : module, changed, std::move(report)};
 }
 
@@ -606,31 +607,24 @@ class SliceTrials {
       }
     }
     report.reasons.clear();
-    if (const auto budget = options_.plan.memory_budget_bytes) {
-      bool met = true;
-      for (const ExamplePeaks& peaks : report.examples) {
-        met &= std::max(peaks.peak_bytes, peaks.measured_peak_bytes.value_or(0)) <= *budget;
-      }
-      report.plan.budget_met = met;
-    }
+    report.plan.budget_met = IsBudgetMet(report, options_);
     trial.optimized = {subject.reordered().Keep(), true, std::move(report)};
     return trial;
   }
 
   // On other numbers than the example's, if the module takes them.
   bool IsSameElsewhere(Subject& subject) const {
+    ScratchModule original(module_), sliced(subject.reordered().module());
     for (const Stack& example : arguments_) {
       Stack others = CopiedInputs(module_, example, /*copy_state=*/false);
       others.erase(others.begin());
       FillAtRandom(others);
-      ScratchModule original(module_);
       std::optional<Execution> before;
       try {
         before = Execute(original.module(), others, subject.copy_state(), subject.quiet());
       } catch (const std::exception&) {
         continue;
       }
-      ScratchModule sliced(subject.reordered().module());
       try {
         const Execution after =
             Execute(sliced.module(), others, subject.copy_state(), subject.quiet());

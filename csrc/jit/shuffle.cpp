@@ -16,17 +16,26 @@ using torch::jit::Graph;
 using torch::jit::Module;
 using torch::jit::Node;
 
+namespace {
+
+// An order that data flow and hazards allow, sizes unseen.
+sched::Order OrderAtRandom(const std::shared_ptr<Graph>& graph, const std::vector<Node*>& nodes,
+                           std::uint64_t seed, const program::HazardRules& rules = {}) {
+  const Interference interference = FindInterference(graph, nodes, {});
+  TORCH_CHECK(interference.refusal.empty(), interference.refusal);
+  Probe no_memory;
+  no_memory.nodes.resize(nodes.size());
+  return program::Shuffled(ToProgram(nodes, no_memory, interference), seed, rules).order;
+}
+
+}  // namespace
+
 Module Shuffle(const Module& module, std::uint64_t seed, const program::HazardRules& rules) {
   Module shuffled = module.clone(/*inplace=*/true);
   std::shared_ptr<Graph> graph = ForwardGraph(shuffled);
   PrepareGraph(graph);
   const std::vector<Node*> nodes = OpNodes(graph->block());
-  const Interference interference = FindInterference(graph, nodes, {});
-  TORCH_CHECK(interference.refusal.empty(), interference.refusal);
-  Probe no_memory;
-  no_memory.nodes.resize(nodes.size());
-  const program::Program program = ToProgram(nodes, no_memory, interference);
-  ApplyOrder(graph->block(), nodes, program::Shuffled(program, seed, rules).order);
+  ApplyOrder(graph->block(), nodes, OrderAtRandom(graph, nodes, seed, rules));
   return shuffled;
 }
 
@@ -63,16 +72,16 @@ Module ShuffleSlicing(const Module& module, const Stack& example, std::uint64_t 
   std::shared_ptr<Graph> graph = ForwardGraph(shuffled);
   PrepareGraph(graph);
   const std::vector<Node*> nodes = OpNodes(graph->block());
-  const Interference interference = FindInterference(graph, nodes, {});
-  TORCH_CHECK(interference.refusal.empty(), interference.refusal);
-  Probe no_memory;
-  no_memory.nodes.resize(nodes.size());
-  const program::Program program = ToProgram(nodes, no_memory, interference);
+  sched::Order order = OrderAtRandom(graph, nodes, seed);
   const QuietRun quiet;
-  Slicer slicer(graph->copy(), program::Shuffled(program, seed).order, [&] {
+  const auto make_inputs = [&] {
     quiet.RewindRandomState();
     return CopiedInputs(module, example, /*copy_state=*/true);
-  });
+  };
+  Probe probe = RunProbe(graph, make_inputs);
+  Interference interference = FindInterference(graph, nodes, {probe});
+  Slicer slicer(graph->copy(), std::move(order), std::move(probe), std::move(interference),
+                make_inputs);
   const std::vector<program::Stretch> stretches = slicer.Random(seed);
   const std::shared_ptr<Graph> fallback = graph->copy();
   slicer.Apply(graph, stretches);

@@ -89,10 +89,6 @@ program::Call CallOf(const Program& program, const Node* node) {
   return call;
 }
 
-bool IsConstant(const Value* value) {
-  return value->node()->kind() == c10::prim::Constant;
-}
-
 // Does every run with equal tensors make equal results, in sizes and dtypes? Numbers that are no
 // constants may decide on both, and so does the default dtype where integers become floats.
 bool IsDecidedByTensors(const Program& program, const Node* node) {
@@ -104,7 +100,7 @@ bool IsDecidedByTensors(const Program& program, const Node* node) {
     }
     const bool is_tensor = input->type()->kind() == c10::TypeKind::TensorType ||
                            (tensor != program.tensors.end() && tensor->second.is_list);
-    if (!is_tensor && !IsConstant(input)) return false;
+    if (!is_tensor && input->node()->kind() != c10::prim::Constant) return false;
   }
   const Tensor& result = program.tensors.at(node->output()->debugName());
   return has_float || result.is_list || result.dtype.find("float") == std::string::npos;

@@ -107,10 +107,8 @@ class PartWatch {
       const SlicedStretch::PartOp& op = stretch_.ops[place];
       const bool has_failed = running_ == place;
       if (facts_[place].runs == 0 && !has_failed) continue;
-      std::int64_t length = 0;
-      for (const Interval& part : op.parts) length = std::max(length, part.length());
       const bool keeps_bits = facts_[place].keeps_bits && !has_failed;
-      const SliceFacts::Part part{op.op, op.dimension, length, op.reads_older};
+      const SliceFacts::Part part = op.Longest();
       facts.Learn(part, {keeps_bits, facts_[place].workspace_bytes});
       if (!keeps_bits) forbidden.push_back(part);
     }
@@ -182,14 +180,15 @@ class PartWatch {
 
 }  // namespace
 
-Slicer::Slicer(std::shared_ptr<Graph> graph, sched::Order order, std::function<Stack()> make_inputs)
-    : graph_(std::move(graph)), order_(std::move(order)), make_inputs_(std::move(make_inputs)) {
-  const std::vector<Node*> nodes = OpNodes(graph_->block());
-  probe_ = RunProbe(graph_, make_inputs_);
-  interference_ = FindInterference(graph_, nodes, {probe_});
-  program_ = ProgramOf(nodes);
-  facts_.emplace(program_);
-}
+Slicer::Slicer(std::shared_ptr<Graph> graph, sched::Order order, Probe probe,
+               Interference interference, std::function<Stack()> make_inputs)
+    : graph_(std::move(graph)),
+      order_(std::move(order)),
+      probe_(std::move(probe)),
+      interference_(std::move(interference)),
+      make_inputs_(std::move(make_inputs)),
+      program_(ProgramOf(OpNodes(graph_->block()))),
+      facts_(program_) {}
 
 program::Program Slicer::ProgramOf(const std::vector<Node*>& nodes) const {
   program::Program program = ToProgram(nodes, probe_, interference_);
@@ -230,14 +229,14 @@ program::SliceFloor Slicer::Floor() const {
 std::vector<program::Stretches::Choice> Slicer::Choose(
     const std::vector<std::optional<std::int64_t>>& peak_bytes) {
   for (int round = 0;; ++round) {
-    const program::Stretches all(program_, order_, *facts_);
+    const program::Stretches all(program_, order_, facts_);
     std::vector<program::Stretches::Choice> choices;
     std::vector<Stretch> unknown;
     for (const std::optional<std::int64_t> bytes : peak_bytes) {
       program::Stretches::Choice& choice =
           choices.emplace_back(bytes ? all.Within(*bytes) : all.Lowest());
       for (const Stretch& stretch : choice.stretches) {
-        const std::optional<SlicedStretch> sliced = program::Sliced(program_, stretch, *facts_);
+        const std::optional<SlicedStretch> sliced = program::Sliced(program_, stretch, facts_);
         TORCH_INTERNAL_ASSERT(sliced, "torch_ext: a stretch that was chosen is none");
         if (sliced->is_known) continue;
         if (std::ranges::find(unknown, stretch) == unknown.end()) unknown.push_back(stretch);
@@ -245,7 +244,7 @@ std::vector<program::Stretches::Choice> Slicer::Choose(
     }
     if (unknown.empty()) return choices;
     Learn(unknown);
-    if (round + 2 == kMostRounds) facts_->AllowKnownAlone();
+    if (round + 2 == kMostRounds) facts_.AllowKnownAlone();
   }
 }
 
@@ -270,7 +269,7 @@ std::vector<Stretch> Slicer::Random(std::uint64_t seed) {
       const std::vector<std::int64_t> sizes = program::PartSizes(shape[stretch.dimension]);
       if (sizes.empty()) continue;
       stretch.part_size = sizes[below(sizes.size())];
-      if (!program::Sliced(program_, stretch, *facts_)) continue;
+      if (!program::Sliced(program_, stretch, facts_)) continue;
       begin += length - 1;
       stretches.push_back(std::move(stretch));
       break;
@@ -278,7 +277,7 @@ std::vector<Stretch> Slicer::Random(std::uint64_t seed) {
   }
   if (!stretches.empty()) Learn(stretches);
   std::erase_if(stretches, [&](const Stretch& stretch) {
-    const std::optional<SlicedStretch> sliced = program::Sliced(program_, stretch, *facts_);
+    const std::optional<SlicedStretch> sliced = program::Sliced(program_, stretch, facts_);
     return !sliced || !sliced->is_known;
   });
   return stretches;
@@ -295,7 +294,7 @@ void Slicer::Apply(const std::shared_ptr<Graph>& graph,
   ValueNames names = NamesOf(nodes);
   Value* may_run = stretches.empty() ? nullptr : AskForThreads(nodes[stretches[0].ops[0]]);
   for (std::size_t i = 0; i < stretches.size(); ++i) {
-    const SlicedStretch sliced = *program::Sliced(program, stretches[i], *facts_);
+    const SlicedStretch sliced = *program::Sliced(program, stretches[i], facts_);
     ApplyStretch(program, sliced, nodes, probe_, names, may_run)
         ->i_(MarkAttribute(), kFirstStretch + static_cast<std::int64_t>(i));
   }
@@ -321,7 +320,7 @@ void Slicer::NameAlike(program::Program& sliced, const std::vector<std::int64_t>
       const auto number = static_cast<std::size_t>(marks[v] - kFirstStretch);
       op.name = NameOfStretch(number);
       std::vector<program::BufferId> results;
-      const SlicedStretch stretch = *program::Sliced(program_, stretches[number], *facts_);
+      const SlicedStretch stretch = *program::Sliced(program_, stretches[number], facts_);
       for (const std::string& value : stretch.results) {
         results.push_back(program_.tensors.at(value).buffer);
       }
@@ -342,7 +341,7 @@ void Slicer::Learn(const std::vector<Stretch>& stretches) {
   std::vector<std::unique_ptr<PartWatch>> watches;
   for (const Stretch& stretch : stretches) {
     watches.push_back(
-        std::make_unique<PartWatch>(program, *program::Sliced(program, stretch, *facts_)));
+        std::make_unique<PartWatch>(program, *program::Sliced(program, stretch, facts_)));
     watches.back()->Insert(program, nodes, probe_, names);
   }
   const torch::jit::Code code(copy, "parts");
@@ -358,7 +357,7 @@ void Slicer::Learn(const std::vector<Stretch>& stretches) {
       const auto has_found = [](const auto& watch) { return watch->has_found(); };
       if (is_example && std::ranges::none_of(watches, has_found)) throw;
     }
-    for (const auto& watch : watches) watch->TellTo(*facts_, forbidden_);
+    for (const auto& watch : watches) watch->TellTo(facts_, forbidden_);
   }
 }
 

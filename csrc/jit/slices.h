@@ -28,10 +28,10 @@ namespace torch_ext::jit {
 
 class Slicer {
  public:
-  // `graph` is prepared and stays as it is; `order` is of its OpNodes. Where ops may not be edited
-  // (WhyNotEdited) there are no stretches.
-  Slicer(std::shared_ptr<torch::jit::Graph> graph, sched::Order order,
-         std::function<Stack()> make_inputs);
+  // `graph` is prepared and stays as it is; `order` is of its OpNodes. The probe is of these
+  // inputs. Where ops may not be edited (WhyNotEdited) there are no stretches.
+  Slicer(std::shared_ptr<torch::jit::Graph> graph, sched::Order order, Probe probe,
+         Interference interference, std::function<Stack()> make_inputs);
 
   // The program with what slices need to know.
   const program::Program& program() const { return program_; }
@@ -65,11 +65,11 @@ class Slicer {
 
   std::shared_ptr<torch::jit::Graph> graph_;
   sched::Order order_;
-  std::function<Stack()> make_inputs_;
   Probe probe_;
   Interference interference_;
+  std::function<Stack()> make_inputs_;
   program::Program program_;
-  std::optional<program::SliceFacts> facts_;
+  program::SliceFacts facts_;
   std::vector<program::SliceFacts::Part> forbidden_;
 };
 

@@ -160,7 +160,7 @@ class StretchBuilder : public Builder {
     const Slicing& slicing = *op.slicings[part_op.dimension];
     Node* node = nodes_[part_op.op];
     std::vector<Value*> inputs;
-    std::vector<PaddedPart> padded;
+    std::vector<PaddedPart> padded;  // of the argument that is, if there is one
     for (Value* value : node->inputs()) {
       const auto need =
           std::ranges::find(slicing.needs, NameOf(value), &std::pair<std::string, Need>::first);
@@ -171,12 +171,9 @@ class StretchBuilder : public Builder {
       const std::int64_t size = program_.tensors.at(NameOf(value)).shape[need->second.dimension];
       std::vector<Interval> intervals;
       for (const Interval& part : part_op.parts) {
-        if (slicing.padding.empty()) {
-          intervals.push_back(*need->second.Of(part, size));
-        } else {
-          padded.push_back(Padded(need->second, part, size));
-          intervals.push_back(padded.back().argument);
-        }
+        const PaddedPart given = *slicing.ArgumentOf(need->second, part, size);
+        intervals.push_back(given.argument);
+        if (!slicing.padding.empty()) padded.push_back(given);
       }
       inputs.push_back(Argument(value, need->second.dimension, std::move(intervals)));
     }

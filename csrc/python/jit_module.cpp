@@ -75,17 +75,16 @@ py::dict MeasuredFields(const jit::Report& report) {
   fields["threads"] = report.threads;
   fields["parameter_bytes"] = report.parameter_bytes;
   fields["input_bytes"] = worst.input_bytes;
-  py::list examples;
-  for (const jit::ExamplePeaks& example : report.examples) {
-    py::dict e;
-    e["original_peak_bytes"] = example.original_peak_bytes;
-    e["peak_bytes"] = example.peak_bytes;
-    e["input_bytes"] = example.input_bytes;
-    e["measured_original_peak_bytes"] = example.measured_original_peak_bytes;
-    e["measured_peak_bytes"] = example.measured_peak_bytes;
-    examples.append(e);
-  }
-  fields["examples"] = examples;
+  fields["examples"] =
+      torch_ext::python::ListOf(report.examples, [](const jit::ExamplePeaks& example) {
+        py::dict e;
+        e["original_peak_bytes"] = example.original_peak_bytes;
+        e["peak_bytes"] = example.peak_bytes;
+        e["input_bytes"] = example.input_bytes;
+        e["measured_original_peak_bytes"] = example.measured_original_peak_bytes;
+        e["measured_peak_bytes"] = example.measured_peak_bytes;
+        return e;
+      });
   return fields;
 }
 

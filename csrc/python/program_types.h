@@ -66,6 +66,14 @@ inline pybind11::dict ProgramFields(const program::Program& program) {
   return fields;
 }
 
+// What `describe` makes of each.
+template <typename Item, typename Describe>
+pybind11::list ListOf(const std::vector<Item>& items, const Describe& describe) {
+  pybind11::list all;
+  for (const Item& item : items) all.append(describe(item));
+  return all;
+}
+
 // What torch_ext/program/plan.py calls a Reason.
 inline pybind11::dict ReasonFields(const program::Reason& reason) {
   pybind11::dict fields;
@@ -75,91 +83,74 @@ inline pybind11::dict ReasonFields(const program::Reason& reason) {
 }
 
 inline pybind11::list ReasonFields(const std::vector<program::Reason>& reasons) {
-  pybind11::list all;
-  for (const program::Reason& reason : reasons) all.append(ReasonFields(reason));
-  return all;
+  return ListOf(reasons, [](const program::Reason& reason) { return ReasonFields(reason); });
 }
 
 // What torch_ext/program/plan.py calls a LeverUse, and the edits themselves by name: what
 // torch_ext/program/program.py calls an Overwrite.
 inline pybind11::list LeverFields(const std::vector<program::LeverUse>& uses) {
-  namespace py = pybind11;
-  py::list all;
-  for (const program::LeverUse& use : uses) {
-    py::dict fields;
+  return ListOf(uses, [](const program::LeverUse& use) {
+    pybind11::dict fields;
     fields["name"] = use.name;
     fields["peak_bytes_before"] = use.peak_bytes_before;
     fields["peak_bytes_after"] = use.peak_bytes_after;
     fields["edits"] = use.edits;
     fields["extra_seconds"] = use.extra_seconds;
     fields["reason"] = program::English(use.reasons);
-    all.append(fields);
-  }
-  return all;
+    return fields;
+  });
 }
 
 inline pybind11::list OverwriteFields(const program::Program& original,
                                       const std::vector<std::size_t>& overwrites) {
-  namespace py = pybind11;
-  py::list all;
-  for (const std::size_t i : overwrites) {
+  return ListOf(overwrites, [&](const std::size_t i) {
     const program::Overwrite& overwrite = original.overwritable[i];
-    py::dict fields;
+    pybind11::dict fields;
     fields["op"] = original.ops[overwrite.op].name;
     fields["result"] = original.buffers[overwrite.result].name;
     fields["argument"] = original.buffers[overwrite.argument].name;
-    all.append(fields);
-  }
-  return all;
+    return fields;
+  });
 }
 
 // What torch_ext/program/program.py calls Hoists.
 inline pybind11::list HoistFields(const program::Program& original,
                                   const std::vector<std::size_t>& hoists) {
-  namespace py = pybind11;
-  py::list all;
-  for (const std::size_t i : hoists) {
+  return ListOf(hoists, [&](const std::size_t i) {
     const program::Copy& copy = original.copyable[i];
-    py::dict fields;
+    pybind11::dict fields;
     fields["copy"] = program::NameOfCopy(original, i);
     fields["op"] = original.ops[copy.op].name;
     fields["argument"] = copy.value;
     fields["bytes"] = copy.bytes;
-    all.append(fields);
-  }
-  return all;
+    return fields;
+  });
 }
 
 // What torch_ext/program/program.py calls Slices.
 inline pybind11::list SliceFields(const std::vector<program::SliceUse>& slices) {
-  namespace py = pybind11;
-  py::list all;
-  for (const program::SliceUse& use : slices) {
-    py::dict fields;
+  return ListOf(slices, [](const program::SliceUse& use) {
+    pybind11::dict fields;
     fields["name"] = use.name;
     fields["ops"] = use.ops;
     fields["result"] = use.result;
     fields["shape"] = use.shape;
     fields["dimension"] = use.dimension;
     fields["parts"] = use.parts;
-    all.append(fields);
-  }
-  return all;
+    return fields;
+  });
 }
 
 // What torch_ext/program/plan.py calls SliceTrials.
 inline pybind11::list TrialFields(const std::vector<program::SliceTrial>& trials) {
-  namespace py = pybind11;
-  py::list all;
-  for (const program::SliceTrial& trial : trials) {
-    py::dict fields;
+  return ListOf(trials, [](const program::SliceTrial& trial) {
+    pybind11::dict fields;
     fields["peak_bytes"] = trial.peak_bytes;
     fields["slices"] = trial.slices;
     fields["seconds"] = trial.seconds;
     fields["seconds_without"] = trial.seconds_without;
-    all.append(fields);
-  }
-  return all;
+    return fields;
+  });
 }
 
 // Program, edited program, edits, plan, uses of levers: what a report is made of. The edits are of

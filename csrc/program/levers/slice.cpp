@@ -67,9 +67,6 @@ bool AlignRuns(const Program& program, const Op& op, const Slicing& slicing, int
 class Index {
  public:
   Index(const Program& program, const sched::Order& order) : program_(program), order_(order) {
-    for (const Op& op : program.ops) {
-      for (const std::string& value : op.inputs) last_read_.emplace(value, -1);
-    }
     readers_.resize(program.buffers.size());
     std::vector<std::int32_t> place(program.ops.size(), static_cast<std::int32_t>(order.size()));
     for (std::size_t i = 0; i < order.size(); ++i) place[order[i]] = static_cast<std::int32_t>(i);
@@ -152,12 +149,6 @@ std::vector<Interval> Cut(std::int64_t size, std::int64_t part_size) {
   return parts;
 }
 
-std::int64_t LongestOf(const std::vector<Interval>& parts) {
-  std::int64_t longest = 0;
-  for (const Interval& part : parts) longest = std::max(longest, part.length());
-  return longest;
-}
-
 // A stretch that grows towards the start of the order, one op at a time.
 class Growing {
  public:
@@ -217,7 +208,9 @@ class Growing {
   bool ReadsOlder(std::size_t i) const { return unmade_inputs_[i] > 0; }
 
   SliceFacts::Part PartOf(std::size_t i, bool reads_older) const {
-    return {ops_[i].op, ops_[i].dimension, LongestOf(ops_[i].parts), reads_older};
+    SliceFacts::Part part = ops_[i].Longest();
+    part.reads_older = reads_older;
+    return part;
   }
 
   bool IsKnown() const {
@@ -332,10 +325,9 @@ class Growing {
       const std::int64_t size = index_.program().tensors.at(value).shape[need.dimension];
       NeededParts needed{need.dimension, {}};
       for (const Interval& part : parts) {
-        const std::optional<Interval> interval =
-            slicing.padding.empty() ? need.Of(part, size) : Padded(need, part, size).argument;
-        if (!interval || interval->length() <= 0) return std::nullopt;
-        needed.parts.push_back(*interval);
+        const std::optional<PaddedPart> given = slicing.ArgumentOf(need, part, size);
+        if (!given) return std::nullopt;
+        needed.parts.push_back(given->argument);
       }
       needs.emplace_back(value, std::move(needed));
     }
@@ -523,6 +515,12 @@ std::optional<SlicedStretch> Sliced(const Program& program, const Stretch& stret
     if (!growing.Add(place)) return std::nullopt;
   }
   return growing.IsStretch() ? std::optional(growing.Build()) : std::nullopt;
+}
+
+std::int64_t LongestOf(const std::vector<Interval>& parts) {
+  std::int64_t longest = 0;
+  for (const Interval& part : parts) longest = std::max(longest, part.length());
+  return longest;
 }
 
 std::vector<std::int64_t> PartSizes(std::int64_t size) {

@@ -99,6 +99,8 @@ struct Stretch {
   bool operator==(const Stretch&) const = default;
 };
 
+std::int64_t LongestOf(const std::vector<Interval>& parts);
+
 // How a stretch runs.
 struct SlicedStretch {
   struct PartOp {
@@ -106,6 +108,8 @@ struct SlicedStretch {
     int dimension = 0;            // of its result
     std::vector<Interval> parts;  // of it
     bool reads_older = false;     // see SliceFacts
+
+    SliceFacts::Part Longest() const { return {op, dimension, LongestOf(parts), reads_older}; }
   };
   std::vector<OpId> ahead;
   std::vector<PartOp> ops;

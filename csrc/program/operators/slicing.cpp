@@ -454,6 +454,16 @@ PaddedPart Padded(const Need& need, Interval part, std::int64_t size) {
   return {{first * need.step, std::min(end, size)}, need.before, part.begin - first};
 }
 
+std::optional<PaddedPart> Slicing::ArgumentOf(const Need& need, Interval part,
+                                              std::int64_t size) const {
+  if (!padding.empty()) {
+    const PaddedPart padded = Padded(need, part, size);
+    return padded.argument.length() > 0 ? std::optional(padded) : std::nullopt;
+  }
+  const std::optional<Interval> interval = need.Of(part, size);
+  return interval ? std::optional(PaddedPart{*interval}) : std::nullopt;
+}
+
 std::vector<std::string> SliceableOperators() {
   std::vector<std::string> names;
   for (const auto& [name, rule] : Rules()) names.push_back(name);

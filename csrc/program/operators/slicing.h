@@ -41,6 +41,17 @@ struct Need {
   std::optional<Interval> Of(Interval part, std::int64_t size) const;
 };
 
+// What a part is given of an argument, with which padding, and where its rows are in those that it
+// makes.
+struct PaddedPart {
+  Interval argument;
+  std::int64_t padding = 0;
+  std::int64_t offset = 0;
+};
+
+// Of a need with padding.
+PaddedPart Padded(const Need& need, Interval part, std::int64_t size);
+
 // How an operator makes an interval of one dimension of its result.
 struct Slicing {
   // By the name of the argument (in a program: of the value). Of all others the whole is needed.
@@ -58,18 +69,10 @@ struct Slicing {
   int runs_from = 0;              // the first dimension of a run
   bool changes_argument = false;  // the result is the first argument, changed in place
   bool may_be_view = false;       // or the first argument itself
-};
 
-// A call with this padding, of one part: which rows it is given, and where its rows are in those
-// that it makes.
-struct PaddedPart {
-  Interval argument;
-  std::int64_t padding = 0;
-  std::int64_t offset = 0;
+  // Of one of the needs, padded or not; nothing if it cannot be given.
+  std::optional<PaddedPart> ArgumentOf(const Need& need, Interval part, std::int64_t size) const;
 };
-
-// Of a need with padding.
-PaddedPart Padded(const Need& need, Interval part, std::int64_t size);
 
 using CallConstant = std::variant<bool, std::int64_t, double, std::vector<std::int64_t>>;
 
