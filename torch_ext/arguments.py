@@ -16,10 +16,10 @@ from torch_ext.amounts import parse_memory
 
 FilePath = str | os.PathLike[str]
 MemoryAmount = int | str  # bytes, or text like "512MiB"
-# Kinds of edits that keep all bits (csrc/program/levers). Slices are tried by running, which is
-# done for TorchScript alone.
+# Kinds of edits that keep all bits (csrc/program/levers). Slices are tried by running, which not
+# all doors can do.
 LEVERS = ("order", "overwrite")
-TORCHSCRIPT_LEVERS = (*LEVERS, "slice")
+ALL_LEVERS = (*LEVERS, "slice")
 
 _MOST_BYTES = 2**63 - 1
 _MOST_SECONDS = 10**6
@@ -148,10 +148,14 @@ def planning(
     levers: Iterable[str] | None = ("order",),
     offered: tuple[str, ...] = LEVERS,
 ) -> Planning:
-    """What all doors to the planner are asked for. `levers`: None are those that cost no time."""
+    """What all doors to the planner are asked for.
+
+    `levers`: None are those that cost no time; with a budget, all that the door has.
+    """
     scope = choice(scope, "scope", ("all", "bottleneck"))
     if levers is None:
-        levers = LEVERS if scope == "all" else ("order",)
+        levers = LEVERS if memory_budget is None else offered
+        levers = levers if scope == "all" else ("order",)
     return Planning(
         scope,
         seconds(time_budget, "time_budget"),
@@ -160,10 +164,10 @@ def planning(
     )
 
 
-def without_overwrites(wanted: Planning) -> Planning:
-    """The same without that lever."""
-    levers = tuple(lever for lever in wanted.levers if lever != "overwrite")
-    return dataclasses.replace(wanted, levers=levers)
+def without(wanted: Planning, *levers: str) -> Planning:
+    """The same without those levers."""
+    left = tuple(lever for lever in wanted.levers if lever not in levers)
+    return dataclasses.replace(wanted, levers=left)
 
 
 def lever_names(

@@ -5,10 +5,9 @@
 #include <torch/csrc/jit/passes/inliner.h>
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
-#include <iomanip>
 #include <limits>
+#include <memory>
 #include <sstream>
 #include <unordered_set>
 
@@ -22,6 +21,7 @@
 #include "jit/probe.h"
 #include "jit/slices.h"
 #include "jit/to_program.h"
+#include "program/levers/slice_search.h"
 #include "program/lower.h"
 #include "sched/simulate.h"
 
@@ -479,24 +479,13 @@ Optimized OptimizeEdits(const Module& module, const std::vector<Stack>& argument
   return ordered;
 }
 
-// Of times measured in turns: what differs by less is as fast.
-constexpr double kNoise = 0.02;
-
-std::string Rounded(double ratio) {
-  std::ostringstream text;
-  text << std::fixed << std::setprecision(2) << ratio;
-  return text.str();
-}
-
 // A module with some stretches sliced, and the rest of it planned again.
 struct SlicedModule {
   std::vector<program::Stretch> stretches;
   // Nodes remember the functions that they were inlined from, and look there when they raise.
-  std::shared_ptr<ScratchModule> sliced;
-  Optimized optimized;
-  PairedSeconds seconds;  // of a call without slices, and with them
-
-  double TimeRatio() const { return seconds.a > 0 ? seconds.b / seconds.a : 1; }
+  std::unique_ptr<ScratchModule> sliced;
+  std::unique_ptr<Subject> subject;  // of that
+  program::SliceTrial trial;
 };
 
 class SliceTrials {
@@ -518,19 +507,18 @@ class SliceTrials {
     plain_.report.floor_bytes =
         std::min(slicer.Floor().bytes, plain_.report.plan.lower_bound_bytes);
     const auto budget = options_.plan.memory_budget_bytes;
+    const bool is_wanted = !budget || plain_bytes() > *budget;
     std::optional<SlicedModule> best;
-    if (!budget || plain_bytes() > *budget) best = Best(slicer);
+    if (is_wanted) best = Best(slicer);
     if (best) {
       Describe(slicer, *best);
       best->sliced->Keep();
-      best->optimized.report.slice_trials = std::move(trials_);
-      return std::move(best->optimized);
+      best->subject->report().slice_trials = std::move(trials_);
+      return {best->subject->reordered().Keep(), true, std::move(best->subject->report())};
     }
     program::LeverUse use{"slice", plain_bytes(), plain_bytes(), 0};
-    if (!slower_.empty()) {
-      use.reasons = {slower_.front()};
-    } else if (!budget || plain_bytes() > *budget) {
-      use.reasons = {{.kind = ReasonKind::kNoStretch, .detail = slicer.Forbidden()}};
+    if (is_wanted) {
+      use.reasons = {program::WhyNoSlices(trials_, budget.has_value(), slicer.Forbidden())};
     }
     plain_.report.levers.push_back(std::move(use));
     plain_.report.slice_trials = std::move(trials_);
@@ -541,75 +529,58 @@ class SliceTrials {
   std::int64_t plain_bytes() const { return plain_.report.plan.peak_bytes; }
 
   std::optional<SlicedModule> Best(Slicer& slicer) {
-    std::vector<program::Stretches::Choice> choices = slicer.Choose(Targets());
-    if (const auto budget = options_.plan.memory_budget_bytes) {
-      // What was planned may take more than it said, for the rest is planned again: then a lower
-      // one is tried. If none is low enough, the lowest.
-      const program::Stretches::Choice lowest = choices.back();
-      std::erase_if(choices, [&](const auto& choice) { return choice.peak_bytes > *budget; });
-      if (choices.empty()) choices = {lowest};
-    }
-    std::optional<SlicedModule> best;
-    std::vector<std::vector<program::Stretch>> tried;
-    for (const program::Stretches::Choice& choice : choices) {
-      const bool is_new = std::ranges::find(tried, choice.stretches) == tried.end();
-      if (choice.stretches.empty() || !is_new) continue;
-      tried.push_back(choice.stretches);
-      std::optional<SlicedModule> trial = Try(slicer, choice.stretches);
-      if (!trial) continue;
-      if (!best || IsBetter(*trial, *best)) best = std::move(trial);
-      if (best->optimized.report.plan.budget_met.value_or(false)) break;
-    }
-    return best;
+    const auto budget = options_.plan.memory_budget_bytes;
+    const std::vector<program::Stretches::Choice> choices =
+        slicer.Choose(program::TargetsBelow(plain_bytes(), budget));
+    std::vector<SlicedModule> tried;
+    const auto place = program::BestChoice(
+        choices, budget,
+        [&](const std::vector<program::Stretch>& stretches) -> std::optional<program::SliceTrial> {
+          std::optional<SlicedModule> sliced = Try(slicer, stretches);
+          if (!sliced) return std::nullopt;
+          tried.push_back(std::move(*sliced));
+          return tried.back().trial;
+        });
+    if (!place) return std::nullopt;
+    return std::move(
+        *std::ranges::find(tried, choices[*place].stretches, &SlicedModule::stretches));
   }
 
-  // Peaks to go for; nothing for the lowest.
-  std::vector<std::optional<std::int64_t>> Targets() const {
-    std::vector<std::optional<std::int64_t>> targets;
-    if (const auto budget = options_.plan.memory_budget_bytes) targets.emplace_back(*budget);
-    for (const int percent : {70, 45, 30, 20}) {
-      targets.emplace_back(plain_bytes() * percent / 100);
-    }
-    targets.emplace_back(std::nullopt);
-    return targets;
-  }
-
+  // Nothing if it needs no less, or is not verified.
   std::optional<SlicedModule> Try(const Slicer& slicer,
                                   const std::vector<program::Stretch>& stretches) {
-    SlicedModule trial{.stretches = stretches, .sliced = std::make_shared<ScratchModule>(module_)};
-    std::shared_ptr<Graph> graph = ForwardGraph(trial.sliced->module());
+    SlicedModule tried{.stretches = stretches, .sliced = std::make_unique<ScratchModule>(module_)};
+    std::shared_ptr<Graph> graph = ForwardGraph(tried.sliced->module());
     std::shared_ptr<Graph> fallback = PrepareGraph(graph);
     if (fallback == nullptr) fallback = graph->copy();
     slicer.Apply(graph, stretches);
     AddFallback(graph, fallback, options_.overwrite_rules);
-    Subject subject(trial.sliced->module(), arguments_, options_);
+    tried.subject = std::make_unique<Subject>(tried.sliced->module(), arguments_, options_);
+    Subject& subject = *tried.subject;
     subject.NameBy(
         [&](program::Program& program) { slicer.NameAlike(program, subject.marks(), stretches); });
     if (!subject.Plan()) return std::nullopt;
     Report& report = subject.report();
     if (report.plan.peak_bytes >= plain_bytes()) return std::nullopt;
     subject.Apply();
+    tried.trial.peak_bytes = report.plan.peak_bytes;
+    tried.trial.slices = static_cast<std::int64_t>(stretches.size());
     if (options_.verify) {
       const auto why = Verify(subject, module_, arguments_);
       if (!why.empty() || subject.IsBoundRefuted() || !IsSameElsewhere(subject)) {
         return std::nullopt;
       }
-      trial.seconds =
+      const PairedSeconds seconds =
           TimeInTurns(plain_.module, subject.reordered().module(), arguments_[report.worst_example],
                       subject.copy_state(), subject.quiet());
-      trials_.push_back({report.plan.peak_bytes, static_cast<std::int64_t>(stretches.size()),
-                         trial.seconds.b, trial.seconds.a});
-      if (!options_.plan.memory_budget_bytes && trial.TimeRatio() > 1 + kNoise) {
-        slower_.push_back({.kind = ReasonKind::kSlower,
-                           .detail = Rounded(trial.TimeRatio()),
-                           .bytes = report.plan.peak_bytes});
-        return std::nullopt;
-      }
+      tried.trial.seconds = seconds.b;
+      tried.trial.seconds_without = seconds.a;
+      trials_.push_back(tried.trial);
     }
     report.reasons.clear();
     report.plan.budget_met = IsBudgetMet(report, options_);
-    trial.optimized = {subject.reordered().Keep(), true, std::move(report)};
-    return trial;
+    tried.trial.meets_budget = report.plan.budget_met.value_or(false);
+    return tried;
   }
 
   // On other numbers than the example's, if the module takes them.
@@ -636,16 +607,9 @@ class SliceTrials {
     return true;
   }
 
-  bool IsBetter(const SlicedModule& a, const SlicedModule& b) const {
-    const auto peak = [](const SlicedModule& s) { return s.optimized.report.plan.peak_bytes; };
-    if (options_.plan.memory_budget_bytes) return peak(a) < peak(b);
-    if (std::abs(a.TimeRatio() - b.TimeRatio()) <= kNoise) return peak(a) < peak(b);
-    return a.TimeRatio() < b.TimeRatio();
-  }
-
   // The report tells of the program as it was, and of what the levers did to it in turn.
   void Describe(const Slicer& slicer, SlicedModule& best) const {
-    Report& report = best.optimized.report;
+    Report& report = best.subject->report();
     const program::Program& original = slicer.program();
     for (const program::Stretch& stretch : best.stretches) {
       program::SliceUse& use = report.slices.emplace_back();
@@ -665,7 +629,7 @@ class SliceTrials {
     report.levers = plain_.report.levers;
     report.levers.push_back({"slice", plain_bytes(), report.plan.peak_bytes,
                              static_cast<std::int64_t>(report.slices.size())});
-    report.levers.back().extra_seconds = best.seconds.b - best.seconds.a;
+    report.levers.back().extra_seconds = best.trial.seconds - best.trial.seconds_without;
     report.floor_bytes = plain_.report.floor_bytes;
     sched::Plan& plan = report.plan;
     if (plan.lower_bound_bytes < *report.floor_bytes) {
@@ -676,7 +640,7 @@ class SliceTrials {
     plan.bottleneck.reset();  // of a program that nobody wrote
     if (plan.budget_met.has_value() && !*plan.budget_met) {
       report.levers.back().reasons = {
-          {.kind = ReasonKind::kNoStretch, .detail = slicer.Forbidden()}};
+          program::WhyNoSlices(trials_, /*has_budget=*/true, slicer.Forbidden())};
     }
   }
 
@@ -684,7 +648,6 @@ class SliceTrials {
   const std::vector<Stack>& arguments_;
   OptimizeOptions options_;
   Optimized plain_;
-  std::vector<Reason> slower_;  // of trials that were given up
   std::vector<program::SliceTrial> trials_;
 };
 

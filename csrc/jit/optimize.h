@@ -17,6 +17,7 @@
 #include "jit/overwrite_rules.h"
 #include "jit/values.h"
 #include "program/levers/levers.h"
+#include "program/levers/slice_search.h"
 #include "program/program.h"
 #include "program/reason.h"
 #include "sched/graph.h"

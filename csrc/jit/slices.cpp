@@ -4,8 +4,6 @@
 #include <torch/csrc/jit/runtime/interpreter.h>
 
 #include <algorithm>
-#include <random>
-#include <set>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -40,8 +38,6 @@ using torch::jit::Value;
 c10::Symbol MarkAttribute() {
   return c10::Symbol::attr("torch_ext_mark");
 }
-
-constexpr int kMostRounds = 24;
 
 // The fallback asks tensors that are inputs where they are, and nobody asks others.
 bool HasPlainInputs(Graph& graph) {
@@ -102,15 +98,13 @@ class PartWatch {
   }
 
   // What has been seen; an op that has not run to its end is none to run in parts.
-  void TellTo(SliceFacts& facts, std::vector<SliceFacts::Part>& forbidden) const {
+  void TellTo(SliceFacts& facts) const {
     for (std::size_t place = 0; place < stretch_.ops.size(); ++place) {
       const SlicedStretch::PartOp& op = stretch_.ops[place];
       const bool has_failed = running_ == place;
       if (facts_[place].runs == 0 && !has_failed) continue;
       const bool keeps_bits = facts_[place].keeps_bits && !has_failed;
-      const SliceFacts::Part part = op.Longest();
-      facts.Learn(part, {keeps_bits, facts_[place].workspace_bytes});
-      if (!keeps_bits) forbidden.push_back(part);
+      facts.Learn(op.Longest(), {keeps_bits, facts_[place].workspace_bytes});
     }
   }
 
@@ -198,17 +192,7 @@ program::Program Slicer::ProgramOf(const std::vector<Node*>& nodes) const {
 }
 
 std::string Slicer::Forbidden() const {
-  constexpr std::size_t kMost = 4;
-  std::set<std::string> kinds;
-  for (const SliceFacts::Part& part : forbidden_) kinds.insert(program_.ops[part.op].oper);
-  if (kinds.empty()) return {};
-  std::string text = "in some of the parts tried the bits are others of ";
-  std::size_t shown = 0;
-  for (const std::string& kind : kinds) {
-    if (shown == kMost) return text + ", ...";
-    text += (shown++ == 0 ? "" : ", ") + kind;
-  }
-  return text;
+  return program::ForbiddenText(program_, facts_);
 }
 
 program::SliceFloor Slicer::Floor() const {
@@ -226,61 +210,14 @@ program::SliceFloor Slicer::Floor() const {
   return floor;
 }
 
-std::vector<program::Stretches::Choice> Slicer::Choose(
-    const std::vector<std::optional<std::int64_t>>& peak_bytes) {
-  for (int round = 0;; ++round) {
-    const program::Stretches all(program_, order_, facts_);
-    std::vector<program::Stretches::Choice> choices;
-    std::vector<Stretch> unknown;
-    for (const std::optional<std::int64_t> bytes : peak_bytes) {
-      program::Stretches::Choice& choice =
-          choices.emplace_back(bytes ? all.Within(*bytes) : all.Lowest());
-      for (const Stretch& stretch : choice.stretches) {
-        const std::optional<SlicedStretch> sliced = program::Sliced(program_, stretch, facts_);
-        TORCH_INTERNAL_ASSERT(sliced, "torch_ext: a stretch that was chosen is none");
-        if (sliced->is_known) continue;
-        if (std::ranges::find(unknown, stretch) == unknown.end()) unknown.push_back(stretch);
-      }
-    }
-    if (unknown.empty()) return choices;
-    Learn(unknown);
-    if (round + 2 == kMostRounds) facts_.AllowKnownAlone();
-  }
+std::vector<program::Stretches::Choice> Slicer::Choose(const program::SliceTargets& targets) {
+  const auto learn = [this](const std::vector<Stretch>& stretches) { Learn(stretches); };
+  return program::ChooseStretches(program_, order_, facts_, targets, learn);
 }
 
 std::vector<Stretch> Slicer::Random(std::uint64_t seed) {
-  constexpr std::size_t kMostOps = 12;
-  std::mt19937_64 random(seed);
-  const auto below = [&](std::size_t end) { return random() % end; };
-  std::vector<Stretch> stretches;
-  const auto last_of = [&](const Stretch& stretch) -> const program::Op& {
-    return program_.ops[stretch.ops.back()];
-  };
-  for (std::size_t begin = 0; begin < order_.size(); ++begin) {
-    const std::size_t most = std::min(kMostOps, order_.size() - begin);
-    // Longer ones first: most runs of ops are no stretch.
-    for (std::size_t length = 1 + below(most); length > 0; --length) {
-      Stretch stretch{{order_.begin() + static_cast<std::ptrdiff_t>(begin),
-                       order_.begin() + static_cast<std::ptrdiff_t>(begin + length)}};
-      if (last_of(stretch).slicings.empty()) continue;
-      stretch.dimension = static_cast<int>(below(last_of(stretch).slicings.size()));
-      const std::vector<std::int64_t>& shape =
-          program_.tensors.at(last_of(stretch).outputs[0]).shape;
-      const std::vector<std::int64_t> sizes = program::PartSizes(shape[stretch.dimension]);
-      if (sizes.empty()) continue;
-      stretch.part_size = sizes[below(sizes.size())];
-      if (!program::Sliced(program_, stretch, facts_)) continue;
-      begin += length - 1;
-      stretches.push_back(std::move(stretch));
-      break;
-    }
-  }
-  if (!stretches.empty()) Learn(stretches);
-  std::erase_if(stretches, [&](const Stretch& stretch) {
-    const std::optional<SlicedStretch> sliced = program::Sliced(program_, stretch, facts_);
-    return !sliced || !sliced->is_known;
-  });
-  return stretches;
+  const auto learn = [this](const std::vector<Stretch>& stretches) { Learn(stretches); };
+  return program::RandomStretches(program_, order_, facts_, seed, learn);
 }
 
 void Slicer::Apply(const std::shared_ptr<Graph>& graph,
@@ -357,7 +294,7 @@ void Slicer::Learn(const std::vector<Stretch>& stretches) {
       const auto has_found = [](const auto& watch) { return watch->has_found(); };
       if (is_example && std::ranges::none_of(watches, has_found)) throw;
     }
-    for (const auto& watch : watches) watch->TellTo(facts_, forbidden_);
+    for (const auto& watch : watches) watch->TellTo(facts_);
   }
 }
 

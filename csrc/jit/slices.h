@@ -21,6 +21,7 @@
 #include "jit/interference.h"
 #include "jit/probe.h"
 #include "program/levers/slice.h"
+#include "program/levers/slice_search.h"
 #include "program/program.h"
 #include "sched/graph.h"
 
@@ -36,13 +37,10 @@ class Slicer {
   // The program with what slices need to know.
   const program::Program& program() const { return program_; }
 
-  // For each peak in bytes the stretches with the least work below it; without one, those with the
-  // lowest peak. Runs the graph, at most `kMostRounds` times.
-  std::vector<program::Stretches::Choice> Choose(
-      const std::vector<std::optional<std::int64_t>>& peak_bytes);
-
-  // For tests: stretches at random, of those that keep their bits here.
+  // As the functions of levers/slice_search.h; runs the graph to learn.
+  std::vector<program::Stretches::Choice> Choose(const program::SliceTargets& targets);
   std::vector<program::Stretch> Random(std::uint64_t seed);
+  std::string Forbidden() const;
 
   // Puts an equal graph in this order, with the stretches, and marks its nodes (TakeMarks).
   void Apply(const std::shared_ptr<torch::jit::Graph>& graph,
@@ -50,9 +48,6 @@ class Slicer {
 
   // No slices, order, overwrite or hoist of the module takes less.
   program::SliceFloor Floor() const;
-
-  // Ops that cannot run in the parts that were tried, for their bits are others: for people.
-  std::string Forbidden() const;
 
   // Gives ops and buffers of a sliced program the names they have in this one. Its nodes are those
   // that the marks were taken from.
@@ -70,7 +65,6 @@ class Slicer {
   std::function<Stack()> make_inputs_;
   program::Program program_;
   program::SliceFacts facts_;
-  std::vector<program::SliceFacts::Part> forbidden_;
 };
 
 // Nodes of a sliced graph that are in the original are marked with their op, those that are a

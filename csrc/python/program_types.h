@@ -11,6 +11,7 @@
 #include "program/hazards.h"
 #include "program/levers/hoist.h"
 #include "program/levers/levers.h"
+#include "program/levers/slice_search.h"
 #include "program/lower.h"
 #include "program/program.h"
 #include "program/reason.h"

@@ -2,16 +2,18 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "program/amount.h"
 #include "program/operators/overwriting.h"
-#include "program/operators/slicing.h"
 #include "program/shuffle.h"
+#include "program/sliceable.h"
 #include "python/program_types.h"
 #include "python/sched_types.h"
+#include "python/slice_bindings.h"
 #include "sched/decompose.h"
 #include "sched/instance.h"
 
@@ -131,6 +133,37 @@ PYBIND11_MODULE(_sched, m) {
           py::arg("op"), py::arg("value"), py::kw_only(), py::arg("makers"), py::arg("reads"),
           py::arg("is_read_beside"), py::arg("size_bytes"), py::arg("dtype"))
       .def(
+          "add_tensor",
+          [](program::Program& p, const std::string& value, std::vector<std::int64_t> shape,
+             std::string dtype, program::BufferId buffer, bool fills_buffer) {
+            p.tensors[value] = {std::move(shape), std::move(dtype), buffer, fills_buffer};
+          },
+          py::arg("value"), py::kw_only(), py::arg("shape"), py::arg("dtype"), py::arg("buffer"),
+          py::arg("fills_buffer"))
+      .def(
+          "add_slicings",
+          [](program::Program& p, program::OpId op,
+             const std::vector<std::pair<std::string, std::vector<std::string>>>& tensors,
+             std::map<std::string, program::CallConstant> constants) {
+            std::vector<program::Argument> arguments;
+            for (const auto& [name, values] : tensors) arguments.push_back({name, values});
+            program::AddSlicings(p, op, arguments, std::move(constants));
+          },
+          py::arg("op"), py::arg("tensors"), py::arg("constants"))
+      .def(
+          "slicing",
+          [](const program::Program& p, program::OpId op, int dimension) {
+            return p.ops.at(op).slicings.at(dimension);
+          },
+          py::arg("op"), py::arg("dimension"))
+      .def(
+          "set_results",
+          [](program::Program& p, std::vector<std::string> results) {
+            p.results = std::move(results);
+          },
+          py::arg("values"))
+      .def("set_threads", &program::SetThreads, py::arg("threads"))
+      .def(
           "label",
           [](program::Program& p, program::OpId op, std::string source, std::string module_path) {
             p.ops.at(op).label = {std::move(source), std::move(module_path)};
@@ -206,45 +239,7 @@ PYBIND11_MODULE(_sched, m) {
       .def_readwrite("broadcasts", &program::OverwritingForm::broadcasts)
       .def_readwrite("keeps_layout", &program::OverwritingForm::keeps_layout);
   m.def("overwriting_forms", &program::OverwritingForms);
-  py::class_<program::Need>(m, "Need")
-      .def_readonly("dimension", &program::Need::dimension)
-      .def(
-          "of",
-          [](const program::Need& need, std::int64_t begin, std::int64_t end,
-             std::int64_t size) -> std::optional<std::pair<std::int64_t, std::int64_t>> {
-            const auto interval = need.Of({begin, end}, size);
-            if (!interval) return std::nullopt;
-            return std::pair(interval->begin, interval->end);
-          },
-          py::arg("begin"), py::arg("end"), py::arg("size"))
-      .def(
-          "padded",
-          [](const program::Need& need, std::int64_t begin, std::int64_t end, std::int64_t size) {
-            const program::PaddedPart part = program::Padded(need, {begin, end}, size);
-            return py::make_tuple(part.argument.begin, part.argument.end, part.padding,
-                                  part.offset);
-          },
-          py::arg("begin"), py::arg("end"), py::arg("size"));
-  py::class_<program::Slicing>(m, "Slicing")
-      .def_readonly("needs", &program::Slicing::needs)
-      .def_readonly("sizes", &program::Slicing::sizes)
-      .def_readonly("sizes_place", &program::Slicing::sizes_place)
-      .def_readonly("padding", &program::Slicing::padding)
-      .def_readonly("padding_place", &program::Slicing::padding_place)
-      .def_readonly("changes_argument", &program::Slicing::changes_argument)
-      .def_readonly("may_be_view", &program::Slicing::may_be_view);
-  m.def("sliceable_operators", &program::SliceableOperators);
-  m.def(
-      "slicing_of",
-      [](std::string oper, std::map<std::string, std::vector<std::int64_t>> shapes,
-         std::map<std::string, program::CallConstant> constants, std::vector<std::int64_t> result,
-         int dimension) {
-        return program::SlicingOf(
-            {std::move(oper), std::move(shapes), std::move(constants), std::move(result)},
-            dimension);
-      },
-      py::arg("oper"), py::arg("shapes"), py::arg("constants"), py::arg("result"),
-      py::arg("dimension"));
+  torch_ext::python::AddSliceBindings(m);
   m.def("unit_for", &program::UnitFor, py::arg("size_bytes"));
   m.def("in_unit", &program::InUnit, py::arg("size_bytes"), py::arg("unit"));
 

@@ -196,7 +196,51 @@ def image(rng):
     return tensor(*sizes(rng, 4, most=5))
 
 
+def gathered(rng):
+    rank = rng.randint(1, 3)
+    shape, dim = sizes(rng, rank), rng.randint(-rank, rank - 1)
+    wanted = list(shape)
+    wanted[dim] = rng.randint(2, 9)
+    return [tensor(*shape), dim, torch.randint(0, shape[dim], wanted)]
+
+
+def loss_gradient(rng):
+    rows, classes = sizes(rng, 2)
+    target = torch.randint(0, classes, (rows,))
+    target[0] = -100
+    reduction = rng.randint(0, 2)
+    grad = tensor(rows) if reduction == 0 else tensor(1).squeeze()
+    weight = rng.choice([None, tensor(classes)])
+    return [grad, tensor(rows, classes), target, weight, reduction, -100, tensor(1).squeeze()]
+
+
+def softmax_gradient(rng):
+    shape = sizes(rng, 3)
+    return [tensor(*shape), tensor(*shape), rng.randint(-3, 2), DOUBLE]
+
+
+def gradient(*numbers):
+    def make(rng):
+        shape = sizes(rng, 3)
+        return [tensor(*shape), tensor(*shape), *numbers]
+
+    return make
+
+
 CALLS = {
+    **dict.fromkeys(("_softmax", "_log_softmax"), lambda rng: [*along(rng), False]),
+    **dict.fromkeys(("_softmax_backward_data", "_log_softmax_backward_data"), softmax_gradient),
+    "nll_loss_backward": loss_gradient,
+    "gather": gathered,
+    "convolution": lambda rng: [*(c := convolution(2)(rng))[:6], False, [0, 0], c[6]],
+    "t": lambda rng: matrices(rng)[:1],
+    "_unsafe_view": viewed,
+    "threshold_backward": gradient(0.7),
+    "leaky_relu_backward": gradient(0.1, False),
+    **dict.fromkeys(
+        ("gelu_backward", "sigmoid_backward", "silu_backward", "tanh_backward"), gradient()
+    ),
+    **dict.fromkeys(("hardsigmoid_backward", "hardswish_backward"), gradient()),
     **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum", "rsub", "pow"), pair),
     **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), pair),
     "where": condition,

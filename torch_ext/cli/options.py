@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from torch_ext.amounts import parse_memory
-from torch_ext.arguments import TORCHSCRIPT_LEVERS, lever_names
+from torch_ext.arguments import ALL_LEVERS, lever_names
 
 Commands = argparse._SubParsersAction  # of the parser: where a command adds its own
 
@@ -112,7 +112,7 @@ def price(text: str) -> float:
 
 def _levers(text: str) -> tuple[str, ...]:
     try:
-        return lever_names(text.split(","), "the levers", TORCHSCRIPT_LEVERS)
+        return lever_names(text.split(","), "the levers", ALL_LEVERS)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -19,6 +19,7 @@ from torch.fx.experimental.sym_node import METHOD_TO_OPERATOR
 from torch.utils import _pytree as pytree
 
 from torch_ext._native import _jit
+from torch_ext.fx.parts import Parts
 
 # What computes with symbolic sizes, and does the same for tensors.
 _PURE_FUNCTIONS = {
@@ -83,6 +84,8 @@ def undeclared(node: fx.Node) -> str:
     """Why nobody knows what the node writes to; empty if that is known."""
     if effects := _effects(node):
         return str(effects["undeclared"])
+    if isinstance(node.target, Parts):  # new memory from what it reads, and nothing else
+        return ""
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return "" if _runs_pure_graphs(node) else "a higher-order op of unknown effects"
     is_known = node.target in _PURE_FUNCTIONS or node.target in _IN_PLACE_FUNCTIONS

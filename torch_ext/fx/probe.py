@@ -49,6 +49,7 @@ class Look:
     stride: tuple[int, ...]
     dtype: torch.dtype
     fills_it: bool  # all of its storage, without gaps
+    is_alone: bool = dataclasses.field(default=True, compare=False)  # the value is this tensor
 
     @property
     def has_new_strides(self) -> bool:
@@ -84,13 +85,14 @@ class Probe:
         )
 
 
-def run_probe(module: fx.GraphModule, inputs: Sequence[Any]) -> Probe:
+def run_probe(module: fx.GraphModule, inputs: Sequence[Any], *, apart: bool = False) -> Probe:
     """Run the graph once on `inputs`, with all its effects. Raises what the graph raises.
 
-    Whoever calls it decides on gradients: kernels may ask whether they are on.
+    Whoever calls it decides on gradients: kernels may ask whether they are on. `apart`: nothing
+    comes right behind an op, so each node that is no input or attribute is an op.
     """
     with no_collections():
-        return Runner(module, inputs).run()
+        return Runner(module, inputs, apart=apart).run()
 
 
 def buffer_name(storage: int) -> str:
@@ -110,8 +112,11 @@ class Executed:
 class Runner:
     """Runs the nodes one by one; `execute` says how."""
 
-    def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, inputs: Sequence[Any], *, apart: bool = False
+    ) -> None:
         self.module = module
+        self.apart = apart
         self.inputs = iter(inputs)
         self.environment: dict[fx.Node, Any] = {}
         self.alive: dict[int, int] = {}  # address of a storage that is alive -> its number
@@ -205,7 +210,9 @@ class Runner:
         self, node: fx.Node, made: dict[int, int], done: Executed, is_hidden: bool
     ) -> Op | None:
         own = Op(node, [], {}, {}, 0, draws=False, is_hidden=is_hidden)
-        if is_hidden or made or done.peak_bytes or done.drew or len(node.all_input_nodes) != 1:
+        if self.apart or is_hidden or made or done.peak_bytes or done.drew:
+            return own
+        if len(node.all_input_nodes) != 1:
             return own
         [of] = node.all_input_nodes
         if node.target is operator.getitem:
@@ -254,7 +261,7 @@ class Runner:
         is_dense = torch.ops.aten.is_non_overlapping_and_dense.default(first)
         fills_it = is_dense and memory.nbytes() == first.nbytes
         look = tuple(first.shape), tuple(first.stride()), first.dtype, fills_it
-        return Look(self.alive[memory._cdata], *look)
+        return Look(self.alive[memory._cdata], *look, is_alone=first is value)
 
     def _drop(self, node: fx.Node) -> None:
         del self.environment[node]

@@ -39,11 +39,10 @@ def program_of(
 ) -> _sched.Program:
     """Return the program, without labels."""
     program = _sched.Program()
-    buffer_of: dict[int, int] = {}
+    buffer_of = buffers_of(probe)
     home = {node: index for index, op in enumerate(probe.ops) for node in op.nodes}
     for op in probe.ops:
         for (storage, size_bytes), look in zip(op.made.items(), _looks(probe, op), strict=True):
-            buffer_of[storage] = len(buffer_of)
             shape, dtype = look
             kept = storage in probe.results
             program.add_buffer(
@@ -80,6 +79,12 @@ def program_of(
         for earlier, later in _conflicts(probe, by_statistics):
             program.add_conflict(earlier, later, by_statistics=by_statistics)
     return program
+
+
+def buffers_of(probe: Probe) -> dict[int, int]:
+    """The place of each storage among the buffers of the program."""
+    made = (storage for op in probe.ops for storage in op.made)
+    return {storage: place for place, storage in enumerate(made)}
 
 
 def labelled_program_of(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torch_ext._native import _jit
-from torch_ext.arguments import TORCHSCRIPT_LEVERS, MemoryAmount, flag, planning
+from torch_ext.arguments import ALL_LEVERS, MemoryAmount, flag, planning
 from torch_ext.program.plan import LeverPlan, Reason, joined, reasons_of
 from torch_ext.reporting.report import ProgramReport, described
 from torch_ext.torchscript.trace import Traced, trace
@@ -108,9 +108,7 @@ def optimize_verified(
     verify: bool = True,
 ) -> Optimized:
     """As optimize, with all that was found."""
-    if levers is None and memory_budget is not None and scope == "all":
-        levers = TORCHSCRIPT_LEVERS
-    wanted = planning(scope, time_budget, memory_budget, levers, TORCHSCRIPT_LEVERS)
+    wanted = planning(scope, time_budget, memory_budget, levers, ALL_LEVERS)
     verify = flag(verify, "verify")
     examples = _examples(example_inputs)
     traced = _as_script(module, examples, verify)
@@ -161,7 +159,7 @@ def analyze_in_full(
     levers: Iterable[str] | None = None,
 ) -> Analysis:
     """As analyze; also the region around the bottleneck."""
-    wanted = planning(scope, time_budget, levers=levers, offered=TORCHSCRIPT_LEVERS)
+    wanted = planning(scope, time_budget, levers=levers, offered=ALL_LEVERS)
     examples = _examples(example_inputs)
     script = _as_script(module, examples, compare=False).module
     fields, region = _jit.analyze(

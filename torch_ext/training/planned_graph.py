@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from torch_ext import attributes
-from torch_ext.arguments import Planning, without_overwrites
+from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
 from torch_ext.fx.apply import apply
 from torch_ext.fx.overwritable import find_overwritable
@@ -133,7 +133,7 @@ def _made(
     verified = _verify(world, captured, now, updates)
     refusal = next(filter(None, _common(world, verified.refusal)), "")
     if refusal and found.overwrites:
-        return _made(world, now, updates, runtime, without_overwrites(wanted))
+        return _made(world, now, updates, runtime, without(wanted, "overwrite"))
     if refusal:
         raise UnsupportedError(refusal)
     plan, refuted = held_to(found.plan, (verified.peak_bytes,))

@@ -46,13 +46,6 @@ struct SliceUse {
   std::int64_t parts = 0;
 };
 
-// A program with slices that was tried: measured in turns with the one without.
-struct SliceTrial {
-  std::int64_t peak_bytes = 0;
-  std::int64_t slices = 0;
-  double seconds = 0, seconds_without = 0;  // of a call
-};
-
 struct LeverPlan {
   Program program;            // with the edits done; else the one given
   sched::Graph graph;         // that program, as the core sees it

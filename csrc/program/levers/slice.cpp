@@ -483,6 +483,15 @@ bool SliceFacts::MayKeepBits(OpId op, int dimension, std::int64_t length) const 
   return true;
 }
 
+std::vector<OpId> SliceFacts::OpsOfOtherBits() const {
+  std::vector<OpId> ops;
+  for (const auto& [key, known] : facts_) {
+    const auto differs = [](const auto& fact) { return !fact.second.keeps_bits; };
+    if (std::ranges::any_of(known, differs)) ops.push_back(std::get<0>(key));
+  }
+  return ops;
+}
+
 std::int64_t SliceFacts::WorkspaceBytes(const Program& program, const Part& part) const {
   const auto& [op, dimension, length, reads_older] = part;
   const std::int64_t whole_bytes = program.ops[op].workspace_bytes;

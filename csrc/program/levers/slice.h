@@ -79,6 +79,8 @@ class SliceFacts {
 
   // False if it is known that the bits are others, in parts of that length or longer ones.
   bool MayKeepBits(OpId op, int dimension, std::int64_t length) const;
+  // One op of each kind of call that was learned to have other bits in some parts.
+  std::vector<OpId> OpsOfOtherBits() const;
   // Known; or between what is known and the whole, in a straight line; else in proportion.
   std::int64_t WorkspaceBytes(const Program& program, const Part& part) const;
 

@@ -325,6 +325,24 @@ Answer Embedding(const Asked& call) {
   return SameIf(call.dimension() < call.rank() - 1, "indices", call.dimension());
 }
 
+// Each index is looked up in its own line.
+Answer Gather(const Asked& call) {
+  const auto along = call.Dimension("dim", call.rank());
+  if (!along || call.RankOf("self") != call.rank()) return std::nullopt;
+  Answer slicing = Same("index", call.dimension());
+  if (call.dimension() != *along)
+    slicing->needs.push_back({"self", {.dimension = call.dimension()}});
+  return slicing;
+}
+
+// Of a row only that of its target is not zero.
+Answer LossGradient(const Asked& call) {
+  if (call.rank() != 2 || call.dimension() != 0) return std::nullopt;
+  Slicing slicing{.needs = {{"self", {.dimension = 0}}, {"target", {.dimension = 0}}}};
+  if (call.RankOf("grad_output") == 1) slicing.needs.push_back({"grad_output", {.dimension = 0}});
+  return slicing;
+}
+
 Answer Roll(const Asked& call) {
   const auto along = call.Dimensions("dims", call.rank());
   return SameIf(along && !along->empty() && !along->contains(call.dimension()), "self",
@@ -362,6 +380,13 @@ Answer Softmax(const Asked& call) {
   return is_apart ? AcrossDimension(call) : std::nullopt;
 }
 
+Answer SoftmaxGradient(const Asked& call) {
+  if (!Softmax(call)) return std::nullopt;
+  Answer slicing = Same("grad_output", call.dimension());
+  slicing->needs.push_back({"output", {.dimension = call.dimension()}});
+  return slicing;
+}
+
 const std::unordered_map<std::string, Rule>& Rules() {
   static const std::unordered_map<std::string, Rule> kRules = [] {
     std::unordered_map<std::string, Rule> rules;
@@ -370,9 +395,10 @@ const std::unordered_map<std::string, Rule>& Rules() {
     };
     // Exactly rounded, or by the same code for vectors and single elements.
     for (const char* name :
-         {"abs",       "alias",    "clone",       "contiguous", "detach", "erf",    "exp",
-          "hardswish", "hardtanh", "hardsigmoid", "leaky_relu", "log",    "neg",    "reciprocal",
-          "relu",      "relu6",    "rsqrt",       "sin",        "sqrt",   "square", "tanh"}) {
+         {"abs", "alias",    "clone",      "contiguous", "detach",      "erf",
+          "exp", "_to_copy", "hardswish",  "hardtanh",   "hardsigmoid", "leaky_relu",
+          "log", "neg",      "reciprocal", "relu",       "relu6",       "rsqrt",
+          "sin", "sqrt",     "square",     "tanh"}) {
       add(name, Elementwise);
     }
     for (const char* name : {"cos", "elu", "gelu", "mish", "sigmoid", "silu", "softplus"}) {
@@ -383,7 +409,11 @@ const std::unordered_map<std::string, Rule>& Rules() {
                              "lt", "le", "gt", "ge"}) {
       add(name, Broadcast);
     }
-    for (const char* name : {"maximum", "minimum", "pow"}) add(name, MindingRuns(Broadcast));
+    for (const char* name : {"maximum", "minimum", "pow", "gelu_backward", "hardsigmoid_backward",
+                             "hardswish_backward", "leaky_relu_backward", "sigmoid_backward",
+                             "silu_backward", "tanh_backward", "threshold_backward"}) {
+      add(name, MindingRuns(Broadcast));
+    }
     for (const char* name : {"dropout", "feature_dropout"}) {
       add(name, [](const Asked& call) {
         return SameIf(call.Is("train", false), "input", call.dimension());
@@ -392,9 +422,17 @@ const std::unordered_map<std::string, Rule>& Rules() {
     add("batch_norm", BatchNorm);
     add("layer_norm", LayerNorm);
     add("group_norm", [](const Asked& call) { return FirstOnly(call, "input"); });
-    for (const char* name : {"softmax", "log_softmax"}) add(name, Softmax);
+    for (const char* name : {"softmax", "log_softmax", "_softmax", "_log_softmax"}) {
+      add(name, Softmax);
+    }
+    for (const char* name : {"_softmax_backward_data", "_log_softmax_backward_data"}) {
+      add(name, SoftmaxGradient);
+    }
+    add("nll_loss_backward", LossGradient);
     add("cumsum", AcrossDimension);
-    for (const char* name : {"conv1d", "conv2d", "_convolution"}) add(name, Convolution);
+    for (const char* name : {"conv1d", "conv2d", "convolution", "_convolution"}) {
+      add(name, Convolution);
+    }
     for (const char* name : {"max_pool2d", "avg_pool2d"}) add(name, Pool);
     for (const char* name : {"adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d"}) {
       add(name, [](const Asked& call) { return Planes(call, "self"); });
@@ -408,17 +446,21 @@ const std::unordered_map<std::string, Rule>& Rules() {
     add("scaled_dot_product_attention", Attention);
     for (const char* name : {"mean", "sum", "amax"}) add(name, Reduced);
     add("transpose", Transpose);
+    add("t", [](const Asked& call) { return Same("self", call.rank() - 1 - call.dimension()); });
     add("permute", Permute);
     add("unsqueeze", Unsqueeze);
     for (const char* name : {"squeeze", "select"}) add(name, Without);
     add("slice", AcrossDimension);
-    add("view", [](const Asked& call) { return View(call, "size"); });
+    for (const char* name : {"view", "_unsafe_view"}) {
+      add(name, [](const Asked& call) { return View(call, "size"); });
+    }
     add("reshape", [](const Asked& call) { return View(call, "shape"); });
     add("flatten", [](const Asked& call) { return View(call, ""); });
     add("expand", Expand);
     add("cat", Concatenate);
     add("stack", Stack);
     add("embedding", Embedding);
+    add("gather", Gather);
     add("roll", Roll);
     for (const char* name : {"pad", "constant_pad_nd"}) add(name, Pad);
     return rules;
@@ -428,10 +470,11 @@ const std::unordered_map<std::string, Rule>& Rules() {
 
 bool MayBeView(const std::string& oper) {
   static const std::set<std::string> kViews = {
-      "aten::alias",   "aten::contiguous", "aten::detach",    "aten::dropout",
-      "aten::expand",  "aten::flatten",    "aten::permute",   "aten::feature_dropout",
-      "aten::pad",     "aten::reshape",    "aten::select",    "aten::slice",
-      "aten::squeeze", "aten::transpose",  "aten::unsqueeze", "aten::view"};
+      "aten::alias",   "aten::contiguous",  "aten::detach",    "aten::dropout",
+      "aten::expand",  "aten::flatten",     "aten::permute",   "aten::feature_dropout",
+      "aten::pad",     "aten::reshape",     "aten::select",    "aten::slice",
+      "aten::squeeze", "aten::transpose",   "aten::unsqueeze", "aten::view",
+      "aten::t",       "aten::_unsafe_view"};
   return kViews.contains(oper);
 }
 

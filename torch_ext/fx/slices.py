@@ -1,0 +1,262 @@
+"""Which stretches of a graph of torch.fx run in parts, found by trying.
+
+The choice is that of csrc/program/levers/slice_search.h. Here ops run whole and in parts, on the
+example and on random numbers, and every part of every value is compared bit for bit.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from torch_ext import _sched
+from torch_ext.fx.apply import copied
+from torch_ext.fx.copyable import find_copyable
+from torch_ext.fx.overwritable import find_overwritable
+from torch_ext.fx.probe import Probe, run_probe, storages_of
+from torch_ext.fx.program import buffers_of
+from torch_ext.fx.sliceable import sliceable_program, why_not_sliced
+from torch_ext.fx.stretch import Unrolled, call_parts, unroll
+from torch_ext.memory.meter import measure_peak, no_collections
+from torch_ext.program.plan import Reason
+from torch_ext.program.program import Slice
+from torch_ext.tensors.compare import same_bits
+
+Inputs = Callable[[bool], Sequence[Any]]
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Slicer:
+    """Tries slices of a graph in the order it has."""
+
+    def __init__(self, module: fx.GraphModule, inputs: Inputs) -> None:
+        """`inputs`: makes those of a run, of the example or at random; a run may write to them."""
+        self.module = module
+        self.inputs = inputs
+        self.probe = run_probe(module, inputs(False), apart=True)
+        self.program = sliceable_program(self.probe)
+        self.facts = _sched.SliceFacts(self.program)
+        self.order = list(range(len(self.probe.ops)))
+
+    def choose(self, peak_bytes: int, budget_bytes: int | None) -> list[_sched.Choice]:
+        """Stretches for each target below the peak that the program has without slices."""
+        targets = _sched.slice_targets(peak_bytes, budget_bytes)
+        return _sched.choose_stretches(self.program, self.order, self.facts, targets, self._learn)
+
+    def random(self, seed: int) -> list[_sched.Stretch]:
+        """Return stretches at random, for tests: of those that keep their bits here."""
+        return _sched.random_stretches(self.program, self.order, self.facts, seed, self._learn)
+
+    def floor_bytes(self) -> int:
+        """Return what no slices, order, overwrite or hoist of the module go below."""
+        buffers = buffers_of(self.probe)
+        program = sliceable_program(self.probe)
+        for use in find_overwritable(self.probe):
+            program.add_overwritable(use.op, buffers[use.result], buffers[use.argument])
+        for copy_ in find_copyable(self.probe):
+            read = set(self.probe.values[copy_.argument]) - self.probe.outside
+            program.add_copyable(
+                copy_.op,
+                copy_.argument.name,
+                makers=[],
+                reads=[buffers[storage] for storage in sorted(read)],
+                is_read_beside=copy_.is_read_beside,
+                size_bytes=copy_.size_bytes,
+                dtype=copy_.dtype,
+            )
+        return _sched.floor_bytes(program)
+
+    def sliced(self, stretches: Sequence[_sched.Stretch]) -> fx.GraphModule:
+        """Return the module with a node for each stretch (stretch.inline_parts)."""
+        result = fx.GraphModule(self.module, copied(self.module.graph))
+        nodes = {node.name: node for node in result.graph.nodes}
+        probe = self.probe.on(nodes)
+        for number, stretch in enumerate(stretches):
+            parts = self._unrolled(number, stretch)
+            older = tuple(nodes[node.name] for node in parts.older)
+            called = dataclasses.replace(parts, older=older)
+            nodes |= call_parts(result, probe, self._sliced(stretch), called)
+        result.graph.lint()
+        result.recompile()
+        return result
+
+    def slices(self, stretches: Sequence[_sched.Stretch]) -> tuple[Slice, ...]:
+        """Return what a report says of them."""
+        told = []
+        for number, stretch in enumerate(stretches):
+            result = self.probe.ops[stretch.ops[-1]].node
+            shape = self.probe.looks[result].shape
+            told.append(
+                Slice(
+                    name=_name(number),
+                    ops=tuple(self.probe.ops[index].node.name for index in stretch.ops),
+                    result=result.name,
+                    shape=shape,
+                    dimension=stretch.dimension,
+                    parts=-(-shape[stretch.dimension] // stretch.part_size),
+                )
+            )
+        return tuple(told)
+
+    def why_none(self, trials: Sequence[_sched.SliceTrial], has_budget: bool) -> Reason:
+        """Return why no slices are used, or no more of them."""
+        forbidden = why_not_sliced(self.probe) or self.facts.forbidden(self.program)
+        return Reason(**_sched.why_no_slices(trials, has_budget, forbidden))
+
+    def _sliced(self, stretch: _sched.Stretch) -> _sched.SlicedStretch:
+        sliced = _sched.sliced(self.program, stretch, self.facts)
+        assert sliced is not None, "a stretch that was chosen is none"
+        return sliced
+
+    def _unrolled(self, number: int, stretch: _sched.Stretch) -> Unrolled:
+        return unroll(_name(number), self.program, self._sliced(stretch), self.probe)
+
+    def _learn(self, stretches: list[_sched.Stretch]) -> None:
+        watches = [
+            _Watch(self.probe, self._sliced(stretch), self._unrolled(number, stretch))
+            for number, stretch in enumerate(stretches)
+        ]
+        # Of zeros and the like parts are the same by any order of sums. Other numbers may lead
+        # elsewhere, or nowhere.
+        for is_random in (False, True):
+            trial = _Trial(self.module, watches)
+            try:
+                with torch.random.fork_rng(devices=[]), no_collections():
+                    trial.run(*self.inputs(is_random), enable_io_processing=False)
+            except Exception:
+                if not is_random and not any(watch.has_found for watch in watches):
+                    raise
+            for watch in watches:
+                watch.tell_to(self.facts)
+
+
+def at_random(values: Any) -> Any:
+    """The same with random numbers in the tensors of floats, of a stream of their own."""
+    generator = torch.Generator().manual_seed(0)
+
+    def filled(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype not in _FLOATS or not _is_plain(tensor):
+            return tensor
+        return tensor.detach().clone().normal_(0, 1, generator=generator)
+
+    return pytree.tree_map_only(torch.Tensor, filled, values)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) is torch.Tensor and tensor.layout is torch.strided and tensor.is_cpu
+
+
+def _name(number: int) -> str:
+    return f"stretch_{number}"
+
+
+@dataclasses.dataclass
+class _Seen:
+    """What an op did in parts."""
+
+    runs: int = 0
+    keeps_bits: bool = True
+    workspace_bytes: int = 0
+    differs: set[int] = dataclasses.field(default_factory=set)  # parts
+
+
+class _Watch:
+    """One stretch while it runs whole and then in parts."""
+
+    def __init__(self, probe: Probe, stretch: _sched.SlicedStretch, unrolled: Unrolled) -> None:
+        self.stretch = stretch
+        self.unrolled = unrolled
+        self.nodes = [probe.ops[op.op].node for op in stretch.ops]
+        place_of = {node: place for place, node in enumerate(self.nodes)}
+        self.before = [
+            [place_of[used] for used in node.all_input_nodes if used in place_of]
+            for node in self.nodes
+        ]
+        self.seen = [_Seen() for _ in self.nodes]
+        self.running: int | None = None
+        self.older: dict[fx.Node, Any] = {}
+        self.whole: dict[fx.Node, torch.Tensor] = {}
+
+    @property
+    def has_found(self) -> bool:
+        """Is there an op that does not run in these parts?"""
+        return self.running is not None or not all(seen.keeps_bits for seen in self.seen)
+
+    def see(self, node: fx.Node, value: Any) -> None:
+        """A node of the module has run."""
+        if node in self.unrolled.older:
+            self.older[node] = value
+        if node in self.nodes:
+            self.whole[node] = value.clone()
+        if node is self.nodes[-1]:
+            older = [self.older[used] for used in self.unrolled.older]
+            _PartRun(self).run(*older, enable_io_processing=False)
+            self.older.clear()
+            self.whole.clear()
+
+    def look(self, place: int, part: int, rows: torch.Tensor) -> None:
+        """A part of the value of an op is there."""
+        seen, op = self.seen[place], self.stretch.ops[place]
+        has_others = any(part in self.seen[before].differs for before in self.before[place])
+        begin, end = op.parts[part]
+        expected = self.whole[self.nodes[place]].narrow(op.dimension, begin, end - begin)
+        if same_bits(rows.contiguous(), expected.contiguous()):
+            return
+        seen.differs.add(part)
+        seen.keeps_bits &= has_others
+
+    def tell_to(self, facts: _sched.SliceFacts) -> None:
+        """What has been seen; an op that has not run to its end is none to run in parts."""
+        for place, (op, seen) in enumerate(zip(self.stretch.ops, self.seen, strict=True)):
+            has_failed = self.running == place
+            if seen.runs or has_failed:
+                facts.learn(
+                    op,
+                    keeps_bits=seen.keeps_bits and not has_failed,
+                    workspace_bytes=seen.workspace_bytes,
+                )
+
+
+class _Trial(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, watches: Sequence[_Watch]) -> None:
+        super().__init__(module)
+        self.watches = watches
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        for watch in self.watches:
+            watch.see(n, value)
+        return value
+
+
+class _PartRun(fx.Interpreter):
+    """Measures the ops of the parts, and has what they make compared."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__(watch.unrolled.parts.module)
+        self.watch = watch
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = self.watch.unrolled.made.get(n)
+        if made is None:
+            return super().run_node(n)
+        seen = self.watch.seen[made.place]
+        if made.runs:
+            self.watch.running = made.place
+            with measure_peak() as memory:
+                value = super().run_node(n)
+            known = storages_of([self.env[used] for used in n.all_input_nodes])
+            made_bytes = sum(size for key, size in storages_of(value).items() if key not in known)
+            seen.runs += 1
+            seen.workspace_bytes = max(seen.workspace_bytes, memory.peak_bytes - made_bytes)
+        else:
+            value = super().run_node(n)
+        op = self.watch.stretch.ops[made.place]
+        begin, end = op.parts[made.part]
+        if not made.runs or value.shape[op.dimension] == end - begin:
+            self.watch.look(made.place, made.part, value)
+            self.watch.running = None
+        return value
