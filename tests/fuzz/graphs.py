@@ -38,7 +38,9 @@ from torch_ext.fx.estimate import estimate_probe
 from torch_ext.fx.overwritable import find_overwritable, overwrite
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import order_edges, program_of
-from torch_ext.memory.meter import measure_peak
+from torch_ext.fx.slices import Slicer, at_random
+from torch_ext.fx.stretch import inline_parts
+from torch_ext.memory.meter import measure_peak, no_collections
 from torch_ext.program.plan import Plan, plan_program
 
 _ATTRIBUTES = ("last", "parts", "named")  # tensors that are neither parameters nor buffers
@@ -125,6 +127,8 @@ class Captured(Original):
                 verdict.moved_by_shuffle |= order != original
                 yield f"{kind}shuffle {seed}", self._differs(order, probe)
                 yield f"{kind}overwriting {seed}", self._differs_overwriting(seed, probe)
+                if kind == "" and not self.calls[0].error:
+                    yield f"slicing {seed}", self._differs_slicing(order, seed)
             found = plan_program(program_of(probe), planning("all", 0.05)).plan
             verdict.moved_by_optimize |= found.moved_ops > 0
             yield f"{kind}plan", self._differs(found.order, probe)
@@ -149,6 +153,23 @@ class Captured(Original):
         return functools.partial(
             self.difference_to, functools.partial(type(edited).forward, edited)
         )
+
+    def _differs_slicing(self, order: Sequence[str], seed: int) -> Callable[[], str]:
+        """In an order, with stretches at random that keep their bits one by one."""
+        ordered = fx.GraphModule(self.module, copied(self.module.graph))
+        probe = self.probe.on({node.name: node for node in ordered.graph.nodes})
+        apply_order(ordered, probe, order)
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad(), no_collections():
+            slicer = Slicer(ordered, self._slicer_inputs)
+            sliced = slicer.sliced(slicer.random(seed))
+        inline_parts(sliced, asks=True)
+        return functools.partial(
+            self.difference_to, functools.partial(type(sliced).forward, sliced)
+        )
+
+    def _slicer_inputs(self, is_random: bool) -> list[torch.Tensor]:
+        inputs: list[torch.Tensor] = copy.deepcopy(self.inputs)
+        return at_random(inputs) if is_random else inputs
 
     def _inputs_are_separate(self) -> bool:
         """As a compiler makes them: what it estimates, it estimates of these."""

@@ -1,7 +1,7 @@
 """Small modules with a known freedom of order."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Wide(nn.Module):
@@ -65,3 +65,67 @@ class Attention(torch.nn.Module):
 def attention() -> torch.nn.Module:
     torch.manual_seed(0)
     return Attention().eval()
+
+
+# --- with stretches that run in parts -------------------------------------------------------------
+
+
+class Convolutions(nn.Module):
+    """Rows with halos, padding, strides, changes in place and a residual.
+
+    Which of their parts keep their bits is up to the machine; those of the last line do anywhere,
+    and there the peak is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
+        self.third = nn.Conv2d(16, 8, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu_(self.first(x))
+        y = torch.relu_(self.second(y).add_(y))
+        z = self.third(y).repeat(1, 24, 1, 1)
+        return (torch.relu(z * 2) + torch.neg(z)).amax(1)
+
+
+class Layer(nn.Module):
+    """Rows of products: parts of rows may have other bits, parts of columns have not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(64, 512)
+        self.down = nn.Linear(512, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.nn.functional.gelu(self.up(x)))
+
+
+class Elementwise(nn.Module):
+    """Same bits in whatever parts: no machine forbids them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.repeat(1, 4) + 1
+        y = torch.relu(y * 2) + torch.neg(y)
+        return (y * y).sum(1)
+
+
+class Lists(nn.Module):
+    """A cat in parts needs its list in parts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(x.repeat(1, 1, 8))
+        b = torch.tanh(a)
+        return torch.cat([a, b, a + b], 2).sum(2)
+
+
+class Changed(nn.Module):
+    """What is changed in place is read again later, under its old name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = x.repeat(1, 8) * 2
+        b = torch.neg(a)
+        a.add_(1)
+        c = torch.relu(b) * a
+        return c.sum(1)

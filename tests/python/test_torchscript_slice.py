@@ -8,53 +8,13 @@ import sys
 
 import pytest
 import torch
+from models import Changed, Convolutions, Elementwise, Layer, Lists
 from torch import Tensor, nn
 
 import torch_ext
 
 ALL = ("order", "overwrite", "slice")
 A_FEW_BYTES = 64  # of scalars
-
-
-class Convolutions(nn.Module):
-    """Rows with halos, padding, strides, changes in place and a residual.
-
-    Which of their parts keep their bits is up to the machine; those of the last line do anywhere,
-    and there the peak is.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(8, 16, 3, padding=1)
-        self.second = nn.Conv2d(16, 16, 3, padding=1)
-        self.third = nn.Conv2d(16, 8, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu_(self.first(x))
-        y = torch.relu_(self.second(y).add_(y))
-        z = self.third(y).repeat(1, 24, 1, 1)
-        return (torch.relu(z * 2) + torch.neg(z)).amax(1)
-
-
-class Layer(nn.Module):
-    """Rows of products: parts of rows may have other bits, parts of columns have not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.Linear(64, 512)
-        self.down = nn.Linear(512, 64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(torch.nn.functional.gelu(self.up(x)))
-
-
-class Elementwise(nn.Module):
-    """Same bits in whatever parts: no machine forbids them."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x.repeat(1, 4) + 1
-        y = torch.relu(y * 2) + torch.neg(y)
-        return (y * y).sum(1)
 
 
 def image(batch: int = 1) -> Tensor:
@@ -274,26 +234,6 @@ def test_several_examples_have_one_program():
     assert all(
         one.measured_peak_bytes <= one.measured_original_peak_bytes for one in report.examples
     )
-
-
-class Lists(nn.Module):
-    """A cat in parts needs its list in parts."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = torch.relu(x.repeat(1, 1, 8))
-        b = torch.tanh(a)
-        return torch.cat([a, b, a + b], 2).sum(2)
-
-
-class Changed(nn.Module):
-    """What is changed in place is read again later, under its old name."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = x.repeat(1, 8) * 2
-        b = torch.neg(a)
-        a.add_(1)
-        c = torch.relu(b) * a
-        return c.sum(1)
 
 
 @pytest.mark.parametrize("network", [Lists(), Changed()])
@@ -548,10 +488,3 @@ def test_tensors_in_lists_are_left_alone():
     script = torch.jit.script(Listed().eval())
     _, report = torch_ext.optimize(script, ([torch.randn(64, 256)],), memory_budget=1)
     assert not report.slices
-
-
-def test_other_doors_do_not_take_slices():
-    x = torch.randn(2, 8)
-    program = torch.export.export(nn.Linear(8, 8), (x,))
-    with pytest.raises(ValueError, match="levers"):
-        torch_ext.fx.reorder(program, (x,), levers=["slice"])

@@ -15,8 +15,8 @@ from torch_ext.fx.program import buffers_of, program_of
 Constant = bool | int | float | list[int]
 
 
-def sliceable_program(probe: Probe) -> _sched.Program:
-    """The program with what slices have to know. `probe`: with its nodes apart."""
+def sliceable_program(graph: fx.Graph, probe: Probe) -> _sched.Program:
+    """Return the program with what slices have to know. `probe`: of the graph, nodes apart."""
     program = program_of(probe)
     buffers = buffers_of(probe)
     for node, look in probe.looks.items():
@@ -34,13 +34,12 @@ def sliceable_program(probe: Probe) -> _sched.Program:
             if called is not None:
                 program.add_slicings(index, *called)
     program.set_threads(torch.get_num_threads())
-    graph = probe.ops[0].node.graph
     program.set_results([node.name for node in graph.output_node().all_input_nodes])
     return program
 
 
 def why_not_sliced(probe: Probe) -> str:
-    """Why no op of the graph may run in parts; empty if some may."""
+    """Say why no op of the graph may run in parts; empty if some may."""
     if has_symbols(probe):
         return "sizes are symbols: a stretch is cut at numbers"
     for op in probe.ops:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch_ext import _sched
 from torch_ext.fx.apply import copied
 from torch_ext.fx.copyable import find_copyable
+from torch_ext.fx.graphs import with_own_state
 from torch_ext.fx.overwritable import find_overwritable
 from torch_ext.fx.probe import Probe, run_probe, storages_of
 from torch_ext.fx.program import buffers_of
@@ -34,10 +35,12 @@ class Slicer:
 
     def __init__(self, module: fx.GraphModule, inputs: Inputs) -> None:
         """`inputs`: makes those of a run, of the example or at random; a run may write to them."""
-        self.module = module
+        self.module = module  # whose state no run may change
+        self.graph = (own := with_own_state(module)).graph
         self.inputs = inputs
-        self.probe = run_probe(module, inputs(False), apart=True)
-        self.program = sliceable_program(self.probe)
+        with torch.random.fork_rng(devices=[]):
+            self.probe = run_probe(own, inputs(False), apart=True)
+        self.program = sliceable_program(self.graph, self.probe)
         self.facts = _sched.SliceFacts(self.program)
         self.order = list(range(len(self.probe.ops)))
 
@@ -53,7 +56,7 @@ class Slicer:
     def floor_bytes(self) -> int:
         """Return what no slices, order, overwrite or hoist of the module go below."""
         buffers = buffers_of(self.probe)
-        program = sliceable_program(self.probe)
+        program = sliceable_program(self.graph, self.probe)
         for use in find_overwritable(self.probe):
             program.add_overwritable(use.op, buffers[use.result], buffers[use.argument])
         for copy_ in find_copyable(self.probe):
@@ -71,7 +74,7 @@ class Slicer:
 
     def sliced(self, stretches: Sequence[_sched.Stretch]) -> fx.GraphModule:
         """Return the module with a node for each stretch (stretch.inline_parts)."""
-        result = fx.GraphModule(self.module, copied(self.module.graph))
+        result = fx.GraphModule(self.module, copied(self.graph))
         nodes = {node.name: node for node in result.graph.nodes}
         probe = self.probe.on(nodes)
         for number, stretch in enumerate(stretches):
@@ -121,16 +124,21 @@ class Slicer:
         ]
         # Of zeros and the like parts are the same by any order of sums. Other numbers may lead
         # elsewhere, or nowhere.
-        for is_random in (False, True):
-            trial = _Trial(self.module, watches)
-            try:
-                with torch.random.fork_rng(devices=[]), no_collections():
-                    trial.run(*self.inputs(is_random), enable_io_processing=False)
-            except Exception:
-                if not is_random and not any(watch.has_found for watch in watches):
-                    raise
-            for watch in watches:
-                watch.tell_to(self.facts)
+        with no_collections():
+            for is_random in (False, True):
+                self._run(watches, is_random)
+
+    def _run(self, watches: Sequence["_Watch"], is_random: bool) -> None:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                trial = _Trial(with_own_state(self.module), self.graph, watches)
+                trial.run(*self.inputs(is_random), enable_io_processing=False)
+        except Exception:
+            # An op that raises in parts, or makes what is no part, is not run in parts again.
+            if not is_random and not any(watch.has_found for watch in watches):
+                raise
+        for watch in watches:
+            watch.tell_to(self.facts)
 
 
 def at_random(values: Any) -> Any:
@@ -221,8 +229,8 @@ class _Watch:
 
 
 class _Trial(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, watches: Sequence[_Watch]) -> None:
-        super().__init__(module)
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph, watches: Sequence[_Watch]) -> None:
+        super().__init__(module, graph=graph)
         self.watches = watches
 
     def run_node(self, n: fx.Node) -> Any:

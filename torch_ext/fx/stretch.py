@@ -6,13 +6,12 @@ then its nodes take the place of the one that calls it (inline).
 
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import fx
-from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from torch_ext import _sched
 from torch_ext.fx.effects import arguments_of
@@ -95,8 +94,7 @@ def inline_parts(module: fx.GraphModule, *, asks: bool) -> None:
     if calls and asks:
         first = next(node for node in module.graph.nodes if node.op != "placeholder")
         with module.graph.inserting_before(first):
-            types = [node.meta.get("val") for node in module.graph.nodes]
-            require_threads(module.graph, detect_fake_mode(types))
+            require_threads(module.graph, _fake_mode_of(module.graph.nodes))
     for node in calls:
         parts, older = node.target, node.args
         inner = parts.module.graph
@@ -139,7 +137,7 @@ class _Unroller:
         self.graph = fx.Graph()
         self.older: dict[fx.Node, fx.Node] = {}  # to the placeholder
         self.made: dict[fx.Node, Made] = {}
-        self.fake_mode = detect_fake_mode([node.meta.get("val") for node in self.nodes])
+        self.fake_mode = _fake_mode_of(self.nodes)
         self.types: dict[Any, Any] = {}  # of equal calls
 
     def unrolled(self, name: str) -> Unrolled:
@@ -253,7 +251,7 @@ class _Unroller:
         fx.node.map_arg((args, kwargs), nodes.append)
         known = [node.meta.get("val") for node in nodes]
         values = [value for value in known if isinstance(value, FakeTensor)]
-        if len(values) != len(known):
+        if len(values) != len(known) or any(v.fake_mode is not self.fake_mode for v in values):
             return None
         looks = [(tuple(value.shape), value.stride(), value.dtype) for value in values]
         plain = fx.node.map_arg((args, kwargs), lambda node: f"%{nodes.index(node)}")
@@ -264,6 +262,12 @@ class _Unroller:
             with self.fake_mode:
                 self.types[key] = target(*called[0], **called[1])
         return self.types[key]
+
+
+def _fake_mode_of(nodes: Iterable[fx.Node]) -> FakeTensorMode | None:
+    """In which the graph was captured; some graphs were captured in several."""
+    values = (node.meta.get("val") for node in nodes)
+    return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
 
 
 def _with(numbers: Sequence[int], place: int, number: int) -> list[int]:

@@ -53,11 +53,12 @@ def measure_peak() -> PeakMemory:
 @contextlib.contextmanager
 def no_collections() -> Iterator[None]:
     """Collect garbage before the block and not in it: what it frees would be taken off peaks."""
-    was_enabled = gc.isenabled()
+    if not gc.isenabled():  # within such a block
+        yield
+        return
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()

@@ -1,0 +1,294 @@
+"""Slices of graphs of torch.fx and of exported programs: bit for bit, in plain ATen ops.
+
+Which parts keep their bits is up to the kernels of the machine, so no test asks for one plan.
+"""
+
+import copy
+import io
+
+import pytest
+import torch
+from models import Changed, Convolutions, Elementwise, Layer, Lists
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import torch_ext
+from torch_ext.fx.graphs import state_of
+from torch_ext.fx.same_threads import require_threads
+
+ALL = ("order", "overwrite", "slice")
+
+
+def image(batch: int = 1) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(batch, 8, 48, 48)
+
+
+def quiet(network: nn.Module) -> nn.Module:
+    """As people serve it."""
+    return network.eval().requires_grad_(False)
+
+
+def exported(network: nn.Module, *inputs: Tensor) -> torch.export.ExportedProgram:
+    torch.manual_seed(0)
+    return torch.export.export(quiet(network), inputs)
+
+
+def captured(network: nn.Module, *inputs: Tensor) -> fx.GraphModule:
+    torch.manual_seed(0)
+    return make_fx(quiet(network))(*inputs)
+
+
+DOORS = {"exported": exported, "captured": captured}
+
+
+def run(program, *inputs):
+    module = program if isinstance(program, fx.GraphModule) else program.module()
+    return module(*inputs)
+
+
+@pytest.fixture(scope="module")
+def sliced_program():
+    program = exported(Convolutions(), image())
+    return program, *torch_ext.fx.reorder(program, (image(),), memory_budget=1)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("network", "inputs"),
+    [
+        (Convolutions(), (image(),)),
+        (Convolutions(), (image(3),)),
+        (Elementwise(), (torch.randn(64, 256),)),
+    ],
+    ids=["rows", "batch", "elements"],
+)
+def test_a_budget_that_order_does_not_meet_is_met_by_slices(door, network, inputs):
+    program = DOORS[door](network, *inputs)
+    result, report = torch_ext.fx.reorder(program, inputs, memory_budget=1)
+    assert report.slices
+    assert report.identical
+    assert torch.equal(run(program, *inputs), run(result, *inputs))
+    assert report.measured_peak_bytes == report.peak_bytes < report.original_peak_bytes
+    assert report.floor_bytes <= report.lower_bound_bytes <= report.peak_bytes
+    assert not report.budget_met  # of one byte
+    use = report.levers[-1]
+    assert (use.name, use.edits, use.peak_bytes_after) == (
+        "slice",
+        len(report.slices),
+        report.peak_bytes,
+    )
+    budget = (report.peak_bytes + report.original_peak_bytes) // 2
+    again = torch_ext.fx.reorder(program, inputs, memory_budget=budget)[1]
+    assert again.budget_met
+    assert again.measured_peak_bytes <= budget
+
+
+def test_a_budget_that_order_meets_has_no_slices():
+    program = exported(Convolutions(), image())
+    _, report = torch_ext.fx.reorder(program, (image(),), memory_budget="1GiB")
+    assert not report.slices
+    assert report.budget_met
+
+
+def test_no_slices_unless_they_are_asked_for():
+    program = exported(Convolutions(), image())
+    for levers in (None, ("order", "overwrite")):
+        assert not torch_ext.fx.reorder(program, (image(),), levers=levers)[1].slices
+    _, report = torch_ext.fx.reorder(program, (image(),), memory_budget=1, levers=["order"])
+    assert not report.slices
+
+
+def test_without_a_budget_no_peak_is_higher():
+    program = exported(Elementwise(), x := torch.randn(64, 256))
+    plain = torch_ext.fx.reorder(program, (x,))[1]
+    _, report = torch_ext.fx.reorder(program, (x,), levers=ALL)
+    assert report.peak_bytes <= plain.peak_bytes
+    assert report.slice_trials
+    assert all(trial.seconds > 0 for trial in report.slice_trials)
+
+
+def test_the_file_is_an_ordinary_one(sliced_program):
+    program, result, report = sliced_program
+    assert report.slices
+    file = io.BytesIO()
+    torch.export.save(result, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    targets = {node.target for node in loaded.graph.nodes if node.op == "call_function"}
+    assert all(isinstance(target, torch._ops.OpOverload) for target in targets)
+    module, x = loaded.module(), image()
+    module(x)
+    with torch_ext.measure_peak() as memory:
+        actual = module(x)
+    assert torch.equal(actual, run(program, image()))
+    assert memory.peak_bytes == report.measured_peak_bytes
+
+
+def test_the_report_shows_stretches(sliced_program):
+    program, _, report = sliced_program
+    names = {node.name for node in program.graph.nodes}
+    edited = {op.name for op in report.edited.ops}
+    for use in report.slices:
+        assert {*use.ops, use.result} <= names
+        assert use.name in edited
+        assert not edited & set(use.ops)
+        assert 1 < use.parts <= use.shape[use.dimension]
+    assert f"{report.slices[0].parts} parts" in str(report)
+
+
+def test_names_and_types_of_the_program_stay(sliced_program):
+    program, result, _ = sliced_program
+    assert result.graph_signature == program.graph_signature
+    assert all("val" in node.meta for node in result.graph.nodes if node.op != "output")
+
+
+def test_the_program_can_be_decomposed_and_reordered_again(sliced_program):
+    program, result, _ = sliced_program
+    expected = run(program, image())
+    assert torch.equal(run(torch_ext.fx.reorder(result, (image(),))[0], image()), expected)
+
+
+def test_neither_the_program_nor_inputs_are_changed():
+    network, x = Convolutions(), image()
+    program, before = exported(network, x), x.clone()
+    text = str(program.graph)
+    torch_ext.fx.reorder(program, (x,), memory_budget=1)
+    assert str(program.graph) == text
+    assert torch.equal(x, before)
+
+
+class Pointwise(nn.Module):
+    """It takes whatever looks like an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(x + 1)
+        return (y * 2 + torch.neg(y)).amax(1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        image(2),
+        image()[:, :, 8:],
+        image().double(),
+        image().contiguous(memory_format=torch.channels_last),
+    ],
+    ids=["batch", "rows", "dtype", "strides"],
+)
+def test_tensors_that_look_otherwise_are_refused(other):
+    program = captured(Pointwise(), image())
+    result, report = torch_ext.fx.reorder(program, (image(),), memory_budget=1)
+    assert report.slices
+    with pytest.raises(RuntimeError, match=r"sizes|strides|dtype"):
+        result(other)
+
+
+def test_other_numbers_of_threads_are_refused(sliced_program):
+    _, result, _ = sliced_program
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.raises(RuntimeError, match=rf"set_num_threads\({threads}\)"):
+            run(result, image())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_sum_tells_numbers_of_threads_apart():
+    threads = torch.get_num_threads()
+    few, many = (1, 2, 3, 6, 16), (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 17, 24, 32, 64, 127, 128)
+    try:
+        for asked in few:
+            torch.set_num_threads(asked)
+            graph = fx.Graph()
+            require_threads(graph, None)
+            graph.output(())
+            module = fx.GraphModule(nn.Module(), graph)
+            for there in many:
+                torch.set_num_threads(there)
+                try:
+                    module()
+                    same = True
+                except RuntimeError:
+                    same = False
+                assert same == (there == asked), (asked, there)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("network", [Lists(), Changed()], ids=["lists", "changed"])
+def test_lists_and_changes_keep_their_bits(door, network):
+    x = torch.randn(*((32, 16, 8) if isinstance(network, Lists) else (64, 128)))
+    program = DOORS[door](network, x)
+    result, report = torch_ext.fx.reorder(program, (x,), memory_budget=1)
+    assert report.slices
+    assert report.identical
+    assert torch.equal(run(result, x), run(program, x))
+
+
+class Counted(nn.Module):
+    """Its state changes: what reads it is sliced, what changes it is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(64, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        y = torch.relu(x.repeat(1, 8) * self.calls)
+        return (y + torch.neg(y)).sum(1) + (y * y).sum(1)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_state_changes_as_before(door):
+    x = torch.randn(64, 128)
+    program = DOORS[door](Counted(), x)
+    before = copy.deepcopy(state_of(program))
+    result, report = torch_ext.fx.reorder(program, (x,), memory_budget=1)
+    assert report.slices
+    assert all(torch.equal(value, before[name]) for name, value in state_of(program).items())
+    original, edited = copy.deepcopy(program), copy.deepcopy(result)
+    for _ in range(2):
+        assert torch.equal(run(original, x), run(edited, x))
+
+
+class Dropped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.dropout(x.repeat(1, 8), 0.5, True)
+        return torch.relu(y + 1).sum(1)
+
+
+def test_random_numbers_are_not_drawn_in_parts():
+    program = captured(Dropped(), x := torch.randn(64, 128))
+    result, report = torch_ext.fx.reorder(program, (x,), memory_budget=1)
+    drawing = ("rand", "dropout", "bernoulli")
+    assert not any(word in op for use in report.slices for op in use.ops for word in drawing)
+    torch.manual_seed(3)
+    expected = program(x)
+    torch.manual_seed(3)
+    assert torch.equal(result(x), expected)
+
+
+def test_symbolic_sizes_are_not_cut():
+    x = torch.randn(64, 256)
+    batch = torch.export.Dim("batch", min=2, max=128)
+    program = torch.export.export(quiet(Elementwise()), (x,), dynamic_shapes={"x": {0: batch}})
+    result, report = torch_ext.fx.reorder(program, (x,), memory_budget=1)
+    assert not report.slices
+    assert "symbols" in report.levers[-1].reason
+    assert torch.equal(run(result, x[:7]), run(program, x[:7]))
+
+
+def test_what_requires_gradients_is_sliced_if_asked():
+    x = torch.randn(96, 64)
+    program = torch.export.export(Layer().eval(), (x,))
+    _, report = torch_ext.fx.reorder(program, (x,), memory_budget=1)
+    assert not report.slices
+    assert {use.name for use in report.levers if "gradients" in use.reason} == {
+        "overwrite",
+        "slice",
+    }
+    _, report = torch_ext.fx.reorder(program, (x,), memory_budget=1, levers=ALL)
+    assert report.identical
