@@ -614,7 +614,9 @@ class SliceTrials {
     for (const program::Stretch& stretch : best.stretches) {
       program::SliceUse& use = report.slices.emplace_back();
       use.name = NameOfStretch(report.slices.size() - 1);
-      for (const program::OpId v : stretch.ops) use.ops.push_back(original.ops[v].name);
+      for (const program::OpId v : slicer.OpsInParts(stretch)) {
+        use.ops.push_back(original.ops[v].name);
+      }
       use.result = original.ops[stretch.ops.back()].outputs[0];
       use.shape = original.tensors.at(use.result).shape;
       use.dimension = stretch.dimension;

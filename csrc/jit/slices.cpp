@@ -220,6 +220,14 @@ std::vector<Stretch> Slicer::Random(std::uint64_t seed) {
   return program::RandomStretches(program_, order_, facts_, seed, learn);
 }
 
+std::vector<program::OpId> Slicer::OpsInParts(const Stretch& stretch) const {
+  const std::optional<SlicedStretch> sliced = program::Sliced(program_, stretch, facts_);
+  TORCH_INTERNAL_ASSERT(sliced, "torch_ext: a stretch that was chosen is none");
+  std::vector<program::OpId> ops;
+  for (const SlicedStretch::PartOp& op : sliced->ops) ops.push_back(op.op);
+  return ops;
+}
+
 void Slicer::Apply(const std::shared_ptr<Graph>& graph,
                    const std::vector<Stretch>& stretches) const {
   const std::vector<Node*> nodes = OpNodes(graph->block());

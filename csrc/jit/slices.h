@@ -42,6 +42,9 @@ class Slicer {
   std::vector<program::Stretch> Random(std::uint64_t seed);
   std::string Forbidden() const;
 
+  // The ops of a stretch that run in parts.
+  std::vector<program::OpId> OpsInParts(const program::Stretch& stretch) const;
+
   // Puts an equal graph in this order, with the stretches, and marks its nodes (TakeMarks).
   void Apply(const std::shared_ptr<torch::jit::Graph>& graph,
              const std::vector<program::Stretch>& stretches) const;

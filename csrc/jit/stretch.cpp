@@ -288,6 +288,11 @@ Node* ApplyStretch(const program::Program& program, const SlicedStretch& stretch
   StretchBuilder builder(graph, program, stretch, nodes, probe, names);
   Node* choice = builder.Build(may_run, visit);
   if (keep) return choice;
+  Node* before = choice;
+  for (const program::OpId v : stretch.behind) {
+    nodes[v]->moveAfter(before);
+    before = nodes[v];
+  }
   const std::vector<Value*> results = builder.results();
   for (std::size_t i = 0; i < results.size(); ++i) {
     const std::vector<torch::jit::Use> uses = results[i]->uses();

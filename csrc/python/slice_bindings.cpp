@@ -100,6 +100,7 @@ void AddStretches(py::module_& m) {
                              [](const SlicedStretch::PartOp& op) { return PairsOf(op.parts); });
   py::class_<SlicedStretch>(m, "SlicedStretch")
       .def_readonly("ahead", &SlicedStretch::ahead)
+      .def_readonly("behind", &SlicedStretch::behind)
       .def_readonly("ops", &SlicedStretch::ops)
       .def_readonly("results", &SlicedStretch::results)
       .def_readonly("part_bytes", &SlicedStretch::part_bytes);

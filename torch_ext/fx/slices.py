@@ -95,7 +95,7 @@ class Slicer:
             told.append(
                 Slice(
                     name=_name(number),
-                    ops=tuple(self.probe.ops[index].node.name for index in stretch.ops),
+                    ops=tuple(self.probe.ops[op.op].node.name for op in self._sliced(stretch).ops),
                     result=result.name,
                     shape=shape,
                     dimension=stretch.dimension,

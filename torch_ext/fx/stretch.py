@@ -77,6 +77,8 @@ def call_parts(
         last.meta = dict(result.meta)
         result.replace_all_uses_with(last, delete_user_cb=lambda user: user not in inside)
         items[result.name] = last
+    for index in reversed(stretch.behind):
+        last.append(probe.ops[index].node)
     for node in reversed(nodes):
         module.graph.erase_node(node)
     for name, item in items.items():  # an exported program knows its results by name

@@ -39,7 +39,7 @@ struct LeverUse {
 // A stretch that runs in parts (levers/slice.h), by names.
 struct SliceUse {
   std::string name;                 // of the op that stands for it
-  std::vector<std::string> ops;     // in their order, those that run ahead among them
+  std::vector<std::string> ops;     // that run in parts, in their order
   std::string result;               // the last value that is made in parts
   std::vector<std::int64_t> shape;  // of it
   int dimension = 0;                // of it

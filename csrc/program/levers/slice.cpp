@@ -20,6 +20,7 @@ namespace {
 constexpr std::int64_t kCallBytes = std::int64_t{1} << 14;
 constexpr std::int64_t kMostParts = 64;
 constexpr std::size_t kLongestStretch = 512;  // in ops
+constexpr std::size_t kMostBehind = 16;       // ops; with more of them nearly any run is a stretch
 
 std::int64_t Scaled(std::int64_t bytes, std::int64_t length, std::int64_t size) {
   return static_cast<std::int64_t>(static_cast<double>(bytes) * static_cast<double>(length) /
@@ -170,6 +171,7 @@ class Growing {
     const OpId v = index_.OpAt(place);
     const Op& op = index_.program().ops[v];
     if (!IsPure(op.effects)) return false;
+    begins_in_vain_ = false;
     if (op.outputs.size() == 1) {
       const auto needed = needed_.find(op.outputs[0]);
       if (needed != needed_.end() && !whole_.contains(op.outputs[0]) &&
@@ -177,15 +179,19 @@ class Growing {
         return true;
       }
     }
-    return AddAhead(place);
+    begins_in_vain_ = op.writes.empty();
+    return AddBehind(place) || AddAhead(place);
   }
+
+  // Is the stretch as good without the op that was taken last?
+  bool BeginsInVain() const { return begins_in_vain_; }
 
   bool IsStretch() const {
     if (!to_make_.empty() || !memory_to_make_.empty() || ops_.empty()) return false;
     return !facts_.allows_known_alone() || IsKnown();
   }
 
-  std::int64_t TakenBytes() const { return result_bytes_ + PartBytes(); }
+  std::int64_t TakenBytes() const { return result_bytes_ + std::max(PartBytes(), BehindBytes()); }
   std::int64_t LeastBytes() const { return result_bytes_ + part_bytes_; }  // of longer ones, too
   std::int64_t ExtraBytes() const { return extra_bytes_; }
 
@@ -193,10 +199,18 @@ class Growing {
     const std::int64_t part_bytes = PartBytes();
     const bool is_known = IsKnown();
     for (std::size_t i = 0; i < ops_.size(); ++i) ops_[i].reads_older = ReadsOlder(i);
-    std::ranges::reverse(ahead_);
+    for (std::vector<OpId>* ops : {&ahead_, &behind_}) std::ranges::reverse(*ops);
     std::ranges::reverse(ops_);
     std::ranges::reverse(results_);
-    return {ahead_, ops_, results_, result_bytes_, part_bytes, extra_bytes_, is_known};
+    return {.ahead = ahead_,
+            .behind = behind_,
+            .ops = ops_,
+            .results = results_,
+            .result_bytes = result_bytes_,
+            .part_bytes = part_bytes,
+            .behind_bytes = BehindBytes(),
+            .extra_bytes = extra_bytes_,
+            .is_known = is_known};
   }
 
  private:
@@ -251,6 +265,27 @@ class Growing {
     }
   }
 
+  std::int64_t BehindBytes() const { return made_behind_bytes_ + behind_workspace_bytes_; }
+
+  bool AddBehind(std::size_t place) {
+    const OpId v = index_.OpAt(place);
+    const Op& op = index_.program().ops[v];
+    const auto is_read = [&](const std::string& value) {
+      return needed_.contains(value) || whole_.contains(value) || to_make_.contains(value);
+    };
+    if (behind_.size() == kMostBehind || std::ranges::any_of(op.outputs, is_read)) return false;
+    const auto would_pass = [&](std::int32_t later) {
+      return later < static_cast<std::int32_t>(end_) && !places_behind_.contains(later);
+    };
+    if (std::ranges::any_of(index_.ConflictsOf(place), would_pass)) return false;
+    read_behind_.insert(op.inputs.begin(), op.inputs.end());
+    behind_.push_back(v);
+    places_behind_.insert(static_cast<std::int32_t>(place));
+    for (const BufferId b : op.writes) made_behind_bytes_ += index_.program().buffers[b].bytes;
+    behind_workspace_bytes_ = std::max(behind_workspace_bytes_, op.workspace_bytes);
+    return true;
+  }
+
   bool AddAhead(std::size_t place) {
     const OpId v = index_.OpAt(place);
     const Op& op = index_.program().ops[v];
@@ -273,7 +308,7 @@ class Growing {
     if (dimension >= static_cast<int>(op.slicings.size()) || !op.slicings[dimension]) return false;
     const Slicing& slicing = *op.slicings[dimension];
     const std::int64_t size = SizeOf(program, v, dimension);
-    const bool leaves = index_.IsReadFrom(end_, result);
+    const bool leaves = index_.IsReadFrom(end_, result) || read_behind_.contains(result);
     if (leaves) Cover(needed.parts, size);
     if (!AlignRuns(program, op, slicing, dimension, needed.parts)) return false;
     const std::int64_t longest = LongestOf(needed.parts);
@@ -395,8 +430,11 @@ class Growing {
   std::set<std::string> whole_;    // values that must be older
   std::set<std::string> to_make_;  // by the stretch: what is changed in place, and lists
   std::set<BufferId> memory_to_make_, leaving_;
-  std::vector<OpId> ahead_;
-  std::set<std::int32_t> places_ahead_;
+  std::vector<OpId> ahead_, behind_;
+  std::set<std::int32_t> places_ahead_, places_behind_;
+  bool begins_in_vain_ = false;
+  std::set<std::string> read_behind_;  // values
+  std::int64_t made_behind_bytes_ = 0, behind_workspace_bytes_ = 0;
   std::vector<SlicedStretch::PartOp> ops_;
   std::vector<std::string> results_;
   // Of ops_: their place in `hill_bytes_`, how many values that they read in parts are not made,
@@ -595,7 +633,7 @@ Stretches::Stretches(const Program& program, const sched::Order& order, const Sl
         for (std::size_t place = end; place-- > first && growing.Add(place);) {
           whole_bytes = std::max(whole_bytes, hill_bytes_[place]);
           if (growing.LeastBytes() >= highest_bytes) break;
-          if (!growing.IsStretch()) continue;
+          if (growing.BeginsInVain() || !growing.IsStretch()) continue;
           const std::int64_t before_bytes =
               place == 0 ? profile.start_bytes : profile.valley_bytes[place - 1];
           const std::int64_t hill_bytes = before_bytes + growing.TakenBytes();

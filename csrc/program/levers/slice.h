@@ -12,8 +12,9 @@
 //
 // RULES. A run of ops is a stretch if
 //   reached   each of its ops is needed, in parts, by one behind it in the stretch, or is the last;
-//             or it has no weight (a view of what is older, an attribute, a number): then it runs
-//             ahead of the parts, past no op that it is in conflict with
+//             or none of it is: then it runs behind the parts, or, if it has no weight (a view of
+//             what is older, an attribute, a number), ahead of them, past no op that it is in
+//             conflict with. What it reads of the stretch is a result
 //   whole     what a part needs the whole of is older than the stretch
 //   pure      its ops do nothing beyond their data flow, but for writing over an argument in place
 //   in place  such an argument is new memory that the stretch makes, and nobody reads an older
@@ -30,8 +31,8 @@
 // CHOICE. Over one order, by dynamic programming over its places: of all sets of stretches that do
 // not overlap, with parts of some sizes (PartSizes), one with the lowest peak, or one with the
 // least added work among those below a limit. What is alive before a place does not depend on
-// stretches before it. O(ops * length of stretches * sizes * dimensions), times the length for what
-// a part takes.
+// stretches before it; what a stretch reads is counted as alive until it ends. O(ops * length of
+// stretches * sizes * dimensions), times the length for what a part takes.
 //
 // FLOOR. Whatever is sliced, hoisted, overwritten or ordered: all results are whole at the end; and
 // an op of which no dimension can be sliced runs whole, so what it reads and makes is whole at that
@@ -113,13 +114,14 @@ struct SlicedStretch {
 
     SliceFacts::Part Longest() const { return {op, dimension, LongestOf(parts), reads_older}; }
   };
-  std::vector<OpId> ahead;
+  std::vector<OpId> ahead, behind;  // each in their order
   std::vector<PartOp> ops;
   std::vector<std::string> results;  // values
   std::int64_t result_bytes = 0;
-  std::int64_t part_bytes = 0;   // the peak of a part
-  std::int64_t extra_bytes = 0;  // what is written more often than in the whole
-  bool is_known = false;         // by the facts, all of it
+  std::int64_t part_bytes = 0;    // the peak of a part
+  std::int64_t behind_bytes = 0;  // what ops behind make and take, at most
+  std::int64_t extra_bytes = 0;   // what is written more often than in the whole
+  bool is_known = false;          // by the facts, all of it
 };
 
 // Nothing if the ops are none by the rules.
