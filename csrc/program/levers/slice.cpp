@@ -20,7 +20,8 @@ namespace {
 constexpr std::int64_t kCallBytes = std::int64_t{1} << 14;
 constexpr std::int64_t kMostParts = 64;
 constexpr std::size_t kLongestStretch = 512;  // in ops
-constexpr std::size_t kMostBehind = 16;       // ops; with more of them nearly any run is a stretch
+// Ops that make something and not in parts; with more of them nearly any run would be a stretch.
+constexpr int kMostAside = 16;
 
 std::int64_t Scaled(std::int64_t bytes, std::int64_t length, std::int64_t size) {
   return static_cast<std::int64_t>(static_cast<double>(bytes) * static_cast<double>(length) /
@@ -180,6 +181,8 @@ class Growing {
       }
     }
     begins_in_vain_ = op.writes.empty();
+    const bool is_heavy = !op.writes.empty() || op.workspace_bytes > 0;
+    if (is_heavy && ++heavy_aside_ > kMostAside) return false;
     return AddBehind(place) || AddAhead(place);
   }
 
@@ -191,7 +194,11 @@ class Growing {
     return !facts_.allows_known_alone() || IsKnown();
   }
 
-  std::int64_t TakenBytes() const { return result_bytes_ + std::max(PartBytes(), BehindBytes()); }
+  // Of what runs ahead and behind all is counted that it makes, and the most that an op takes.
+  std::int64_t TakenBytes() const {
+    const std::int64_t after_bytes = result_bytes_ + std::max(PartBytes(), behind_.bytes());
+    return ahead_.made_bytes + std::max(ahead_.workspace_bytes, after_bytes);
+  }
   std::int64_t LeastBytes() const { return result_bytes_ + part_bytes_; }  // of longer ones, too
   std::int64_t ExtraBytes() const { return extra_bytes_; }
 
@@ -199,16 +206,16 @@ class Growing {
     const std::int64_t part_bytes = PartBytes();
     const bool is_known = IsKnown();
     for (std::size_t i = 0; i < ops_.size(); ++i) ops_[i].reads_older = ReadsOlder(i);
-    for (std::vector<OpId>* ops : {&ahead_, &behind_}) std::ranges::reverse(*ops);
+    for (Aside* aside : {&ahead_, &behind_}) std::ranges::reverse(aside->ops);
     std::ranges::reverse(ops_);
     std::ranges::reverse(results_);
-    return {.ahead = ahead_,
-            .behind = behind_,
+    return {.ahead = ahead_.ops,
+            .behind = behind_.ops,
             .ops = ops_,
             .results = results_,
             .result_bytes = result_bytes_,
             .part_bytes = part_bytes,
-            .behind_bytes = BehindBytes(),
+            .taken_bytes = TakenBytes(),
             .extra_bytes = extra_bytes_,
             .is_known = is_known};
   }
@@ -265,37 +272,45 @@ class Growing {
     }
   }
 
-  std::int64_t BehindBytes() const { return made_behind_bytes_ + behind_workspace_bytes_; }
+  // Ops of the run that are not made in parts.
+  struct Aside {
+    std::vector<OpId> ops;
+    std::set<std::int32_t> places;
+    std::int64_t made_bytes = 0, workspace_bytes = 0;
+
+    std::int64_t bytes() const { return made_bytes + workspace_bytes; }
+  };
+
+  void Add(std::size_t place, Aside& aside) {
+    const Program& program = index_.program();
+    const OpId v = index_.OpAt(place);
+    aside.ops.push_back(v);
+    aside.places.insert(static_cast<std::int32_t>(place));
+    for (const BufferId b : program.ops[v].writes) aside.made_bytes += program.buffers[b].bytes;
+    aside.workspace_bytes = std::max(aside.workspace_bytes, program.ops[v].workspace_bytes);
+  }
 
   bool AddBehind(std::size_t place) {
-    const OpId v = index_.OpAt(place);
-    const Op& op = index_.program().ops[v];
+    const Op& op = index_.program().ops[index_.OpAt(place)];
     const auto is_read = [&](const std::string& value) {
       return needed_.contains(value) || whole_.contains(value) || to_make_.contains(value);
     };
-    if (behind_.size() == kMostBehind || std::ranges::any_of(op.outputs, is_read)) return false;
+    if (std::ranges::any_of(op.outputs, is_read)) return false;
     const auto would_pass = [&](std::int32_t later) {
-      return later < static_cast<std::int32_t>(end_) && !places_behind_.contains(later);
+      return later < static_cast<std::int32_t>(end_) && !behind_.places.contains(later);
     };
     if (std::ranges::any_of(index_.ConflictsOf(place), would_pass)) return false;
     read_behind_.insert(op.inputs.begin(), op.inputs.end());
-    behind_.push_back(v);
-    places_behind_.insert(static_cast<std::int32_t>(place));
-    for (const BufferId b : op.writes) made_behind_bytes_ += index_.program().buffers[b].bytes;
-    behind_workspace_bytes_ = std::max(behind_workspace_bytes_, op.workspace_bytes);
+    Add(place, behind_);
     return true;
   }
 
   bool AddAhead(std::size_t place) {
-    const OpId v = index_.OpAt(place);
-    const Op& op = index_.program().ops[v];
-    if (!op.writes.empty() || op.workspace_bytes > 0) return false;
-    for (const std::string& value : op.outputs) {
-      if (to_make_.contains(value)) return false;
-    }
+    const Op& op = index_.program().ops[index_.OpAt(place)];
+    const auto is_to_make = [&](const std::string& value) { return to_make_.contains(value); };
+    if (std::ranges::any_of(op.outputs, is_to_make)) return false;
     whole_.insert(op.inputs.begin(), op.inputs.end());
-    ahead_.push_back(v);
-    places_ahead_.insert(static_cast<std::int32_t>(place));
+    Add(place, ahead_);
     return true;
   }
 
@@ -313,7 +328,7 @@ class Growing {
     if (!AlignRuns(program, op, slicing, dimension, needed.parts)) return false;
     const std::int64_t longest = LongestOf(needed.parts);
     if (!facts_.MayKeepBits(v, dimension, longest)) return false;
-    const auto would_pass = [&](std::int32_t later) { return places_ahead_.contains(later); };
+    const auto would_pass = [&](std::int32_t later) { return ahead_.places.contains(later); };
     if (std::ranges::any_of(index_.ConflictsOf(place), would_pass)) return false;
     const std::optional<Needs> needs = NeedsOf(slicing, needed.parts);
     if (!needs) return false;
@@ -430,11 +445,10 @@ class Growing {
   std::set<std::string> whole_;    // values that must be older
   std::set<std::string> to_make_;  // by the stretch: what is changed in place, and lists
   std::set<BufferId> memory_to_make_, leaving_;
-  std::vector<OpId> ahead_, behind_;
-  std::set<std::int32_t> places_ahead_, places_behind_;
+  Aside ahead_, behind_;
+  int heavy_aside_ = 0;
   bool begins_in_vain_ = false;
   std::set<std::string> read_behind_;  // values
-  std::int64_t made_behind_bytes_ = 0, behind_workspace_bytes_ = 0;
   std::vector<SlicedStretch::PartOp> ops_;
   std::vector<std::string> results_;
   // Of ops_: their place in `hill_bytes_`, how many values that they read in parts are not made,

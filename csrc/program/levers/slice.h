@@ -12,9 +12,8 @@
 //
 // RULES. A run of ops is a stretch if
 //   reached   each of its ops is needed, in parts, by one behind it in the stretch, or is the last;
-//             or none of it is: then it runs behind the parts, or, if it has no weight (a view of
-//             what is older, an attribute, a number), ahead of them, past no op that it is in
-//             conflict with. What it reads of the stretch is a result
+//             or none of it is: then it runs behind the parts, or else ahead of them, past no op
+//             that it is in conflict with. What it reads of the stretch is a result
 //   whole     what a part needs the whole of is older than the stretch
 //   pure      its ops do nothing beyond their data flow, but for writing over an argument in place
 //   in place  such an argument is new memory that the stretch makes, and nobody reads an older
@@ -118,10 +117,10 @@ struct SlicedStretch {
   std::vector<PartOp> ops;
   std::vector<std::string> results;  // values
   std::int64_t result_bytes = 0;
-  std::int64_t part_bytes = 0;    // the peak of a part
-  std::int64_t behind_bytes = 0;  // what ops behind make and take, at most
-  std::int64_t extra_bytes = 0;   // what is written more often than in the whole
-  bool is_known = false;          // by the facts, all of it
+  std::int64_t part_bytes = 0;   // the peak of a part
+  std::int64_t taken_bytes = 0;  // at most, beside what is alive before: with ops ahead and behind
+  std::int64_t extra_bytes = 0;  // what is written more often than in the whole
+  bool is_known = false;         // by the facts, all of it
 };
 
 // Nothing if the ops are none by the rules.

@@ -306,7 +306,7 @@ std::string Shown(const Program& program, std::uint64_t seed) {
 std::int64_t HillOf(const sched::Profile& profile, std::size_t begin, const SlicedStretch& sliced) {
   const std::int64_t before_bytes =
       begin == 0 ? profile.start_bytes : profile.valley_bytes[begin - 1];
-  return before_bytes + sliced.result_bytes + std::max(sliced.part_bytes, sliced.behind_bytes);
+  return before_bytes + sliced.taken_bytes;
 }
 
 std::int64_t HillWith(const Program& program, const Stretch& stretch, const SlicedStretch& sliced) {
@@ -404,7 +404,7 @@ std::int64_t PeakWith(const Program& program, const SlicedStretch& stretch, OpId
 
 TEST(Slice, EveryStretchComputesTheSame) {
   std::uint64_t stretches = 0, with_changes = 0, with_halo = 0, several_results = 0;
-  std::uint64_t with_ops_behind = 0;
+  std::uint64_t with_ops_ahead = 0, with_ops_behind = 0;
   for (std::uint64_t seed = 0; seed < Cases(1500); ++seed) {
     const Program program = RandomSliceable(seed);
     SCOPED_TRACE(Shown(program, seed));
@@ -428,6 +428,8 @@ TEST(Slice, EveryStretchComputesTheSame) {
                       HillWith(program, stretch, *sliced));
             ++stretches;
             with_ops_behind += !sliced->behind.empty();
+            with_ops_ahead += std::ranges::any_of(
+                sliced->ahead, [&](OpId v) { return !program.ops[v].writes.empty(); });
             several_results += sliced->results.size() > 1;
             for (const SlicedStretch::PartOp& op : sliced->ops) {
               with_changes += program.ops[op.op].slicings[op.dimension]->changes_argument;
@@ -443,6 +445,7 @@ TEST(Slice, EveryStretchComputesTheSame) {
   EXPECT_GT(with_halo, Cases(100));
   EXPECT_GT(several_results, Cases(20));
   EXPECT_GT(with_ops_behind, Cases(100));
+  EXPECT_GT(with_ops_ahead, Cases(100));
 }
 
 // All sets of stretches that do not overlap, one after the other.
@@ -557,8 +560,14 @@ Program Chain() {
 
 const Stretch kWholeChain{{0, 1}, 0, 1};
 
+// Do all ops of the stretch run in parts?
+bool IsStretch(const Program& program, const Stretch& stretch, const SliceFacts& facts) {
+  const std::optional<SlicedStretch> sliced = Sliced(program, stretch, facts);
+  return sliced && sliced->ops.size() == stretch.ops.size();
+}
+
 bool IsStretch(const Program& program) {
-  return Sliced(program, kWholeChain, SliceFacts(program)).has_value();
+  return IsStretch(program, kWholeChain, SliceFacts(program));
 }
 
 TEST(Slice, AChainRunsRowByRow) {
@@ -575,8 +584,6 @@ TEST(Slice, EachRuleForbids) {
   Program reached = Chain();
   reached.ops[1].inputs = {"x"};
   reached.ops[1].slicings[0]->needs = {{"x", {.dimension = 0}}};
-  EXPECT_EQ(Sliced(reached, kWholeChain, SliceFacts(reached))->behind, std::vector<OpId>{0});
-  reached.conflicts = {{0, 1}};
   EXPECT_FALSE(IsStretch(reached));
   Program whole = Chain();
   whole.ops[1].slicings[0]->needs.clear();
@@ -590,6 +597,21 @@ TEST(Slice, EachRuleForbids) {
   Program list = Chain();
   list.tensors["x"].is_list = true;
   EXPECT_FALSE(IsStretch(list));
+}
+
+TEST(Slice, WhatIsNotMadeInPartsRunsBehindOrAhead) {
+  Program program = Chain();
+  program.ops[1].inputs = {"x"};
+  program.ops[1].slicings[0]->needs = {{"x", {.dimension = 0}}};
+  const auto sliced = [&] { return *Sliced(program, kWholeChain, SliceFacts(program)); };
+  EXPECT_EQ(sliced().behind, std::vector<OpId>{0});
+  program.conflicts = {{0, 1}};
+  EXPECT_EQ(sliced().ahead, std::vector<OpId>{0});
+  program = Chain();
+  program.ops[1].inputs = {"x", "a"};  // and needs the whole of a
+  program.ops[1].slicings[0]->needs = {{"x", {.dimension = 0}}};
+  EXPECT_EQ(sliced().ahead, std::vector<OpId>{0});
+  EXPECT_EQ(sliced().taken_bytes, 32 + 32 + 8);  // a, b, and a row of b
 }
 
 TEST(Slice, WhatIsChangedInPlaceIsTheStretchsOwn) {
@@ -637,7 +659,7 @@ TEST(Slice, AListHoldsWhatIsChangedInPlace) {
   program.ops[4].writes = {3};
   program.buffers[2].kept = false;
   program.results = {"c"};
-  EXPECT_FALSE(Sliced(program, {{0, 1, 2, 3, 4}, 0, 1}, SliceFacts(program)).has_value());
+  EXPECT_FALSE(IsStretch(program, {{0, 1, 2, 3, 4}, 0, 1}, SliceFacts(program)));
   program.ops[2].slicings[0]->changes_argument = false;
   program.ops[2].writes = {1};
   EXPECT_TRUE(Sliced(program, {{0, 1, 2, 3, 4}, 0, 1}, SliceFacts(program)).has_value());
@@ -687,10 +709,10 @@ TEST(Slice, FactsForbidAndTellScratchMemory) {
   EXPECT_EQ(workspace_bytes(1), 20);
   EXPECT_EQ(workspace_bytes(4), 40);
   EXPECT_EQ(workspace_bytes(2), 26);  // between
-  EXPECT_TRUE(Sliced(program, kWholeChain, facts).has_value());
+  EXPECT_TRUE(IsStretch(program, kWholeChain, facts));
   facts.Learn({0, 0, 1, true}, {false, 20});
-  EXPECT_FALSE(Sliced(program, kWholeChain, facts).has_value());
-  EXPECT_TRUE(Sliced(program, {{0, 1}, 0, 2}, facts).has_value());
+  EXPECT_FALSE(IsStretch(program, kWholeChain, facts));
+  EXPECT_TRUE(IsStretch(program, {{0, 1}, 0, 2}, facts));
   facts.AllowKnownAlone();
   EXPECT_TRUE(Stretches(program, {0, 1}, facts).Lowest().stretches.empty());
 }
