@@ -7,12 +7,13 @@ rounded, and with other shares for the threads that is something else. Two sums 
 threads up to 128 apart (test_fx_slice.py). A question takes some fifty microseconds.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torch_ext.fx.builder import Builder
 
 _HALF = 256  # numbers; as many again are their negatives
 _ELEMENTS_PER_THREAD = 32768  # at::internal::GRAIN_SIZE
@@ -25,30 +26,26 @@ def require_threads(graph: fx.Graph, fake_mode: FakeTensorMode | None) -> None:
     `fake_mode`: in which the nodes are given types, if there is one.
     """
     threads = torch.get_num_threads()
+    text = (
+        f"this program runs some ops part by part, which was verified with {threads} threads: "
+        f"call torch.set_num_threads({threads}), or reorder it with as many as you use"
+    )
+    build = Builder(graph, fake_mode)
     for seed in (1, 2):
-        sum_ = _sum(seed, _rows_for(threads))
-        (expected,) = fx.Interpreter(sum_).run()
-        values: dict[fx.Node, Any] = {}
-        results = graph.graph_copy(sum_.graph, values)
-        assert isinstance(results, tuple)
-        added = list(values.values())
-        added.append(graph.call_function(_aten.eq.Scalar, (results[0], expected.item())))
-        text = (
-            f"this program runs some ops part by part, which was verified with {threads} threads: "
-            f"call torch.set_num_threads({threads}), or reorder it with as many as you use"
-        )
-        check = graph.call_function(_aten._assert_async.msg, (added[-1], text))
+        alone = fx.Graph()
+        alone.output((_sum(Builder(alone, None), seed, _rows_for(threads)),))
+        (expected,) = fx.Interpreter(fx.GraphModule(torch.nn.Module(), alone)).run()
+        sum_ = _sum(build, seed, _rows_for(threads))
+        is_same = build.call(_aten.eq.Scalar, (sum_, expected.item()))
+        check = graph.call_function(_aten._assert_async.msg, (is_same, text))
         check.meta["val"] = None
-        if fake_mode is not None:
-            _add_types(added, fake_mode)
 
 
-def _sum(seed: int, rows: int) -> fx.GraphModule:
+def _sum(build: Builder, seed: int, rows: int) -> fx.Node:
     """A sum of numbers that cancel out, each in `rows` rows."""
-    graph = fx.Graph()
 
     def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        return graph.call_function(target, args, kwargs)
+        return build.call(target, args, kwargs)
 
     place = call(_aten.arange.default, _HALF)
     factor = call(_aten.add.Scalar, call(_aten.mul.Scalar, place, 2 * seed + 37), 101 * seed + 7919)
@@ -61,8 +58,7 @@ def _sum(seed: int, rows: int) -> fx.GraphModule:
     negative = call(_aten.neg.default, call(_aten.roll.default, number, [77], [0]))
     both = call(_aten.reshape.default, call(_aten.stack.default, [number, negative], 1), [-1])
     repeated = call(_aten.expand.default, both, [rows, 2 * _HALF])
-    graph.output((call(_aten.sum.default, repeated),))
-    return fx.GraphModule(torch.nn.Module(), graph)
+    return call(_aten.sum.default, repeated)
 
 
 def _rows_for(threads: int) -> int:
@@ -74,10 +70,3 @@ def _rows_for(threads: int) -> int:
     while any(rows % divisor == 0 for divisor in range(2, int(rows**0.5) + 1)):
         rows += 1
     return rows
-
-
-def _add_types(nodes: Sequence[fx.Node], fake_mode: FakeTensorMode) -> None:
-    with fake_mode:
-        for node in nodes:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: used.meta["val"])
-            node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]

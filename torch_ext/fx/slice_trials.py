@@ -157,7 +157,7 @@ class SliceTrials:
             bottleneck=None,  # of a program that nobody wrote
         )
         return dataclasses.replace(
-            found,
+            found.named(self._buffer_names(best)),
             graph=report.graph,
             slices=slices,
             slice_trials=tuple(self.verified),
@@ -165,6 +165,23 @@ class SliceTrials:
             plan=plan_,
             levers=(*report.levers, use),
         )
+
+    def _buffer_names(self, best: Sliced) -> dict[str, str]:
+        """What the original program calls the buffers; others get names that it does not have."""
+        edited = best.found.edited
+        names = {buffer.name: f"sliced_{buffer.name}" for buffer in edited.buffers}
+        original = {op.name: op.writes for op in self.report.graph.ops}
+        made_by = {name: op.name for op in self.report.graph.ops for name in op.outputs}
+        results = self.slicer.results(best.stretches)
+        for op in edited.ops:
+            like = [
+                buffer
+                for name in results.get(op.name, (op.name,))
+                for buffer in original.get(made_by.get(name, name), ())
+            ]
+            if len(like) == len(op.writes):
+                names |= zip(op.writes, like, strict=True)
+        return names
 
 
 def _native(trial: SliceTrial, meets_budget: bool = False) -> _sched.SliceTrial:

@@ -16,6 +16,7 @@ from torch_ext import _sched
 from torch_ext.fx.apply import copied
 from torch_ext.fx.copyable import find_copyable
 from torch_ext.fx.graphs import with_own_state
+from torch_ext.fx.loosen import loosen
 from torch_ext.fx.overwritable import find_overwritable
 from torch_ext.fx.probe import Probe, run_probe, storages_of
 from torch_ext.fx.program import buffers_of
@@ -36,10 +37,16 @@ class Slicer:
     def __init__(self, module: fx.GraphModule, inputs: Inputs) -> None:
         """`inputs`: makes those of a run, of the example or at random; a run may write to them."""
         self.module = module  # whose state no run may change
-        self.graph = (own := with_own_state(module)).graph
+        own = with_own_state(module)
+        own = fx.GraphModule(own, copied(own.graph))
+        self.graph = own.graph
         self.inputs = inputs
         with torch.random.fork_rng(devices=[]):
             self.probe = run_probe(own, inputs(False), apart=True)
+            if not why_not_sliced(self.probe):
+                loosen(self.graph, self.probe)
+                own.recompile()
+                self.probe = run_probe(own, inputs(False), apart=True)
         self.program = sliceable_program(self.graph, self.probe)
         self.facts = _sched.SliceFacts(self.program)
         self.order = list(range(len(self.probe.ops)))
@@ -103,6 +110,15 @@ class Slicer:
                 )
             )
         return tuple(told)
+
+    def results(self, stretches: Sequence[_sched.Stretch]) -> dict[str, list[str]]:
+        """Return the values that each makes, in the sequence of its buffers."""
+        named = {}
+        for number, stretch in enumerate(stretches):
+            sliced = self._sliced(stretch)
+            nodes = [self.probe.ops[op.op].node.name for op in sliced.ops]
+            named[_name(number)] = [name for name in nodes if name in sliced.results]
+        return named
 
     def why_none(self, trials: Sequence[_sched.SliceTrial], has_budget: bool) -> Reason:
         """Return why no slices are used, or no more of them."""

@@ -6,14 +6,14 @@ then its nodes take the place of the one that calls it (inline).
 
 import dataclasses
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from torch_ext import _sched
+from torch_ext.fx.builder import Builder, fake_mode_of
 from torch_ext.fx.effects import arguments_of
 from torch_ext.fx.parts import Parts, Required
 from torch_ext.fx.probe import Probe
@@ -96,7 +96,7 @@ def inline_parts(module: fx.GraphModule, *, asks: bool) -> None:
     if calls and asks:
         first = next(node for node in module.graph.nodes if node.op != "placeholder")
         with module.graph.inserting_before(first):
-            require_threads(module.graph, _fake_mode_of(module.graph.nodes))
+            require_threads(module.graph, fake_mode_of(module.graph.nodes))
     for node in calls:
         parts, older = node.target, node.args
         inner = parts.module.graph
@@ -139,8 +139,7 @@ class _Unroller:
         self.graph = fx.Graph()
         self.older: dict[fx.Node, fx.Node] = {}  # to the placeholder
         self.made: dict[fx.Node, Made] = {}
-        self.fake_mode = _fake_mode_of(self.nodes)
-        self.types: dict[Any, Any] = {}  # of equal calls
+        self.build = Builder(self.graph, fake_mode_of(self.nodes))
 
     def unrolled(self, name: str) -> Unrolled:
         for node in self.nodes:
@@ -170,7 +169,7 @@ class _Unroller:
 
     def _empty(self, node: fx.Node) -> fx.Node:
         look = self.probe.looks[node]
-        return self._call(
+        return self.build.call(
             torch.ops.aten.empty.memory_format, ([*look.shape],), {"dtype": look.dtype}, node
         )
 
@@ -181,7 +180,7 @@ class _Unroller:
         def rows(value: fx.Node, of: fx.Node, dimension: int, begin: int, end: int) -> fx.Node:
             key = value, dimension, begin, end
             if key not in views:
-                views[key] = self._call(
+                views[key] = self.build.call(
                     torch.ops.aten.slice.Tensor, (value, dimension, begin, end), {}, of
                 )
             return views[key]
@@ -224,7 +223,7 @@ class _Unroller:
                 given[slicing.sizes] = _with(given[slicing.sizes], slicing.sizes_place, end - begin)
             target = torch.ops.aten.reshape.default if node.target in _VIEWS else node.target
             args, kwargs = _arguments(target, given, replaced)
-            result = self._call(target, args, kwargs, node)
+            result = self.build.call(target, args, kwargs, node)
             is_cut = bool(slicing.padding)
             self.made[result] = Made(place, part, runs=True)
             if is_cut:
@@ -234,42 +233,7 @@ class _Unroller:
             made[node] = result
             if node in whole:
                 target_rows = rows(whole[node], node, op.dimension, begin, end)
-                self._call(torch.ops.aten.copy_.default, (target_rows, result), {}, node)
-
-    def _call(
-        self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], of: fx.Node
-    ) -> fx.Node:
-        made = self.graph.call_function(target, tuple(args), dict(kwargs))
-        made.meta = {key: value for key, value in of.meta.items() if key != "val"}
-        if self.fake_mode is not None:
-            value = self._type(target, args, kwargs)
-            if value is not None:
-                made.meta["val"] = value
-        return made
-
-    def _type(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What the node will be, as far as the nodes around it know what they are."""
-        nodes: list[fx.Node] = []
-        fx.node.map_arg((args, kwargs), nodes.append)
-        known = [node.meta.get("val") for node in nodes]
-        values = [value for value in known if isinstance(value, FakeTensor)]
-        if len(values) != len(known) or any(v.fake_mode is not self.fake_mode for v in values):
-            return None
-        looks = [(tuple(value.shape), value.stride(), value.dtype) for value in values]
-        plain = fx.node.map_arg((args, kwargs), lambda node: f"%{nodes.index(node)}")
-        key = target, repr(plain), repr(looks)
-        if key not in self.types:
-            assert self.fake_mode is not None
-            called = fx.node.map_arg((args, kwargs), lambda node: node.meta["val"])
-            with self.fake_mode:
-                self.types[key] = target(*called[0], **called[1])
-        return self.types[key]
-
-
-def _fake_mode_of(nodes: Iterable[fx.Node]) -> FakeTensorMode | None:
-    """In which the graph was captured; some graphs were captured in several."""
-    values = (node.meta.get("val") for node in nodes)
-    return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
+                self.build.call(torch.ops.aten.copy_.default, (target_rows, result), {}, node)
 
 
 def _with(numbers: Sequence[int], place: int, number: int) -> list[int]:

@@ -155,6 +155,31 @@ class LeverPlan:
             levers=tuple(LeverUse(**use) for use in fields["levers"]),
         )
 
+    def named(self, names: Mapping[str, str]) -> Self:
+        """Return the same with other names of the buffers of the edited program."""
+
+        def of(buffers: Iterable[str]) -> tuple[str, ...]:
+            return tuple(names[buffer] for buffer in buffers)
+
+        bottleneck = self.plan.bottleneck
+        if bottleneck is not None:
+            bottleneck = dataclasses.replace(bottleneck, buffers=of(bottleneck.buffers))
+        return dataclasses.replace(
+            self,
+            edited=Program(
+                tuple(
+                    dataclasses.replace(op, reads=of(op.reads), writes=of(op.writes))
+                    for op in self.edited.ops
+                ),
+                tuple(dataclasses.replace(b, name=names[b.name]) for b in self.edited.buffers),
+            ),
+            overwrites=tuple(
+                dataclasses.replace(use, result=names[use.result], argument=names[use.argument])
+                for use in self.overwrites
+            ),
+            plan=dataclasses.replace(self.plan, bottleneck=bottleneck),
+        )
+
     @classmethod
     def of_original(cls, graph: Program, plan: Plan) -> Self:
         """Take a plan of a program that nobody edited."""

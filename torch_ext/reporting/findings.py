@@ -151,7 +151,7 @@ class Findings:
     def diff(self) -> list[Block]:
         """The two orders of the ops that touch memory; the others count as steps."""
         left_out = self.ops.keys() - {op.name for op in self.memory_graph.ops}
-        left_out |= {op for use in self._edits.slices for op in use.ops}
+        left_out |= {op.name for op in self.graph.ops} - {op.name for op in self.edited.ops}
         return diff(self.before.order, self.after.order, left_out)
 
     @functools.cached_property
@@ -203,7 +203,7 @@ class Findings:
                 while storage in storage_of:
                     storage = storage_of[storage]
                 for toucher in (slice_of.get(op.name, op.name), *copies.get(op.name, ())):
-                    if storage in touched[toucher]:
+                    if storage in touched.get(toucher, ()):
                         touch(buffer, toucher)
         for overwrite in edits.overwrites:  # from there on the memory is the result's
             last[overwrite.argument] = step_of[overwrite.op] - 1

@@ -1,0 +1,108 @@
+"""Edits that gain nothing themselves, and let more ops run in parts. They keep all bits.
+
+- A view that is what it is a view of (a shape and back, an alias): its readers read that instead.
+- The negative log likelihood of all rows reads one number of each row, and sums them up. It is
+  given those numbers alone, which are picked before (`gather`), so that rows need not be whole at
+  once. The sum is by the same kernel over the same numbers in the same order, as if there were one
+  class. How many rows count, which the gradient divides by, is found out apart, from the targets
+  alone; and so are the ones that a backward pass begins with. Then a loss's gradient does not wait
+  for the loss, and logits, loss and their gradient are made row by row.
+"""
+
+import operator
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from torch_ext.fx.builder import Builder, fake_mode_of
+from torch_ext.fx.effects import arguments_of, schema_of
+from torch_ext.fx.probe import Look, Probe
+
+_aten = torch.ops.aten
+_SUMMED = (1, 2)  # reductions: mean, sum
+_IGNORED = -1  # no class
+
+
+def loosen(graph: fx.Graph, probe: Probe) -> None:
+    """Edit the graph, which the probe is of, with its nodes apart; no op may be a barrier."""
+    _skip_views(graph, probe)
+    for node in graph.find_nodes(op="call_function", target=_aten.nll_loss_forward.default):
+        if _can_be_picked(node, probe):
+            _pick(node, probe)
+    graph.lint()
+
+
+def _skip_views(graph: fx.Graph, probe: Probe) -> None:
+    made = {storage for op in probe.ops for storage in op.made}
+    first: dict[Look, fx.Node] = {}
+    kept = set(graph.output_node().all_input_nodes)
+    for node in list(graph.nodes):
+        look = probe.looks.get(node)
+        if look is None or not (look.is_alone and look.fills_it and look.storage in made):
+            continue
+        schema = schema_of(node)
+        if schema is None or schema.is_mutable:
+            first[look] = node  # what is read later is what it has changed
+            continue
+        original = first.setdefault(look, node)
+        if original is node or node in kept:
+            continue
+        node.replace_all_uses_with(original)
+        graph.erase_node(node)
+
+
+def _can_be_picked(node: fx.Node, probe: Probe) -> bool:
+    given = arguments_of(node)
+    look = probe.looks.get(given["self"])
+    return (
+        look is not None
+        and len(look.shape) == 2
+        and given["weight"] is None
+        and given["reduction"] in _SUMMED
+    )
+
+
+def _pick(node: fx.Node, probe: Probe) -> None:
+    given = arguments_of(node)
+    scores, target = given["self"], given["target"]
+    look = probe.looks[scores]
+    build = Builder(node.graph, fake_mode_of(node.graph.nodes))
+
+    def call(function: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
+        return build.call(function, args, kwargs, node)
+
+    def loss_of(numbers: fx.Node) -> fx.Node:
+        reduction = given["reduction"]
+        return call(_aten.nll_loss_forward.default, numbers, only, None, reduction, _IGNORED)
+
+    with node.graph.inserting_before(node):
+        is_ignored = call(_aten.eq.Scalar, target, given["ignore_index"])
+        classes = call(_aten.masked_fill.Scalar, target, is_ignored, 0)
+        only = call(_aten.neg.default, call(_aten._to_copy.default, is_ignored, dtype=torch.int64))
+        nothing = call(_aten.zeros.default, [look.shape[0], 1], dtype=look.dtype)
+        weight = build.call(operator.getitem, (loss_of(nothing), 1), {}, node)
+        ones = call(_aten.ones_like.default, weight)
+        picked = call(_aten.gather.default, scores, 1, call(_aten.unsqueeze.default, classes, 1))
+        pair = loss_of(picked)
+        loss = build.call(operator.getitem, (pair, 0), {}, node)
+    for item in list(node.users):
+        item.replace_all_uses_with((loss, weight)[cast(int, item.args[1])])
+        node.graph.erase_node(item)
+    node.graph.erase_node(node)
+    pair.name = node.name
+    for begun in _computed_from(loss):
+        seen = probe.looks.get(begun)
+        is_alike = seen is not None and (seen.shape, seen.dtype) == ((), look.dtype)
+        if begun.target is _aten.ones_like.default and is_alike:
+            begun.replace_all_uses_with(ones)
+            node.graph.erase_node(begun)
+
+
+def _computed_from(node: fx.Node) -> list[fx.Node]:
+    found, todo = dict[fx.Node, None](), [node]
+    while todo:
+        new = [reader for reader in todo.pop().users if reader not in found]
+        found.update(dict.fromkeys(new))
+        todo += new
+    return list(found)
