@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -17,13 +15,13 @@ from torch_ext._native import _jit
 from torch_ext.arguments import misfit
 from torch_ext.fx.effects import is_barrier, written_arguments
 from torch_ext.fx.probe import tensors_of
+from torch_ext.fx.turns import seconds_in_turns
 from torch_ext.memory.meter import measure_peak, no_collections
 from torch_ext.tensors.compare import first_difference
 
 Graphs = fx.GraphModule | ExportedProgram
 _Copied = TypeVar("_Copied")
 _Program = TypeVar("_Program", bound=Graphs)
-_UNSETTLED, _TURNS = 2, 7
 
 
 def graph_module_of(program: Graphs) -> fx.GraphModule:
@@ -180,21 +178,6 @@ def measured(program: Graphs, given: tuple[Any, ...]) -> tuple[dict[str, Any], i
     return left, memory.peak_bytes
 
 
-def seconds_in_turns(a: Graphs, b: Graphs, given: tuple[Any, ...]) -> tuple[float, float]:
-    """Return the seconds of a call of each, the median over calls in turns; on copies."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    with torch.random.fork_rng(devices=[]), no_collections():
-        runs = [_runnable(with_own_state(program)) for program in (a, b)]
-        for turn in range(_UNSETTLED + _TURNS):
-            for which in (0, 1) if turn % 2 else (1, 0):
-                inputs = deepcopy(given, given)
-                start = time.perf_counter()
-                runs[which](*inputs)
-                seconds[which].append(time.perf_counter() - start)
-    first, second = (statistics.median(times[_UNSETTLED:]) for times in seconds)
-    return first, second
-
-
 class Baseline:
     """What the original program does, run once."""
 
@@ -211,6 +194,26 @@ class Baseline:
         """Return the first difference of the edited program, and its measured peak."""
         actual, peak_bytes = measured(edited, self.given)
         return first_difference(self._run[0], actual), peak_bytes
+
+    def is_same_elsewhere(self, edited: Graphs, given: tuple[Any, ...]) -> bool:
+        """Whether the edited one does the same with other inputs, if the original takes them."""
+        try:
+            expected, _ = measured(self.program, given)
+        except Exception:
+            return True
+        try:
+            actual, _ = measured(edited, given)
+        except Exception:
+            return False
+        return not first_difference(expected, actual)
+
+    def seconds(self, a: Graphs, b: Graphs) -> tuple[float, float]:
+        """Return the seconds of a call of each, measured in turns, on copies."""
+        runs = [_runnable(with_own_state(program)) for program in (a, b)]
+        with torch.random.fork_rng(devices=[]), no_collections():
+            return seconds_in_turns(
+                (runs[0], runs[1]), lambda: list(deepcopy(self.given, self.given))
+            )
 
     @functools.cached_property
     def _run(self) -> tuple[dict[str, Any], int]:

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from torch_ext.fx.builder import Builder, fake_mode_of
-from torch_ext.fx.effects import arguments_of, schema_of
+from torch_ext.fx.effects import arguments_of, has_side_effect, schema_of
 from torch_ext.fx.probe import Look, Probe
 
 _aten = torch.ops.aten
@@ -35,21 +35,27 @@ def loosen(graph: fx.Graph, probe: Probe) -> None:
 
 def _skip_views(graph: fx.Graph, probe: Probe) -> None:
     made = {storage for op in probe.ops for storage in op.made}
+    views = {op.node for op in probe.ops if not op.made and _is_pure(op.node)}
     first: dict[Look, fx.Node] = {}
     kept = set(graph.output_node().all_input_nodes)
-    for node in list(graph.nodes):
+    for node in graph.nodes:
         look = probe.looks.get(node)
         if look is None or not (look.is_alone and look.fills_it and look.storage in made):
             continue
-        schema = schema_of(node)
-        if schema is None or schema.is_mutable:
+        if node in views:
+            original = first.setdefault(look, node)
+            if original is not node and node not in kept:
+                node.replace_all_uses_with(original)
+        else:
             first[look] = node  # what is read later is what it has changed
-            continue
-        original = first.setdefault(look, node)
-        if original is node or node in kept:
-            continue
-        node.replace_all_uses_with(original)
-        graph.erase_node(node)
+    for node in reversed(graph.nodes):
+        if node in views and not node.users:
+            graph.erase_node(node)
+
+
+def _is_pure(node: fx.Node) -> bool:
+    schema = schema_of(node)
+    return schema is not None and not schema.is_mutable and not has_side_effect(node)
 
 
 def _can_be_picked(node: fx.Node, probe: Probe) -> bool:

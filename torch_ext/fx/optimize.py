@@ -17,11 +17,12 @@ from torch_ext.fx.graphs import (
     measured,
     state_of,
 )
-from torch_ext.fx.planned import edited, plan
+from torch_ext.fx.planned import edited, edited_module, own_inputs, plan
 from torch_ext.fx.probe import storages_of, tensors_of
-from torch_ext.fx.slice_trials import SliceTrials
+from torch_ext.fx.slice_trials import SliceTrials, Tried
+from torch_ext.fx.slices import Slicer, at_random
 from torch_ext.logs import is_disabled
-from torch_ext.program.plan import LeverPlan, LeverUse, Reason, joined, plan_graph
+from torch_ext.program.plan import LeverPlan, LeverUse, Reason, plan_graph
 from torch_ext.program.program import Program
 from torch_ext.reporting.report import (
     ProgramReport,
@@ -131,23 +132,45 @@ def _with_slices(
     baseline: Baseline, wanted: Planning, verify: bool, plain: _Reordered
 ) -> tuple[Graphs, GraphReport]:
     """Return the program with slices and its report; the plain one if it is better not to slice."""
-    trials = SliceTrials(baseline, wanted, verify, plain.program, plain.report)
+    program, given = baseline.program, baseline.given
+
+    def inputs(is_random: bool) -> list[Any]:
+        return own_inputs(program, at_random(given) if is_random else given)
+
+    def attempt(module: fx.GraphModule) -> Tried | None:
+        planned = plan(program, module, given, without(wanted, "slice"))
+        if planned.found.plan.peak_bytes >= plain.report.peak_bytes:
+            return None
+        sliced = edited(program, planned)
+        if not verify:
+            return Tried(sliced, planned.found)
+        difference, peak_bytes = baseline.compared(sliced)
+        _, refuted = held_to(planned.found.plan, (peak_bytes,))
+        if difference or refuted or peak_bytes > baseline.peak_bytes:
+            return None
+        if not baseline.is_same_elsewhere(sliced, at_random(given)):
+            return None
+        seconds = baseline.seconds(plain.program, sliced)
+        return Tried(sliced, planned.found, peak_bytes, seconds)
+
     with torch.no_grad():
+        ordering = without(wanted, "overwrite", "slice")
+        ordered = plan(program, graph_module_of(program), given, ordering)
+        slicer = Slicer(edited_module(ordered, asks=False), inputs)
+        trials = SliceTrials(slicer, plain.found, wanted, attempt)
         best = trials.best()
     if best is None:
         report = plain.report
-        peaks = report.peak_bytes, report.peak_bytes
-        use = LeverUse("slice", *peaks, 0, 0.0, joined(trials.why_none()))
-        levers = (*report.levers, use)
+        found = trials.told_of_none()
         return plain.program, dataclasses.replace(
             report,
-            levers=levers,
-            slice_trials=tuple(trials.verified),
-            floor_bytes=trials.floor_bytes,
+            levers=found.levers,
+            slice_trials=found.slice_trials,
+            floor_bytes=found.floor_bytes,
         )
     report = _report(
-        baseline.program,
-        baseline.given,
+        program,
+        given,
         best.found,
         (),
         measured_original_peak_bytes=baseline.peak_bytes if verify else None,

@@ -28,6 +28,7 @@ def training_step(
     max_graphs: int = 8,
     runtime: Runtime = "fx",
     time_budget: float = 5.0,
+    memory_budget: arguments.MemoryAmount | None = None,
     levers: Iterable[str] | None = None,
 ) -> TrainingStep:
     """Return `step`; `loss = step(*batch)` replaces forward, backward, update and zero_grad.
@@ -46,7 +47,10 @@ def training_step(
     `max_graphs`; beyond that, or with on_new_shape="eager", it runs as the eager loop.
     `runtime`: what runs a graph, the Python code of "fx" or TorchScript's interpreter, which makes
     `step.save(path)` possible: a file that trains in C++. `time_budget`: seconds to plan a graph.
-    `levers`: "order", "overwrite", default both, as of torch_ext.optimize.
+    `levers`, `memory_budget`: as of torch_ext.optimize; the budget is for what a step needs above
+    its start, gradients included. With a budget that is not met otherwise, or with the lever
+    "slice", logits, loss and their gradient are made by blocks of rows, and other stretches in
+    parts.
 
     Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line
     if it is in the model, ValueError for other arguments, and whatever the model raises.
@@ -68,6 +72,8 @@ def training_step(
         on_new_shape=on_new_shape,
         max_graphs=arguments.count(max_graphs, "max_graphs"),
         runtime=runtime,
-        planning=arguments.planning("all", time_budget, levers=levers),
+        planning=arguments.planning(
+            "all", time_budget, memory_budget, levers, offered=arguments.ALL_LEVERS
+        ),
     )
     return TrainingStep(model, loss_fn, optimizer, example_batch, options)

@@ -15,11 +15,22 @@ from torch_ext import attributes
 from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
 from torch_ext.fx.apply import apply
-from torch_ext.fx.overwritable import find_overwritable
+from torch_ext.fx.apply import copied as graph_copied
+from torch_ext.fx.overwritable import Overwritable, find_overwritable
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import labelled_program_of, written_storages
+from torch_ext.fx.slice_trials import SliceTrials, Tried
+from torch_ext.fx.slices import Slicer, at_random
+from torch_ext.fx.stretch import inline_parts
+from torch_ext.fx.turns import seconds_in_turns
 from torch_ext.memory.meter import measure_peak
-from torch_ext.program.plan import Reason, plan_and_explain
+from torch_ext.program.plan import (
+    LeverPlan,
+    LeverUse,
+    Reason,
+    plan_and_explain,
+    plan_program,
+)
 from torch_ext.reporting.report import ProgramReport, described, held_to
 from torch_ext.tensors.compare import first_difference
 from torch_ext.training.capture import Batch, Captured, loss_of
@@ -124,18 +135,16 @@ def _made(
             probe = run_probe(captured.module, inputs)
         _require_constants_kept(captured.module, probe, scratch)
         del scratch, looked, inputs
-    uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
-    found, reasons = plan_and_explain(labelled_program_of(probe, uses), wanted)
-    found = _common(world, found)[0]
-    apply(captured.module, probe, uses, found, asks=False)
-    if runtime == "torchscript":
-        captured = as_torchscript(captured)
-    verified = _verify(world, captured, now, updates)
-    refusal = next(filter(None, _common(world, verified.refusal)), "")
-    if refusal and found.overwrites:
-        return _made(world, now, updates, runtime, without(wanted, "overwrite"))
-    if refusal:
-        raise UnsupportedError(refusal)
+    maker = _Maker(world, captured, now, updates, runtime)
+    plain = maker.edited(captured.module, probe, without(wanted, "slice"))
+    if plain.verified.refusal and plain.found.overwrites:
+        plain = maker.edited(captured.module, probe, without(wanted, "overwrite", "slice"))
+    if plain.verified.refusal:
+        raise UnsupportedError(plain.verified.refusal)
+    best = plain
+    if "slice" in wanted.levers:
+        best = maker.sliced(probe, wanted, plain)
+    found, reasons, verified = best.found, best.reasons, best.verified
     plan, refuted = held_to(found.plan, (verified.peak_bytes,))
     found = dataclasses.replace(found, plan=plan)
     if verified.peak_bytes > verified.eager_peak_bytes:
@@ -162,11 +171,108 @@ def _made(
         state_bytes=verified.state_bytes,
         capture_seconds=time.perf_counter() - start,
     )
-    for node in captured.module.graph.nodes:
+    for node in best.captured.module.graph.nodes:
         if node.op != "placeholder":  # a saved step checks its inputs against the example's
             node.meta.clear()  # labels are in the report by now, and values take memory
     is_kept = all(_common(world, verified.peak_bytes <= verified.eager_peak_bytes))
-    return PlannedGraph(captured if is_kept else None, captured.answers, report)
+    return PlannedGraph(best.captured if is_kept else None, captured.answers, report)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Edited:
+    """A captured graph as planned, run beside the loop."""
+
+    captured: Captured
+    found: LeverPlan
+    reasons: tuple[Reason, ...]
+    verified: _Verified
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """Makes edited graphs of a captured one, which stays as it is."""
+
+    world: World
+    captured: Captured
+    now: Now
+    updates: bool
+    runtime: Runtime
+
+    def edited(self, module: fx.GraphModule, probe: Probe, wanted: Planning) -> _Edited:
+        """Plan and edit a copy of the module, which the probe is of, and run it."""
+        uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
+        found, reasons = plan_and_explain(labelled_program_of(probe, uses), wanted)
+        found = _common(self.world, found)[0]
+        captured = self._with(self._ordered(module, probe, uses, found))
+        verified = _verify(self.world, captured, self.now, self.updates)
+        refusal = next(filter(None, _common(self.world, verified.refusal)), "")
+        return _Edited(captured, found, reasons, dataclasses.replace(verified, refusal=refusal))
+
+    def sliced(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+        """Try slices, and return the best graph, or the plain one, with what was found out."""
+        if self.world.replicas is not None:  # their times differ, and all have to do the same
+            why = "slices are chosen by times, and processes that train together need the same"
+            peaks = plain.found.plan.peak_bytes, plain.found.plan.peak_bytes
+            use = LeverUse("slice", *peaks, 0, 0.0, why)
+            levers = (*plain.found.levers, use)
+            return dataclasses.replace(plain, found=dataclasses.replace(plain.found, levers=levers))
+        ordering = without(wanted, "overwrite", "slice")
+        order = plan_program(labelled_program_of(probe), ordering)
+        ordered = self._ordered(self.captured.module, probe, (), order)
+        with of_a_graph():
+            slicer = Slicer(ordered, self._inputs)
+
+            def attempt(module: fx.GraphModule) -> Tried | None:
+                return self._tried(module, without(wanted, "slice"), plain)
+
+            trials = SliceTrials(slicer, plain.found, wanted, attempt)
+            best = trials.best()
+        if best is None:
+            return dataclasses.replace(plain, found=trials.told_of_none())
+        edited: _Edited = best.program
+        return dataclasses.replace(edited, found=best.found, reasons=())
+
+    def _tried(self, module: fx.GraphModule, wanted: Planning, plain: _Edited) -> Tried | None:
+        with torch.random.fork_rng(devices=[]):
+            probe = run_probe(module, self._inputs(False))
+        sliced = self.edited(module, probe, wanted)
+        peak_bytes = sliced.verified.peak_bytes
+        _, refuted = held_to(sliced.found.plan, (peak_bytes,))
+        is_lower = sliced.found.plan.peak_bytes < plain.found.plan.peak_bytes
+        if sliced.verified.refusal or refuted or not is_lower:
+            return None
+        if peak_bytes > plain.verified.peak_bytes:
+            return None
+        seconds = self._seconds_in_turns(plain.captured.run, sliced.captured.run)
+        return Tried(sliced, sliced.found, peak_bytes, seconds)
+
+    def _ordered(
+        self,
+        module: fx.GraphModule,
+        probe: Probe,
+        uses: Sequence[Overwritable],
+        found: LeverPlan,
+    ) -> fx.GraphModule:
+        result = fx.GraphModule(module, graph_copied(module.graph))
+        nodes = {node.name: node for node in result.graph.nodes}
+        apply(result, probe.on(nodes), uses, found, asks=False)
+        inline_parts(result, asks=False)  # the key of a graph has the number of threads
+        return result
+
+    def _with(self, module: fx.GraphModule) -> Captured:
+        captured = dataclasses.replace(self.captured, module=module, run=module)
+        return as_torchscript(captured) if self.runtime == "torchscript" else captured
+
+    def _inputs(self, is_random: bool) -> list[Any]:
+        scratch = self.world.copy()
+        batch = copied(self.now.batch)
+        looked = scratch.look(at_random(batch) if is_random else batch)
+        return scratch.bind(self.captured, looked)
+
+    def _seconds_in_turns(self, a: nn.Module, b: nn.Module) -> tuple[float, float]:
+        with torch.random.fork_rng(devices=[]), of_a_graph():
+            inputs = self._inputs(False)  # which steps change as they do in training
+            return seconds_in_turns((a, b), lambda: inputs)
 
 
 def _run_loop(world: World, now: Now, updates: bool) -> None:

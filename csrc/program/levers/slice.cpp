@@ -77,7 +77,10 @@ class Index {
         last_read_[value] = std::max(last_read_[value], place[v]);
       }
       for (const BufferId b : program.ops[v].reads) readers_[b].push_back(place[v]);
-      for (const std::string& value : program.ops[v].outputs) made_at_[value] = place[v];
+      for (const std::string& value : program.ops[v].outputs) {
+        made_at_[value] = place[v];
+        made_by_[value] = static_cast<OpId>(v);
+      }
       AddList(program.ops[v]);
     }
     for (const std::string& value : program.results) {
@@ -117,14 +120,22 @@ class Index {
   bool ChangesForAll(std::size_t place, BufferId buffer) const {
     const std::string& result = program_.ops[order_[place]].outputs[0];
     return std::ranges::none_of(values_.at(buffer), [&](const std::string& value) {
-      const auto made = made_at_.find(value);
-      const bool is_older =
-          made == made_at_.end() || made->second <= static_cast<std::int32_t>(place);
-      return value != result && is_older && IsReadFrom(place + 1, value);
+      return value != result && IsOlder(value, place) && IsReadFrom(place + 1, value);
     });
   }
 
  private:
+  // Is the value, of memory that the op changes, made before the op is?
+  bool IsOlder(const std::string& value, std::size_t place) const {
+    const auto made = made_at_.find(value);
+    if (made == made_at_.end() || made->second <= static_cast<std::int32_t>(place)) return true;
+    if (made->second < static_cast<std::int32_t>(order_.size())) return false;
+    // By an op that is not in the order; behind it are those that it is in conflict with.
+    return std::ranges::none_of(program_.conflicts, [&](const Conflict& conflict) {
+      return conflict.earlier == order_[place] && conflict.later == made_by_.at(value);
+    });
+  }
+
   // A list holds the memory of its tensors.
   void AddList(const Op& op) {
     if (op.outputs.size() != 1) return;
@@ -138,7 +149,8 @@ class Index {
   const Program& program_;
   const sched::Order& order_;
   std::unordered_map<std::string, std::int32_t> made_at_, last_read_;  // places
-  std::vector<std::vector<std::int32_t>> readers_;                     // of buffers: places
+  std::unordered_map<std::string, OpId> made_by_;
+  std::vector<std::vector<std::int32_t>> readers_;    // of buffers: places
   std::vector<std::vector<std::int32_t>> conflicts_;  // of each place with later ones
   std::unordered_map<BufferId, std::vector<std::string>> values_;
 };
@@ -157,14 +169,15 @@ class Growing {
   // The stretch ends before `end`, with the op there is.
   Growing(const Index& index, const SliceFacts& facts, std::size_t end, int dimension,
           std::int64_t part_size)
-      : index_(index), facts_(facts), end_(end) {
+      : index_(index), facts_(facts), end_(end), part_size_(part_size) {
     const Op& last = index.program().ops[index.OpAt(end - 1)];
     if (last.outputs.size() != 1) return;
     const auto tensor = index.program().tensors.find(last.outputs[0]);
     if (tensor == index.program().tensors.end()) return;
     if (dimension >= static_cast<int>(tensor->second.shape.size())) return;
     if (!index.IsReadFrom(end, last.outputs[0])) return;
-    needed_[last.outputs[0]] = {dimension, Cut(tensor->second.shape[dimension], part_size)};
+    size_ = tensor->second.shape[dimension];
+    needed_[last.outputs[0]] = {dimension, Cut(size_, part_size)};
   }
 
   // Takes the op in front of the others. False: no stretch holds it and all behind it.
@@ -178,6 +191,10 @@ class Growing {
       if (needed != needed_.end() && !whole_.contains(op.outputs[0]) &&
           AddInParts(place, needed->second)) {
         return true;
+      }
+      if (needed == needed_.end()) {
+        const std::optional<NeededParts> parts = PartsAlongside(op);
+        if (parts && AddInParts(place, *parts)) return true;
       }
     }
     begins_in_vain_ = op.writes.empty();
@@ -270,6 +287,30 @@ class Growing {
     for (const std::size_t i : readers->second) {
       if (--unmade_inputs_[i] == 0) std::erase(readers_of_older_, i);
     }
+  }
+
+  // No part needs the op, but it makes less of what parts make anyway, along the same dimension.
+  std::optional<NeededParts> PartsAlongside(const Op& op) const {
+    const Program& program = index_.program();
+    const std::string& result = op.outputs[0];
+    const bool leaves = index_.IsReadFrom(end_, result) || read_behind_.contains(result);
+    if (!leaves || whole_.contains(result)) return std::nullopt;
+    const auto bytes_of = [&](const std::string& value) -> std::int64_t {
+      const auto tensor = program.tensors.find(value);
+      if (tensor == program.tensors.end() || tensor->second.buffer < 0) return 0;
+      return program.buffers[tensor->second.buffer].bytes;
+    };
+    for (std::size_t d = 0; d < op.slicings.size(); ++d) {
+      const std::vector<std::int64_t>& shape = program.tensors.at(result).shape;
+      if (!op.slicings[d] || shape[d] != size_) continue;
+      for (const auto& [value, need] : op.slicings[d]->needs) {
+        const auto needed = needed_.find(value);
+        if (needed == needed_.end() || needed->second.dimension != need.dimension) continue;
+        if (whole_.contains(value) || bytes_of(result) >= bytes_of(value)) continue;
+        return NeededParts{static_cast<int>(d), Cut(size_, part_size_)};
+      }
+    }
+    return std::nullopt;
   }
 
   // Ops of the run that are not made in parts.
@@ -441,6 +482,7 @@ class Growing {
   const Index& index_;
   const SliceFacts& facts_;
   std::size_t end_;
+  std::int64_t part_size_, size_ = 0;  // of the last result
   std::unordered_map<std::string, NeededParts> needed_;
   std::set<std::string> whole_;    // values that must be older
   std::set<std::string> to_make_;  // by the stretch: what is changed in place, and lists

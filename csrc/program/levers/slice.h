@@ -11,9 +11,10 @@
 // the core knows of slices.
 //
 // RULES. A run of ops is a stretch if
-//   reached   each of its ops is needed, in parts, by one behind it in the stretch, or is the last;
-//             or none of it is: then it runs behind the parts, or else ahead of them, past no op
-//             that it is in conflict with. What it reads of the stretch is a result
+//   reached   each of its ops is needed, in parts, by one behind it in the stretch, or is the last,
+//             or makes a smaller result, in as many parts, of what is made in parts anyway;
+//             or none of it is needed: then it runs behind the parts, or else ahead of them, past
+//             no op that it is in conflict with. What it reads of the stretch is a result
 //   whole     what a part needs the whole of is older than the stretch
 //   pure      its ops do nothing beyond their data flow, but for writing over an argument in place
 //   in place  such an argument is new memory that the stretch makes, and nobody reads an older
