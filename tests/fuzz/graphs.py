@@ -160,6 +160,7 @@ class Captured(Original):
         probe = self.probe.on({node.name: node for node in ordered.graph.nodes})
         apply_order(ordered, probe, order)
         with contextlib.redirect_stdout(io.StringIO()), torch.no_grad(), no_collections():
+            self._start()
             slicer = Slicer(ordered, self._slicer_inputs)
             sliced = slicer.sliced(slicer.random(seed))
         inline_parts(sliced, asks=True)

@@ -41,15 +41,18 @@ class Slicer:
         own = fx.GraphModule(own, copied(own.graph))
         self.graph = own.graph
         self.inputs = inputs
-        with torch.random.fork_rng(devices=[]):
-            self.probe = run_probe(own, inputs(False), apart=True)
-            if not why_not_sliced(self.probe):
-                loosen(self.graph, self.probe)
-                own.recompile()
-                self.probe = run_probe(own, inputs(False), apart=True)
+        self.probe = self._probe(own)
+        if not why_not_sliced(self.probe):
+            loosen(self.graph, self.probe)
+            own.recompile()
+            self.probe = self._probe(own)
         self.program = sliceable_program(self.graph, self.probe)
         self.facts = _sched.SliceFacts(self.program)
         self.order = list(range(len(self.probe.ops)))
+
+    def _probe(self, module: fx.GraphModule) -> Probe:
+        with torch.random.fork_rng(devices=[]):
+            return run_probe(module, self.inputs(False), apart=True)
 
     def choose(self, peak_bytes: int, budget_bytes: int | None) -> list[_sched.Choice]:
         """Stretches for each target below the peak that the program has without slices."""
