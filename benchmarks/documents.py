@@ -61,6 +61,8 @@ WORDS = {
     "resident": resident.WORDS,
     "resident-training": resident.WORDS,
     "slices": slices.WORDS,
+    "slices-exported": slices.WORDS,
+    "slices-training": slices.WORDS,
     "timeline": timeline.WORDS,
     "torchvision": torchvision_models.WORDS,
     "training": training.WORDS,
@@ -125,25 +127,32 @@ def _edits_table(batch: str) -> str:
     return Table(header, rows, ("model",)).markdown()
 
 
-def _slices_table() -> str:
+def _slices_table(name: str = "slices") -> str:
     shown = {
         "model": "model",
         "batch": "batch",
         "before": "before MiB",
-        "order": "order MiB",
         "edits": "edits MiB",
         "sliced": "sliced MiB",
         "time": "time",
-        "least": "least MiB",
-        "its time": "least time",
+        "to 1.15": "to 1.15 MiB",
+        "its time": "to 1.15 time",
         "by hand": "hand MiB",
         "hand's time": "hand time",
         "hand's bits": "hand bits",
     }
     rows: list[Row] = [
-        tuple(record[column] for column in shown.values()) for record in _table("slices").records()
+        tuple(record[column] for column in shown.values()) for record in _table(name).records()
     ]
     return Table(tuple(shown), rows, ("model", "hand's bits")).markdown()
+
+
+def _slices_gpt() -> str:
+    (record,) = _table("slices-training").records()
+    loop, edits = f"{record['before MiB']} MiB in the eager loop", f"{record['edits MiB']} by edits"
+    return (
+        f"{loop}, {edits} and {record['sliced MiB']} with slices, at {record['time']} of the time"
+    )
 
 
 def _edited_totals() -> str:
@@ -427,6 +436,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "overwrite-machine": lambda: _comment("models-overwrite", "machine"),
     "overwrite-threads": lambda: _comment("models-overwrite", "threads").partition(",")[0],
     "slices-table": _slices_table,
+    "slices-gpt": _slices_gpt,
+    "slices-exported-table": lambda: _slices_table("slices-exported"),
     "slices-machine": lambda: _comment("slices", "machine"),
     "slices-threads": lambda: _comment("slices", "threads"),
     "models-threads": lambda: _comment("models-quick", "threads").partition(",")[0],

@@ -1,7 +1,9 @@
 """What slices gain on standard models, and what they cost: see docs/slices.md, suite.py.
 
-One row per model and batch size, traced and frozen, in a process of its own. Peaks are MiB, the
-allocator's; times are ratios of calls in turns, with slices to without (order and overwriting):
+One row per model and batch size, in a process of its own: traced and frozen, exported, or a whole
+training step (--form), of which "before" is the eager loop.
+Peaks are MiB, the allocator's; times are ratios of calls in turns, with slices to without (order
+and overwriting):
 
   order, edits      without slices
   sliced, time      what optimize takes without a budget: the fastest of those tried, if it is not
@@ -39,9 +41,12 @@ from results import (
     parse_options,
 )
 from suite import CASES, QUICK, Subject
+from training import Gpt, Task
 
-from torch_ext import Report, optimize
+from torch_ext import fx, optimize, training_step
 from torch_ext.program.plan import SliceTrial
+from torch_ext.reporting.report import ProgramReport
+from torch_ext.training import TrainingReport
 
 HEADER = (
     "model",
@@ -82,14 +87,14 @@ def _by_hand(subject: Subject, pairs: int) -> dict[str, str]:
     """The whole model on one sample after the other."""
     if subject.inputs[0].shape[0] < 2:
         return {}
-    script: Any = subject.script
+    module: Any = subject.network if subject.form == "exported" else subject.script
 
     def whole() -> Any:
-        return script(*subject.inputs)
+        return module(*subject.inputs)
 
     def one_by_one() -> Any:
         samples = [torch.split(x, 1) for x in subject.inputs]
-        parts = [script(*one) for one in zip(*samples, strict=True)]
+        parts = [module(*one) for one in zip(*samples, strict=True)]
         return torch.cat([part[0] if isinstance(part, tuple) else part for part in parts])
 
     expected = whole()
@@ -103,7 +108,7 @@ def _by_hand(subject: Subject, pairs: int) -> dict[str, str]:
     }
 
 
-def _failures(report: Report) -> list[str]:
+def _failures(report: ProgramReport) -> list[str]:
     failures = [] if report.identical else [f"not identical: {report.reason}"]
     if not is_predicted(report.peak_bytes, report.measured_peak_bytes or 0):
         failures.append(f"predicted {report.peak_bytes}, measured {report.measured_peak_bytes}")
@@ -112,18 +117,61 @@ def _failures(report: Report) -> list[str]:
     return failures
 
 
-def measure(name: str, batch: str, pairs: int) -> dict[str, Any]:
-    """One row as a dictionary of texts; `failures` are the promises broken."""
-    subject = Subject(CASES[name], int(batch), "frozen")
+def _gpt(batch: int) -> Task:
+    """A small GPT with many words: most of its memory are logits."""
+    torch.manual_seed(0)
+    network = Gpt(layers=4, width=128, tokens=128, words=8000)
+
+    def loss_fn(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+    words = torch.randint(0, 8000, (batch, 128))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    return Task(network, loss_fn, optimizer, (words, words.roll(-1, 1)))
+
+
+STEPS = {"gpt 4x128 of 8000 words": _gpt}
+
+
+def _step(name: str, batch: int) -> tuple[TrainingReport, float]:
+    task = STEPS[name](batch)
     start = time.perf_counter()
-    _, report = optimize(subject.script, subject.inputs, levers=LEVERS)
-    seconds = time.perf_counter() - start
+    with torch.enable_grad():
+        step = training_step(task.model, task.loss_fn, task.optimizer, task.batch, levers=LEVERS)
+    return step.report, time.perf_counter() - start
+
+
+def _sliced(subject: Subject) -> tuple[ProgramReport, float]:
+    """The report, and the seconds that it took."""
+    if subject.form == "exported":
+        program = torch.export.export(subject.network.requires_grad_(False), subject.inputs)
+        start = time.perf_counter()
+        report: ProgramReport = fx.reorder(program, subject.inputs, levers=LEVERS)[1]
+    else:
+        script = subject.script
+        start = time.perf_counter()
+        report = optimize(script, subject.inputs, levers=LEVERS)[1]
+    return report, time.perf_counter() - start
+
+
+def measure(name: str, batch: str, form: str, pairs: int) -> dict[str, Any]:
+    """One row as a dictionary of texts; `failures` are the promises broken."""
+    by_hand: dict[str, str] = {}
+    report: ProgramReport
+    if form == "training":
+        step_report, seconds = _step(name, int(batch))
+        report, before_bytes = step_report, step_report.measured_original_peak_bytes
+    else:
+        subject = Subject(CASES[name], int(batch), form)
+        report, seconds = _sliced(subject)
+        before_bytes = report.original_peak_bytes
+        by_hand = _by_hand(subject, pairs)
     order, edits, slices = report.levers
     used = [trial for trial in report.slice_trials if trial.peak_bytes == report.peak_bytes]
     to_ratio, at_ratio = _lowest(report.slice_trials, MOST_RATIO)
     least, at_least = _lowest(report.slice_trials, float("inf"))
     return {
-        "before MiB": mib(report.original_peak_bytes),
+        "before MiB": mib(before_bytes),
         "order MiB": mib(order.peak_bytes_after),
         "edits MiB": mib(edits.peak_bytes_after),
         "sliced MiB": mib(report.peak_bytes),
@@ -134,7 +182,7 @@ def measure(name: str, batch: str, pairs: int) -> dict[str, Any]:
         "least MiB": least,
         "least time": at_least,
         "floor MiB": mib(report.floor_bytes),
-        **_by_hand(subject, pairs),
+        **by_hand,
         "identical": "yes" if report.identical else "NO",
         "seconds": f"{seconds:.1f}",
         "remark": slices.reason,
@@ -147,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=lambda text: text.split(","), default=QUICK)
     parser.add_argument("--batches", type=lambda text: text.split(","), default=["1", "8"])
+    parser.add_argument("--form", choices=("frozen", "exported", "training"), default="frozen")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=5, help="of calls, by hand; default: 5")
     parser.add_argument("--seconds", type=float, default=900, help="per row, at most")
@@ -159,12 +208,17 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         with torch.no_grad():
             name, batch = options.one
-            print(json.dumps(measure(name, batch, options.pairs)))
+            print(json.dumps(measure(name, batch, options.form, options.pairs)))
         return
-    comments = [*circumstances(), f"threads: {options.threads}"]
+    comments = [*circumstances(), f"threads: {options.threads}", f"form: {options.form}"]
     growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
-    tasks: list[Row] = [(name, batch) for name in options.models for batch in options.batches]
-    settings = ("--threads", str(options.threads), "--pairs", str(options.pairs))
+    models = list(STEPS) if options.form == "training" else options.models
+    tasks: list[Row] = [(name, batch) for name in models for batch in options.batches]
+    settings = (
+        *("--threads", str(options.threads)),
+        *("--pairs", str(options.pairs)),
+        *("--form", options.form),
+    )
     growing.measure(
         "models", tasks, lambda task: row_of(__file__, task, *settings, seconds=options.seconds)
     )

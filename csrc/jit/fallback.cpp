@@ -1,11 +1,13 @@
 #include "jit/fallback.h"
 
+#include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/passes/constant_pooling.h>
 
 #include <algorithm>
 #include <array>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "jit/builder.h"
@@ -116,7 +118,8 @@ class Condition : public Builder {
     return If(is_on, c10::BoolType::get(), any_requires_grad, [&] { return Constant(false); });
   }
 
-  Value* MustFallBack(const Sources& sources, const OverwriteRules& rules) {
+  Value* MustFallBack(const Sources& sources, const InputSizes& sizes,
+                      const OverwriteRules& rules) {
     Value* gradients_are_on = Ask("aten::is_grad_enabled", {});
     std::vector<Value*> reasons;
     if (rules.autocast) reasons.push_back(IsAutocast(gradients_are_on));
@@ -127,6 +130,10 @@ class Condition : public Builder {
       reasons.push_back(Ask("prim::is_nested", {input}));
       reasons.push_back(Ask("aten::ne", {Number("prim::layout", {input}), strided}));
     }
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      if (!sizes[i]) continue;
+      reasons.push_back(Ask("aten::ne", {Sizes(graph().inputs()[i]), Constant(*sizes[i])}));
+    }
     if (rules.gradients) reasons.push_back(RecordsGradients(sources, gradients_are_on));
     return Any(reasons);
   }
@@ -136,7 +143,8 @@ bool IsOfCondition(Node* node) {
   static constexpr auto kKinds = std::to_array<std::string_view>(
       {"prim::Constant", "aten::is_grad_enabled", "aten::Int", "prim::ListConstruct", "aten::empty",
        "aten::mm", "prim::dtype", "aten::ne", "prim::is_cpu", "prim::is_nested", "prim::layout",
-       "prim::requires_grad", "prim::GetAttr", "prim::If", "aten::__or__", "aten::__not__"});
+       "prim::requires_grad", "prim::GetAttr", "prim::If", "aten::__or__", "aten::__not__",
+       "aten::size"});
   return std::ranges::find(kKinds, node->kind().toQualString()) != kKinds.end();
 }
 
@@ -187,14 +195,38 @@ void CopyInto(Block* target, Block* source, std::unordered_map<Value*, Value*> v
   for (Value* output : source->outputs()) target->registerOutput(copy_of(output));
 }
 
+// A list of constants, whatever a file has made of it.
+std::optional<std::vector<std::int64_t>> NumbersOf(Value* list) {
+  if (const auto constant = torch::jit::toIValue(list)) return constant->toIntVector();
+  std::vector<std::int64_t> numbers;
+  for (Value* value : list->node()->inputs()) {
+    const auto constant = torch::jit::toIValue(value);
+    if (!constant || !constant->isInt()) return std::nullopt;
+    numbers.push_back(constant->toInt());
+  }
+  return numbers;
+}
+
+// In front of the choice.
+InputSizes SizesAskedFor(Graph& graph) {
+  InputSizes sizes;
+  for (Node* node : graph.nodes()) {
+    if (node->kind() != c10::aten::size || node->input(0)->node() != graph.param_node()) continue;
+    Node* comparison = node->output()->uses().at(0).user;
+    sizes.resize(graph.inputs().size());
+    sizes[node->input(0)->offset()] = NumbersOf(comparison->input(1));
+  }
+  return sizes;
+}
+
 }  // namespace
 
-void AddFallback(const std::shared_ptr<Graph>& graph, const std::shared_ptr<Graph>& fallback,
+void AddFallback(const std::shared_ptr<Graph>& graph, const Fallback& fallback,
                  const OverwriteRules& rules) {
   const std::vector<Node*> nodes = OpNodes(graph->block());
   const Sources sources = FindSources(*graph);
   const WithInsertPoint at_end(graph->return_node());
-  Value* must_fall_back = Condition(*graph).MustFallBack(sources, rules);
+  Value* must_fall_back = Condition(*graph).MustFallBack(sources, fallback.sizes, rules);
   Node* choice =
       graph->insertNode(graph->create(c10::prim::If, {must_fall_back}, graph->outputs().size()));
   Block* original = choice->addBlock();
@@ -208,17 +240,18 @@ void AddFallback(const std::shared_ptr<Graph>& graph, const std::shared_ptr<Grap
   for (Node* node : nodes) node->moveBefore(overwriting->return_node());
   std::unordered_map<Value*, Value*> inputs;
   for (std::size_t i = 0; i < graph->inputs().size(); ++i) {
-    inputs[fallback->inputs()[i]] = graph->inputs()[i];
+    inputs[fallback.graph->inputs()[i]] = graph->inputs()[i];
   }
-  CopyInto(original, fallback->block(), std::move(inputs));
+  CopyInto(original, fallback.graph->block(), std::move(inputs));
   torch::jit::ConstantPooling(graph);
   graph->lint();
 }
 
-std::shared_ptr<Graph> TakeFallback(Graph& graph) {
+Fallback TakeFallback(Graph& graph) {
   Node* choice = FindChoice(graph);
-  if (choice == nullptr) return nullptr;
-  auto fallback = std::make_shared<Graph>();
+  if (choice == nullptr) return {};
+  Fallback taken{std::make_shared<Graph>(), SizesAskedFor(graph)};
+  const std::shared_ptr<Graph>& fallback = taken.graph;
   std::unordered_map<Value*, Value*> values;
   for (Value* input : graph.inputs()) values[input] = fallback->addInput()->copyMetadata(input);
   std::vector<Node*> condition;
@@ -240,7 +273,18 @@ std::shared_ptr<Graph> TakeFallback(Graph& graph) {
   for (Node* node : nodes) node->moveBefore(choice);
   choice->destroy();
   for (auto node = condition.rbegin(); node != condition.rend(); ++node) (*node)->destroy();
-  return fallback;
+  return taken;
+}
+
+void PutBack(Graph& graph, const Fallback& fallback) {
+  while (!graph.outputs().empty()) graph.eraseOutput(graph.outputs().size() - 1);
+  const std::vector<Node*> nodes(graph.nodes().begin(), graph.nodes().end());
+  for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) (*node)->destroy();
+  std::unordered_map<Value*, Value*> inputs;
+  for (std::size_t i = 0; i < graph.inputs().size(); ++i) {
+    inputs[fallback.graph->inputs()[i]] = graph.inputs()[i];
+  }
+  CopyInto(graph.block(), fallback.graph->block(), std::move(inputs));
 }
 
 bool RunFallbackAlone(Graph& graph) {

@@ -14,6 +14,7 @@
 #include "jit/apply.h"
 #include "jit/execute.h"
 #include "jit/fallback.h"
+#include "jit/fixed_numbers.h"
 #include "jit/interference.h"
 #include "jit/nodes.h"
 #include "jit/pass.h"
@@ -79,6 +80,24 @@ std::vector<Stack> Arguments(const Module& module, const std::vector<Stack>& exa
   return arguments;
 }
 
+bool HaveSizes(const std::vector<Stack>& examples, const InputSizes& sizes) {
+  return std::ranges::all_of(examples, [&](const Stack& example) {
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      // The first input of a graph is the module.
+      if (sizes[i] && example[i - 1].toTensor().sizes() != *sizes[i]) return false;
+    }
+    return true;
+  });
+}
+
+// As PrepareGraph; of a graph that is for other sizes the original is what is left.
+Fallback PrepareFor(const std::vector<Stack>& examples, std::shared_ptr<Graph>& graph) {
+  Fallback fallback = PrepareGraph(graph);
+  if (HaveSizes(examples, fallback.sizes)) return fallback;
+  PutBack(*graph, fallback);
+  return PrepareGraph(graph);
+}
+
 // Module and examples on their way through probe, hazards and plan.
 class Subject {
  public:
@@ -118,6 +137,7 @@ class Subject {
     interference_ = FindInterference(graph_, nodes_, {});
     LeaveAlone(interference_.refusal);
     if (!report_.reasons.empty()) return false;
+    if (fixes_numbers_) FixNumbers();
     for (const Stack& example : examples_) probes_.push_back(RunProbe(graph_, InputsOf(example)));
     interference_ = FindInterference(graph_, nodes_, probes_);
     const bool is_elsewhere = std::ranges::any_of(probes_, &Probe::other_devices);
@@ -162,14 +182,18 @@ class Subject {
   }
 
   void Apply() {
-    if (!report_.edits.empty() && fallback_ == nullptr) fallback_ = graph_->copy();
+    if (!report_.edits.empty() && !fallback_) fallback_.graph = graph_->copy();
     ApplyEdits(graph_->block(), nodes_, OldOrder(), report_.edits, overwritable_, copyable_,
                options_.overwrite_rules);
-    if (fallback_ != nullptr) AddFallback(graph_, fallback_, options_.overwrite_rules);
+    if (fallback_) AddFallback(graph_, fallback_, options_.overwrite_rules);
   }
 
   // Changes names before anything is planned.
   void NameBy(std::function<void(program::Program&)> name) { name_ = std::move(name); }
+
+  // From here on the graph is one for the sizes of the examples, if they all have the same.
+  void FixNumbersFirst() { fixes_numbers_ = true; }
+  const FixedNumbers& numbers() const { return numbers_; }
 
   // Tries slices of the program in the order that was planned, which has no edits.
   Slicer MakeSlicer() {
@@ -232,6 +256,14 @@ class Subject {
   }
 
  private:
+  void FixNumbers() {
+    numbers_ = FindFixedNumbers(graph_, InputsOf(examples_[0])());
+    if (!HaveSizes(examples_, numbers_.sizes)) numbers_ = {};
+    jit::FixNumbers(graph_, numbers_);
+    nodes_ = OpNodes(graph_->block());
+    interference_ = FindInterference(graph_, nodes_, {});
+  }
+
   void LeaveAlone(const std::string& why) {
     if (!why.empty()) report_.reasons = {{.kind = ReasonKind::kLeftAlone, .detail = why}};
   }
@@ -249,7 +281,7 @@ class Subject {
              "for this call";
     }
     try {
-      fallback_ = PrepareGraph(graph_);
+      fallback_ = PrepareFor(examples_, graph_);
     } catch (const c10::Error& error) {
       return std::string("the graph cannot be prepared: ") + error.what_without_backtrace();
     } catch (const std::exception& error) {
@@ -351,10 +383,12 @@ class Subject {
   QuietRun quiet_;
   ScratchModule reordered_;
   std::shared_ptr<Graph> graph_;
-  std::shared_ptr<Graph> fallback_;  // see fallback.h; null for most modules
+  Fallback fallback_;  // none for most modules
   std::vector<Node*> nodes_;
   std::function<void(program::Program&)> name_;
   std::vector<std::int64_t> marks_;  // of a sliced graph, by node
+  bool fixes_numbers_ = false;
+  FixedNumbers numbers_;
   Interference interference_;
   std::vector<Probe> probes_;
   std::vector<program::Program> programs_;  // of each example
@@ -502,7 +536,9 @@ class SliceTrials {
     OptimizeOptions ordering = options_;
     ordering.levers.overwrite = false;
     Subject subject(module_, arguments_, ordering);
+    subject.FixNumbersFirst();
     if (!subject.Plan()) return std::move(plain_);
+    numbers_ = subject.numbers();
     Slicer slicer = subject.MakeSlicer();
     plain_.report.floor_bytes =
         std::min(slicer.Floor().bytes, plain_.report.plan.lower_bound_bytes);
@@ -551,8 +587,10 @@ class SliceTrials {
                                   const std::vector<program::Stretch>& stretches) {
     SlicedModule tried{.stretches = stretches, .sliced = std::make_unique<ScratchModule>(module_)};
     std::shared_ptr<Graph> graph = ForwardGraph(tried.sliced->module());
-    std::shared_ptr<Graph> fallback = PrepareGraph(graph);
-    if (fallback == nullptr) fallback = graph->copy();
+    Fallback fallback = PrepareFor(arguments_, graph);
+    if (!fallback) fallback.graph = graph->copy();
+    if (!numbers_.empty()) fallback.sizes = numbers_.sizes;
+    FixNumbers(graph, numbers_);
     slicer.Apply(graph, stretches);
     AddFallback(graph, fallback, options_.overwrite_rules);
     tried.subject = std::make_unique<Subject>(tried.sliced->module(), arguments_, options_);
@@ -650,6 +688,7 @@ class SliceTrials {
   const std::vector<Stack>& arguments_;
   OptimizeOptions options_;
   Optimized plain_;
+  FixedNumbers numbers_;
   std::vector<program::SliceTrial> trials_;
 };
 

@@ -25,7 +25,6 @@
 #include <utility>
 
 #include "jit/effects.h"
-#include "jit/fallback.h"
 #include "jit/nodes.h"
 
 namespace torch_ext::jit {
@@ -167,9 +166,9 @@ std::shared_ptr<Graph> ForwardGraph(const torch::jit::Module& module) {
   return torch::jit::toGraphFunction(ForwardMethod(module).function()).graph();
 }
 
-std::shared_ptr<Graph> PrepareGraph(std::shared_ptr<Graph>& graph) {
+Fallback PrepareGraph(std::shared_ptr<Graph>& graph) {
   torch::jit::Inline(*graph);
-  std::shared_ptr<Graph> fallback = TakeFallback(*graph);
+  Fallback fallback = TakeFallback(*graph);
   ForEachNode(graph->block(), [](Node* node) {
     TORCH_CHECK(!EntersAutocast(node),
                 "it enters torch.autocast, whose casts are added when the graph is compiled: let "

@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "jit/fallback.h"
+
 namespace torch_ext::jit {
 
 // Both throw c10::Error if there is no method forward.
@@ -29,7 +31,7 @@ std::shared_ptr<torch::jit::Graph> ForwardGraph(const torch::jit::Module& module
 //
 // Returns the fallback of a graph that has one (fallback.h), and nothing for others. What is left
 // then is the graph for calls without gradients.
-std::shared_ptr<torch::jit::Graph> PrepareGraph(std::shared_ptr<torch::jit::Graph>& graph);
+Fallback PrepareGraph(std::shared_ptr<torch::jit::Graph>& graph);
 
 // For each of OpNodes(graph->block()): does the executor compute it once, when it makes its plan,
 // and keep the result as a constant? Such nodes take no memory in a settled call. None, if torch's

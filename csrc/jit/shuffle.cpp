@@ -3,6 +3,7 @@
 #include "jit/apply.h"
 #include "jit/execute.h"
 #include "jit/fallback.h"
+#include "jit/fixed_numbers.h"
 #include "jit/interference.h"
 #include "jit/nodes.h"
 #include "jit/prepare.h"
@@ -61,7 +62,7 @@ Module ShuffleOverwriting(const Module& module, const Stack& example, std::uint6
     program.copyable = copyable.copies[0];
   }
   const auto [order, edits] = program::Shuffled(program, seed);
-  const std::shared_ptr<Graph> fallback = graph->copy();
+  const Fallback fallback{graph->copy(), {}};
   ApplyEdits(graph->block(), nodes, order, edits, overwritable, copyable, rules);
   if (!edits.empty()) AddFallback(graph, fallback, rules);
   return shuffled;
@@ -71,22 +72,24 @@ Module ShuffleSlicing(const Module& module, const Stack& example, std::uint64_t 
   Module shuffled = module.clone(/*inplace=*/true);
   std::shared_ptr<Graph> graph = ForwardGraph(shuffled);
   PrepareGraph(graph);
-  const std::vector<Node*> nodes = OpNodes(graph->block());
-  sched::Order order = OrderAtRandom(graph, nodes, seed);
   const QuietRun quiet;
   const auto make_inputs = [&] {
     quiet.RewindRandomState();
     return CopiedInputs(module, example, /*copy_state=*/true);
   };
+  const FixedNumbers numbers = FindFixedNumbers(graph, make_inputs());
+  const Fallback fallback{graph->copy(), numbers.sizes};
+  FixNumbers(graph, numbers);
+  const std::vector<Node*> nodes = OpNodes(graph->block());
+  sched::Order order = OrderAtRandom(graph, nodes, seed);
   Probe probe = RunProbe(graph, make_inputs);
   Interference interference = FindInterference(graph, nodes, {probe});
   Slicer slicer(graph->copy(), std::move(order), std::move(probe), std::move(interference),
                 make_inputs);
   const std::vector<program::Stretch> stretches = slicer.Random(seed);
-  const std::shared_ptr<Graph> fallback = graph->copy();
   slicer.Apply(graph, stretches);
   TakeMarks(OpNodes(graph->block()));
-  if (!stretches.empty()) AddFallback(graph, fallback);
+  if (!stretches.empty() || !numbers.empty()) AddFallback(graph, fallback);
   return shuffled;
 }
 

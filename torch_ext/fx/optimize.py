@@ -79,9 +79,9 @@ def reorder(
     baseline = Baseline(program, given)
     plain = _reordered(baseline, without(wanted, "slice"), verify)
     if plain.program is program and plain.is_edited:  # an order alone may still be good
-        why = plain.report.reason
-        unwanted |= {"overwrite": why}
-        plain = _reordered(baseline, without(wanted, "overwrite", "slice"), verify)
+        unwanted = {"overwrite": plain.report.reason}
+        wanted = without(wanted, "overwrite")
+        plain = _reordered(baseline, without(wanted, "slice"), verify)
     result, report = plain.program, plain.report
     if "slice" in wanted.levers and plain.found.graph.ops:
         result, report = _with_slices(baseline, wanted, verify, plain)

@@ -50,7 +50,7 @@ class SliceTrials:
         self.attempt = attempt
         self.tried: list[tuple[Sequence[_sched.Stretch], Tried]] = []
         self.verified: list[SliceTrial] = []
-        self.floor_bytes = min(slicer.floor_bytes(), plain.plan.lower_bound_bytes)
+        self.floor_bytes = min(slicer.floor_bytes, plain.plan.lower_bound_bytes)
 
     def best(self) -> Tried | None:
         """Try, and return the cheapest program below the budget, or the fastest.
@@ -143,12 +143,13 @@ class SliceTrials:
 
     def _buffer_names(self, stretches: Sequence[_sched.Stretch], best: Tried) -> dict[str, str]:
         """What the original program calls the buffers; others get names that it does not have."""
-        edited, original = best.found.edited, self.plain.graph
-        names = {buffer.name: f"sliced_{buffer.name}" for buffer in edited.buffers}
+        # An overwrite is told of buffers of which the edited program has one.
+        sliced, original = (best.found.graph, best.found.edited), self.plain.graph
+        names = {b.name: f"sliced_{b.name}" for program in sliced for b in program.buffers}
         writes = {op.name: op.writes for op in original.ops}
         made_by = {name: op.name for op in original.ops for name in op.outputs}
         results = self.slicer.results(stretches)
-        for op in edited.ops:
+        for op in (op for program in sliced for op in program.ops):
             like = [
                 buffer
                 for name in results.get(op.name, (op.name,))

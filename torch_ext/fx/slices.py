@@ -14,12 +14,9 @@ from torch.utils import _pytree as pytree
 
 from torch_ext import _sched
 from torch_ext.fx.apply import copied
-from torch_ext.fx.copyable import find_copyable
 from torch_ext.fx.graphs import with_own_state
 from torch_ext.fx.loosen import loosen
-from torch_ext.fx.overwritable import find_overwritable
 from torch_ext.fx.probe import Probe, run_probe, storages_of
-from torch_ext.fx.program import buffers_of
 from torch_ext.fx.sliceable import sliceable_program, why_not_sliced
 from torch_ext.fx.stretch import Unrolled, call_parts, unroll
 from torch_ext.memory.meter import measure_peak, no_collections
@@ -42,11 +39,15 @@ class Slicer:
         self.graph = own.graph
         self.inputs = inputs
         self.probe = self._probe(own)
+        self.program = sliceable_program(self.graph, self.probe)
+        # What no slices, order, overwrite or hoist go below, with the graph loosened or as it was.
+        self.floor_bytes = _sched.floor_bytes(self.program)
         if not why_not_sliced(self.probe):
             loosen(self.graph, self.probe)
             own.recompile()
             self.probe = self._probe(own)
-        self.program = sliceable_program(self.graph, self.probe)
+            self.program = sliceable_program(self.graph, self.probe)
+            self.floor_bytes = min(self.floor_bytes, _sched.floor_bytes(self.program))
         self.facts = _sched.SliceFacts(self.program)
         self.order = list(range(len(self.probe.ops)))
 
@@ -62,25 +63,6 @@ class Slicer:
     def random(self, seed: int) -> list[_sched.Stretch]:
         """Return stretches at random, for tests: of those that keep their bits here."""
         return _sched.random_stretches(self.program, self.order, self.facts, seed, self._learn)
-
-    def floor_bytes(self) -> int:
-        """Return what no slices, order, overwrite or hoist of the module go below."""
-        buffers = buffers_of(self.probe)
-        program = sliceable_program(self.graph, self.probe)
-        for use in find_overwritable(self.probe):
-            program.add_overwritable(use.op, buffers[use.result], buffers[use.argument])
-        for copy_ in find_copyable(self.probe):
-            read = set(self.probe.values[copy_.argument]) - self.probe.outside
-            program.add_copyable(
-                copy_.op,
-                copy_.argument.name,
-                makers=[],
-                reads=[buffers[storage] for storage in sorted(read)],
-                is_read_beside=copy_.is_read_beside,
-                size_bytes=copy_.size_bytes,
-                dtype=copy_.dtype,
-            )
-        return _sched.floor_bytes(program)
 
     def sliced(self, stretches: Sequence[_sched.Stretch]) -> fx.GraphModule:
         """Return the module with a node for each stretch (stretch.inline_parts)."""
@@ -197,11 +179,12 @@ class _Watch:
         self.stretch = stretch
         self.unrolled = unrolled
         self.nodes = [probe.ops[op.op].node for op in stretch.ops]
-        place_of = {node: place for place, node in enumerate(self.nodes)}
+        self.place_of = {node: place for place, node in enumerate(self.nodes)}
         self.before = [
-            [place_of[used] for used in node.all_input_nodes if used in place_of]
+            [self.place_of[used] for used in node.all_input_nodes if used in self.place_of]
             for node in self.nodes
         ]
+        self.reads = frozenset(unrolled.older)
         self.seen = [_Seen() for _ in self.nodes]
         self.running: int | None = None
         self.older: dict[fx.Node, Any] = {}
@@ -214,9 +197,9 @@ class _Watch:
 
     def see(self, node: fx.Node, value: Any) -> None:
         """A node of the module has run."""
-        if node in self.unrolled.older:
+        if node in self.reads:
             self.older[node] = value
-        if node in self.nodes:
+        if node in self.place_of:
             self.whole[node] = value.clone()
         if node is self.nodes[-1]:
             older = [self.older[used] for used in self.unrolled.older]

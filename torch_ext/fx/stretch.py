@@ -19,7 +19,8 @@ from torch_ext.fx.parts import Parts, Required
 from torch_ext.fx.probe import Probe
 from torch_ext.fx.same_threads import require_threads
 
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+_aten = torch.ops.aten
+_VIEWS = (_aten.view.default, _aten._unsafe_view.default)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _require(graph: fx.Graph, argument: fx.Node, required: Required | None) -> N
         return
     sizes, strides, dtype = required
     check = graph.call_function(
-        torch.ops.aten._assert_tensor_metadata.default,
+        _aten._assert_tensor_metadata.default,
         (argument, list(sizes), list(strides), dtype),
     )
     check.meta = {**argument.meta, "val": None}
@@ -137,21 +138,24 @@ class _Unroller:
         self.nodes = [probe.ops[op.op].node for op in stretch.ops]
         self.place_of = {node: place for place, node in enumerate(self.nodes)}
         self.graph = fx.Graph()
-        self.older: dict[fx.Node, fx.Node] = {}  # to the placeholder
-        self.made: dict[fx.Node, Made] = {}
         self.build = Builder(self.graph, fake_mode_of(self.nodes))
+        self.older: dict[fx.Node, fx.Node] = {}  # to the placeholder
+        self.whole: dict[fx.Node, fx.Node] = {}  # results, to their memory
+        self.made: dict[fx.Node, Made] = {}
 
     def unrolled(self, name: str) -> Unrolled:
         for node in self.nodes:
             for used in node.all_input_nodes:
                 if used not in self.place_of and used not in self.older:
                     self._add_older(used)
-        whole = {
-            node: self._empty(node) for node in self.nodes if node.name in self.stretch.results
-        }
-        for part in range(len(self.stretch.ops[-1].parts)):
-            self._add_part(part, whole)
-        self.graph.output(tuple(whole.values()))
+        for node in self.nodes:
+            if node.name in self.stretch.results:
+                self.whole[node] = self._empty(node)
+        for number in range(len(self.stretch.ops[-1].parts)):
+            part = _Part(self, number)
+            for place in range(len(self.nodes)):
+                part.add(place)
+        self.graph.output(tuple(self.whole.values()))
         looks = [self.probe.looks.get(node) for node in self.older]
         required = tuple(
             None if look is None else (look.shape, look.stride, look.dtype) for look in looks
@@ -169,71 +173,74 @@ class _Unroller:
 
     def _empty(self, node: fx.Node) -> fx.Node:
         look = self.probe.looks[node]
-        return self.build.call(
-            torch.ops.aten.empty.memory_format, ([*look.shape],), {"dtype": look.dtype}, node
-        )
+        options = {"dtype": look.dtype, "device": torch.device("cpu")}
+        return self.build.call(_aten.empty.memory_format, ([*look.shape],), options, node)
 
-    def _add_part(self, part: int, whole: Mapping[fx.Node, fx.Node]) -> None:
-        made: dict[fx.Node, fx.Node] = {}  # this part of what the stretch makes
-        views: dict[Any, fx.Node] = {}
 
-        def rows(value: fx.Node, of: fx.Node, dimension: int, begin: int, end: int) -> fx.Node:
-            key = value, dimension, begin, end
-            if key not in views:
-                views[key] = self.build.call(
-                    torch.ops.aten.slice.Tensor, (value, dimension, begin, end), {}, of
-                )
-            return views[key]
+class _Part:
+    """One part of each op of a stretch."""
 
-        def argument(node: fx.Node, dimension: int, begin: int, end: int) -> fx.Node:
-            if node not in made:
-                size = self.probe.looks[node].shape[dimension]
-                older = self.older[node]
-                is_all = (begin, end) == (0, size)
-                return older if is_all else rows(older, node, dimension, begin, end)
-            first, last = self.stretch.ops[self.place_of[node]].parts[part]
-            if (first, last) == (begin, end):
-                return made[node]
-            return rows(made[node], node, dimension, begin - first, end - first)
+    def __init__(self, stretch: _Unroller, number: int) -> None:
+        self.of = stretch
+        self.number = number
+        self.made: dict[fx.Node, fx.Node] = {}
+        self.views: dict[tuple[fx.Node, int, int, int], fx.Node] = {}
 
-        for place, op in enumerate(self.stretch.ops):
-            node = self.nodes[place]
-            begin, end = op.parts[part]
-            slicing = self.program.slicing(op.op, op.dimension)
-            assert slicing is not None
-            needs = dict(slicing.needs)
-            given = dict(arguments_of(node))
-            offset = 0
-            replaced: dict[fx.Node, fx.Node] = {}
-            for used in node.all_input_nodes:
-                need = needs.get(used.name)
-                if need is None:
-                    replaced[used] = made.get(used) or self.older[used]
-                    continue
-                size = self.probe.looks[used].shape[need.dimension]
-                interval = slicing.argument_of(need, begin, end, size)
-                assert interval is not None
-                replaced[used] = argument(used, need.dimension, *interval[:2])
-                if slicing.padding:
-                    _, _, padding, offset = interval
-                    given[slicing.padding] = _with(
-                        given[slicing.padding], slicing.padding_place, padding
-                    )
-            if slicing.sizes:
-                given[slicing.sizes] = _with(given[slicing.sizes], slicing.sizes_place, end - begin)
-            target = torch.ops.aten.reshape.default if node.target in _VIEWS else node.target
-            args, kwargs = _arguments(target, given, replaced)
-            result = self.build.call(target, args, kwargs, node)
-            is_cut = bool(slicing.padding)
-            self.made[result] = Made(place, part, runs=True)
-            if is_cut:
-                shown = rows(result, node, op.dimension, offset, offset + end - begin)
-                self.made[shown] = Made(place, part, runs=False)
-                result = shown
-            made[node] = result
-            if node in whole:
-                target_rows = rows(whole[node], node, op.dimension, begin, end)
-                self.build.call(torch.ops.aten.copy_.default, (target_rows, result), {}, node)
+    def add(self, place: int) -> None:
+        """Add the op, as its slicing says, and copy what it makes to its place in a result."""
+        node, op = self.of.nodes[place], self.of.stretch.ops[place]
+        begin, end = op.parts[self.number]
+        slicing = self.of.program.slicing(op.op, op.dimension)
+        assert slicing is not None
+        needs = dict(slicing.needs)
+        given = dict(arguments_of(node))
+        first_row = 0
+        replaced: dict[fx.Node, fx.Node] = {}
+        for used in node.all_input_nodes:
+            need = needs.get(used.name)
+            if need is None:
+                replaced[used] = self.of.older[used]
+                continue
+            size = self.of.probe.looks[used].shape[need.dimension]
+            interval = slicing.argument_of(need, begin, end, size)
+            assert interval is not None
+            replaced[used] = self._argument(used, need.dimension, *interval[:2])
+            if slicing.padding:
+                _, _, padding, first_row = interval
+                paddings = given[slicing.padding]
+                given[slicing.padding] = _with(paddings, slicing.padding_place, padding)
+        if slicing.sizes:
+            given[slicing.sizes] = _with(given[slicing.sizes], slicing.sizes_place, end - begin)
+        # A part of a view may have strides that `view` does not take.
+        target = _aten.reshape.default if node.target in _VIEWS else node.target
+        result = self.of.build.call(target, *_arguments(target, given, replaced), node)
+        self.of.made[result] = Made(place, self.number, runs=True)
+        if slicing.padding:  # rows that are spoilt by it go
+            last_row = first_row + end - begin
+            result = self._rows(result, node, op.dimension, first_row, last_row)
+            self.of.made[result] = Made(place, self.number, runs=False)
+        self.made[node] = result
+        if node in self.of.whole:
+            target_rows = self._rows(self.of.whole[node], node, op.dimension, begin, end)
+            self.of.build.call(_aten.copy_.default, (target_rows, result), {}, node)
+
+    def _argument(self, node: fx.Node, dimension: int, begin: int, end: int) -> fx.Node:
+        if node in self.made:
+            op = self.of.stretch.ops[self.of.place_of[node]]
+            first, last = op.parts[self.number]
+            value, begin, end, size = self.made[node], begin - first, end - first, last - first
+        else:
+            value, size = self.of.older[node], self.of.probe.looks[node].shape[dimension]
+        if (begin, end) == (0, size):
+            return value
+        return self._rows(value, node, dimension, begin, end)
+
+    def _rows(self, value: fx.Node, of: fx.Node, dimension: int, begin: int, end: int) -> fx.Node:
+        key = value, dimension, begin, end
+        if key not in self.views:
+            view = self.of.build.call(_aten.slice.Tensor, key, {}, of)
+            self.views[key] = view
+        return self.views[key]
 
 
 def _with(numbers: Sequence[int], place: int, number: int) -> list[int]:

@@ -86,7 +86,7 @@ class ProgramReport(Plan):
             rows += [(f"  {use.parts} parts", str(use)) for use in self.slices[:MOST_SLICES]]
             if len(self.slices) > MOST_SLICES:
                 rows.append(("", f"and {len(self.slices) - MOST_SLICES} more"))
-            used = self.levers[-1].extra_seconds
+            (used,) = (use.extra_seconds for use in self.levers if use.name == "slice")
             rows.append(("  time of a call", f"{used * 1000:+.1f} ms, as measured in turns"))
         return [
             *rows,
