@@ -488,3 +488,70 @@ def test_tensors_in_lists_are_left_alone():
     script = torch.jit.script(Listed().eval())
     _, report = torch_ext.optimize(script, ([torch.randn(64, 256)],), memory_budget=1)
     assert not report.slices
+
+
+def peak_of(run, *inputs: Tensor) -> int:
+    with torch_ext.measure_peak() as memory:
+        run(*inputs)
+    return memory.peak_bytes
+
+
+class Windows(nn.Module):
+    """Sizes are computed from sizes, as traces do it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, rows, columns = x.shape
+        y = torch.relu(x.repeat(1, 1, 4)).view(batch * rows // 2, 2, columns * 4)
+        y = torch.neg(y) * 2 + y
+        return y.reshape(batch, rows, columns * 4).amax(2)
+
+
+@pytest.fixture(scope="module")
+def windows():
+    x = torch.randn(4, 32, 64)
+    script = torch.jit.trace(Windows(), (x,))
+    return (script, x, *torch_ext.optimize(script, (x,), memory_budget=1))
+
+
+def test_sizes_that_follow_from_sizes_can_be_cut(windows):
+    script, x, module, report = windows
+    assert report.slices
+    assert report.identical
+    for _ in range(3):
+        assert same(module(x), script(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 64), (4, 16, 64), (4, 32, 8)])
+def test_where_sizes_are_fixed_other_inputs_run_the_original(windows, shape):
+    script, _, module, _ = windows
+    x = torch.randn(*shape)
+    for _ in range(3):
+        assert same(module(x), script(x))
+
+
+def test_fixed_sizes_are_kept_in_the_file(windows, tmp_path):
+    script, x, module, report = windows
+    module.save(tmp_path / "windows.pt")
+    loaded = torch.jit.load(tmp_path / "windows.pt")
+    for shape in (x.shape, (6, 32, 64)):
+        other = torch.randn(*shape)
+        for _ in range(3):
+            assert same(loaded(other), script(other))
+    assert torch_ext.verify(loaded, (x,)).identical
+    assert peak_of(loaded, x) <= report.measured_peak_bytes + A_FEW_BYTES
+
+
+def test_a_module_for_other_sizes_is_optimized_from_the_original(windows):
+    script, x, module, report = windows
+    other = torch.randn(8, 32, 64)
+    again, of_other = torch_ext.optimize(module, (other,), memory_budget=1)
+    assert of_other.slices
+    assert of_other.identical
+    fresh = torch_ext.optimize(script, (other,), memory_budget=1)[1]
+    assert of_other.peak_bytes == fresh.peak_bytes
+    for _ in range(3):
+        assert same(again(other), script(other))
+        assert same(again(x), script(x))
+    same_again, report_again = torch_ext.optimize(module, (x,), memory_budget=1)
+    assert report_again.peak_bytes <= report.peak_bytes
+    assert same(same_again(other), script(other))
