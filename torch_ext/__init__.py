@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch_ext.program.graph import Graph as Graph
     from torch_ext.program.graph import simulate as simulate
     from torch_ext.program.plan import Plan as Plan
+    from torch_ext.reporting.report import Verification as Verification
     from torch_ext.torchscript.optimize import Report as Report
-    from torch_ext.torchscript.optimize import Verification as Verification
     from torch_ext.torchscript.optimize import analyze as analyze
     from torch_ext.torchscript.optimize import optimize as optimize
     from torch_ext.torchscript.optimize import verify as verify
@@ -40,7 +40,7 @@ _HOMES = {  # public name -> where it lives; "": a module
     "PeakMemory": "memory.meter",
     "Plan": "program.plan",
     "Report": "torchscript.optimize",
-    "Verification": "torchscript.optimize",
+    "Verification": "reporting.report",
     "analyze": "torchscript.optimize",
     "assert_peak_below": "memory.limit",
     "capacity": "capacities.search",

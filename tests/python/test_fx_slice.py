@@ -125,6 +125,17 @@ def test_the_file_is_an_ordinary_one(sliced_program):
     assert memory.peak_bytes == report.measured_peak_bytes
 
 
+def test_a_loaded_program_can_be_verified(sliced_program):
+    program, result, report = sliced_program
+    found = torch_ext.fx.verify(result, program, (image(),))
+    assert found.identical
+    assert found.measured_peak_bytes == report.measured_peak_bytes
+    assert found.measured_original_peak_bytes == report.measured_original_peak_bytes
+    with pytest.raises(ValueError, match="example_inputs"):
+        torch_ext.fx.verify(result, program, (image(), image()))
+    assert not torch_ext.fx.verify(exported(Pointwise(), image()), program, (image(),)).identical
+
+
 def test_the_report_shows_stretches(sliced_program):
     program, _, report = sliced_program
     names = {node.name for node in program.graph.nodes}

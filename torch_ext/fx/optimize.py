@@ -26,6 +26,7 @@ from torch_ext.program.plan import LeverPlan, LeverUse, Reason, plan_graph
 from torch_ext.program.program import Program
 from torch_ext.reporting.report import (
     ProgramReport,
+    Verification,
     described,
     held_to,
     in_original_order,
@@ -204,6 +205,23 @@ def analyze(
         reasons, found = refuted, kept_original(found, None)
     report = _report(program, given, found, reasons, measured_original_peak_bytes=peak_bytes)
     return _with_given_up(report, unwanted)
+
+
+def verify(
+    program: Graphs, original: Graphs, example_inputs: Sequence[Any] | torch.Tensor
+) -> Verification:
+    """Compare a program that reorder edited with the original, on this machine.
+
+    Slices give the same bits where kernels are chosen as on the machine that made them, so check
+    after loading a file somewhere else: an exported program does not hold its original. Raises
+    ValueError for inputs that do not fit, and whatever the programs raise.
+    """
+    given = checked_arguments(original, example_inputs)
+    checked_arguments(program, example_inputs)
+    with torch.no_grad():
+        baseline = Baseline(original, given)
+        difference, peak_bytes = baseline.compared(program)
+        return Verification(difference, baseline.peak_bytes, peak_bytes)
 
 
 def _allowed(program: Graphs, wanted: Planning, is_asked: bool) -> tuple[Planning, dict[str, str]]:

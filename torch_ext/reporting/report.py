@@ -109,6 +109,20 @@ class ProgramReport(Plan):
         write_text(path, to_html(Findings(self.graph, self, title)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What verify found. Peaks are the highest of all examples, in bytes of activations."""
+
+    difference: str  # the first; empty if there is none
+    measured_original_peak_bytes: int
+    measured_peak_bytes: int
+
+    @property
+    def identical(self) -> bool:
+        """Whether all that a run leaves behind is the same, bit for bit."""
+        return not self.difference
+
+
 def held_to(plan: Plan, measured: Iterable[int | None]) -> tuple[Plan, tuple[Reason, ...]]:
     """Return the plan, or without its bound and why: the rule for every door that measures.
 

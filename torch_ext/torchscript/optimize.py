@@ -10,7 +10,7 @@ import torch
 from torch_ext._native import _jit
 from torch_ext.arguments import ALL_LEVERS, MemoryAmount, flag, planning
 from torch_ext.program.plan import LeverPlan, Reason, joined, reasons_of
-from torch_ext.reporting.report import ProgramReport, described
+from torch_ext.reporting.report import ProgramReport, Verification, described
 from torch_ext.torchscript.trace import Traced, trace
 
 ExampleInputs = tuple[Any, ...] | Sequence[tuple[Any, ...]] | torch.Tensor
@@ -166,20 +166,6 @@ def analyze_in_full(
         script._c, examples, wanted.time_budget, wanted.scope, wanted.levers
     )
     return Analysis(_report(fields), region)
-
-
-@dataclasses.dataclass(frozen=True)
-class Verification:
-    """What verify found. Peaks are the highest of all examples, in bytes of activations."""
-
-    difference: str  # the first; empty if there is none
-    measured_original_peak_bytes: int
-    measured_peak_bytes: int
-
-    @property
-    def identical(self) -> bool:
-        """Whether all that a run leaves behind is the same, bit for bit."""
-        return not self.difference
 
 
 def verify(module: torch.jit.ScriptModule, example_inputs: ExampleInputs) -> Verification:
