@@ -9,6 +9,7 @@
 #include <limits>
 #include <memory>
 #include <sstream>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "jit/apply.h"
@@ -198,7 +199,8 @@ class Subject {
   // Tries slices of the program in the order that was planned, which has no edits.
   Slicer MakeSlicer() {
     const std::size_t worst = report_.worst_example;
-    return Slicer(graph_, OldOrder(), probes_[worst], interference_, InputsOf(examples_[worst]));
+    return Slicer(graph_, OldOrder(), probes_[worst], interference_, InputsOf(examples_[worst]),
+                  names_);
   }
 
   // Runs the original as it is, on copies of all that it may write to, for nobody looked.
@@ -259,8 +261,11 @@ class Subject {
   void FixNumbers() {
     numbers_ = FindFixedNumbers(graph_, InputsOf(examples_[0])());
     if (!HaveSizes(examples_, numbers_.sizes)) numbers_ = {};
+    std::unordered_map<const Node*, std::string> name_of;  // there are fewer nodes in a moment
+    for (std::size_t i = 0; i < nodes_.size(); ++i) name_of[nodes_[i]] = OpName(nodes_[i], i);
     jit::FixNumbers(graph_, numbers_);
     nodes_ = OpNodes(graph_->block());
+    for (const Node* node : nodes_) names_.push_back(name_of.at(node));
     interference_ = FindInterference(graph_, nodes_, {});
   }
 
@@ -388,6 +393,7 @@ class Subject {
   std::function<void(program::Program&)> name_;
   std::vector<std::int64_t> marks_;  // of a sliced graph, by node
   bool fixes_numbers_ = false;
+  std::vector<std::string> names_;  // of the nodes, as before numbers were fixed
   FixedNumbers numbers_;
   Interference interference_;
   std::vector<Probe> probes_;

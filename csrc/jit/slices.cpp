@@ -175,17 +175,20 @@ class PartWatch {
 }  // namespace
 
 Slicer::Slicer(std::shared_ptr<Graph> graph, sched::Order order, Probe probe,
-               Interference interference, std::function<Stack()> make_inputs)
+               Interference interference, std::function<Stack()> make_inputs,
+               std::vector<std::string> names)
     : graph_(std::move(graph)),
       order_(std::move(order)),
       probe_(std::move(probe)),
       interference_(std::move(interference)),
       make_inputs_(std::move(make_inputs)),
+      names_(std::move(names)),
       program_(ProgramOf(OpNodes(graph_->block()))),
       facts_(program_) {}
 
 program::Program Slicer::ProgramOf(const std::vector<Node*>& nodes) const {
   program::Program program = ToProgram(nodes, probe_, interference_);
+  for (std::size_t i = 0; i < names_.size(); ++i) program.ops[i].name = names_[i];
   const bool may_slice = HasPlainInputs(*graph_) && WhyNotEdited(nodes, interference_).empty();
   if (may_slice) AddSlicings(program, nodes, probe_);
   return program;

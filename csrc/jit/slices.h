@@ -29,10 +29,11 @@ namespace torch_ext::jit {
 
 class Slicer {
  public:
-  // `graph` is prepared and stays as it is; `order` is of its OpNodes. The probe is of these
-  // inputs. Where ops may not be edited (WhyNotEdited) there are no stretches.
+  // `graph` is prepared and stays as it is; `order` is of its OpNodes, which are called `names`, or
+  // as always if there are none. The probe is of these inputs. Where ops may not be edited (WhyNotEdited) there are no stretches.
   Slicer(std::shared_ptr<torch::jit::Graph> graph, sched::Order order, Probe probe,
-         Interference interference, std::function<Stack()> make_inputs);
+         Interference interference, std::function<Stack()> make_inputs,
+         std::vector<std::string> names = {});
 
   // The program with what slices need to know.
   const program::Program& program() const { return program_; }
@@ -66,6 +67,7 @@ class Slicer {
   Probe probe_;
   Interference interference_;
   std::function<Stack()> make_inputs_;
+  std::vector<std::string> names_;
   program::Program program_;
   program::SliceFacts facts_;
 };

@@ -68,6 +68,27 @@ def test_a_class_that_there_is_not_raises_as_before():
             module(logits, target)
 
 
+def test_gradients_begin_with_ones_of_their_own():
+    def function(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss = torch.nn.functional.cross_entropy(logits, target)
+        return loss, torch.ones_like(loss), torch.ones_like(loss).add_(1)
+
+    inputs = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    _, edited = loosened(function, *inputs)
+    assert aten.gather.default in targets(edited)
+    loss, ones, twos = edited(*inputs)
+    assert (ones.item(), twos.item()) == (1, 2)
+    assert torch.equal(loss, function(*inputs)[0])
+
+
+def test_targets_of_bytes_are_left_alone():
+    logits, target = torch.randn(4, 5), torch.tensor([0, 1, 2, 3], dtype=torch.uint8)
+    original, edited = loosened(gradient("mean", -100), logits, target)
+    assert targets(edited).count(aten.gather.default) == targets(original).count(
+        aten.gather.default
+    )
+
+
 def test_a_shape_and_back_is_skipped():
     def function(x: Tensor) -> Tensor:
         y = torch.relu(x)

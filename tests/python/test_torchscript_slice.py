@@ -513,10 +513,12 @@ def windows():
     return (script, x, *torch_ext.optimize(script, (x,), memory_budget=1))
 
 
-def test_sizes_that_follow_from_sizes_can_be_cut(windows):
+def test_sizes_that_follow_from_sizes_can_be_cut(windows, tmp_path):
     script, x, module, report = windows
     assert report.slices
     assert report.identical
+    assert {op for use in report.slices for op in use.ops} <= {op.name for op in report.graph.ops}
+    report.save_html(tmp_path / "windows.html")
     for _ in range(3):
         assert same(module(x), script(x))
 

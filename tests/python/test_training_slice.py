@@ -44,11 +44,13 @@ def trained(loss_fn, steps: int = 3, **options):
 
 
 @pytest.mark.parametrize("runtime", ["fx", "torchscript"])
-def test_the_logits_are_never_whole(runtime):
+def test_the_logits_are_never_whole(runtime, tmp_path):
     report, ours, loops = trained(nn.functional.cross_entropy, runtime=runtime, memory_budget=1)
     assert all(map(torch.equal, ours, loops))
     (use,) = [use for use in report.slices if "_log_softmax" in use.ops]
     assert {"_log_softmax", "nll_loss_backward", "_log_softmax_backward_data"} <= set(use.ops)
+    assert set(use.ops) <= {node for op in report.graph.ops for node in op.outputs}
+    report.save_html(tmp_path / "step.html")
     assert report.budget_met is False
     logits_bytes = 4 * ROWS * WORDS
     plain = trained(nn.functional.cross_entropy, steps=0, runtime=runtime)[0]

@@ -19,6 +19,8 @@ from torch_ext.fx.builder import Builder, fake_mode_of
 from torch_ext.fx.effects import arguments_of, has_side_effect, schema_of
 from torch_ext.fx.probe import Look, Probe
 
+ORIGIN = "torch_ext_origin"  # in `meta` of new nodes: the name of the one that they stand for
+
 _aten = torch.ops.aten
 _SUMMED = (1, 2)  # reductions: mean, sum
 _IGNORED = -1  # no class
@@ -60,10 +62,12 @@ def _is_pure(node: fx.Node) -> bool:
 
 def _can_be_picked(node: fx.Node, probe: Probe) -> bool:
     given = arguments_of(node)
-    look = probe.looks.get(given["self"])
+    look, target = probe.looks.get(given["self"]), probe.looks.get(given["target"])
     return (
         look is not None
         and len(look.shape) == 2
+        and target is not None
+        and target.dtype is torch.int64  # gather takes no bytes
         and given["weight"] is None
         and given["reduction"] in _SUMMED
     )
@@ -76,7 +80,9 @@ def _pick(node: fx.Node, probe: Probe) -> None:
     build = Builder(node.graph, fake_mode_of(node.graph.nodes))
 
     def call(function: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
-        return build.call(function, args, kwargs, node)
+        made = build.call(function, args, kwargs, node)
+        made.meta[ORIGIN] = node.name
+        return made
 
     def loss_of(numbers: fx.Node) -> fx.Node:
         reduction = given["reduction"]
@@ -88,7 +94,6 @@ def _pick(node: fx.Node, probe: Probe) -> None:
         only = call(_aten.neg.default, call(_aten._to_copy.default, is_ignored, dtype=torch.int64))
         nothing = call(_aten.zeros.default, [look.shape[0], 1], dtype=look.dtype)
         weight = build.call(operator.getitem, (loss_of(nothing), 1), {}, node)
-        ones = call(_aten.ones_like.default, weight)
         picked = call(_aten.gather.default, scores, 1, call(_aten.unsqueeze.default, classes, 1))
         pair = loss_of(picked)
         loss = build.call(operator.getitem, (pair, 0), {}, node)
@@ -101,8 +106,11 @@ def _pick(node: fx.Node, probe: Probe) -> None:
         seen = probe.looks.get(begun)
         is_alike = seen is not None and (seen.shape, seen.dtype) == ((), look.dtype)
         if begun.target is _aten.ones_like.default and is_alike:
+            with node.graph.inserting_after(weight):  # one for each: they may be changed in place
+                ones = build.call(_aten.ones_like.default, (weight,), {}, begun)
             begun.replace_all_uses_with(ones)
             node.graph.erase_node(begun)
+            ones.name = begun.name
 
 
 def _computed_from(node: fx.Node) -> list[fx.Node]:

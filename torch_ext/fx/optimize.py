@@ -9,6 +9,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from torch_ext.arguments import ALL_LEVERS, MemoryAmount, Planning, flag, planning, without
+from torch_ext.files import first_line
 from torch_ext.fx.graphs import (
     Baseline,
     Graphs,
@@ -85,7 +86,12 @@ def reorder(
         plain = _reordered(baseline, without(wanted, "slice"), verify)
     result, report = plain.program, plain.report
     if "slice" in wanted.levers and plain.found.graph.ops:
-        result, report = _with_slices(baseline, wanted, verify, plain)
+        try:
+            result, report = _with_slices(baseline, wanted, verify, plain)
+        except Exception as error:  # the program without slices is verified
+            unwanted |= {
+                "slice": f"trying slices failed: {type(error).__name__}: {first_line(error)}"
+            }
     return cast(AnyGraphs, result), _with_given_up(report, unwanted)
 
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch_ext import _sched
 from torch_ext.fx.apply import copied
 from torch_ext.fx.graphs import with_own_state
-from torch_ext.fx.loosen import loosen
+from torch_ext.fx.loosen import ORIGIN, loosen
 from torch_ext.fx.probe import Probe, run_probe, storages_of
 from torch_ext.fx.sliceable import sliceable_program, why_not_sliced
 from torch_ext.fx.stretch import Unrolled, call_parts, unroll
@@ -84,11 +84,12 @@ class Slicer:
         for number, stretch in enumerate(stretches):
             result = self.probe.ops[stretch.ops[-1]].node
             shape = self.probe.looks[result].shape
+            ops = (self.probe.ops[op.op].node for op in self._sliced(stretch).ops)
             told.append(
                 Slice(
                     name=_name(number),
-                    ops=tuple(self.probe.ops[op.op].node.name for op in self._sliced(stretch).ops),
-                    result=result.name,
+                    ops=tuple(dict.fromkeys(map(_name_in_program, ops))),
+                    result=_name_in_program(result),
                     shape=shape,
                     dimension=stretch.dimension,
                     parts=-(-shape[stretch.dimension] // stretch.part_size),
@@ -156,6 +157,10 @@ def at_random(values: Any) -> Any:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     return type(tensor) is torch.Tensor and tensor.layout is torch.strided and tensor.is_cpu
+
+
+def _name_in_program(node: fx.Node) -> str:
+    return str(node.meta.get(ORIGIN, node.name))
 
 
 def _name(number: int) -> str:

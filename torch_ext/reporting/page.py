@@ -169,10 +169,12 @@ def _prefixes(sources: Iterable[str]) -> list[str]:
 def _regions(findings: Findings, index: dict[str, int]) -> dict[str, Any]:
     """The tree; neighbours that are single ops are one node, "run"."""
     tree = findings.regions
-    hills = [
-        [run.timeline[run.step_of[op]].hill_bytes for op in tree.ops]
-        for run in (findings.before, findings.after)
-    ]
+
+    def hill_bytes(run: Run, op: str) -> int:
+        step = run.step_of.get(op)  # none, if the edited program does without it
+        return 0 if step is None else run.timeline[step].hill_bytes
+
+    hills = [[hill_bytes(run, op) for op in tree.ops] for run in (findings.before, findings.after)]
     nodes: list[dict[str, Any]] = []
     place: dict[int, int] = {}
     for i, node in enumerate(tree.nodes):

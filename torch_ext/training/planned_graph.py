@@ -211,11 +211,16 @@ class _Maker:
     def sliced(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
         """Try slices, and return the best graph, or the plain one, with what was found out."""
         if self.world.replicas is not None:  # their times differ, and all have to do the same
-            why = "slices are chosen by times, and processes that train together need the same"
-            peaks = plain.found.plan.peak_bytes, plain.found.plan.peak_bytes
-            use = LeverUse("slice", *peaks, 0, 0.0, why)
-            levers = (*plain.found.levers, use)
-            return dataclasses.replace(plain, found=dataclasses.replace(plain.found, levers=levers))
+            return _without_slices(
+                plain, "slices are chosen by times, and processes that train together need the same"
+            )
+        try:
+            return self._sliced(probe, wanted, plain)
+        except Exception as error:  # the step without slices is verified
+            why = f"trying slices failed: {type(error).__name__}: {first_line(error)}"
+            return _without_slices(plain, why)
+
+    def _sliced(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
         ordering = without(wanted, "overwrite", "slice")
         order = plan_program(labelled_program_of(probe), ordering)
         ordered = self._ordered(self.captured.module, probe, (), order)
@@ -273,6 +278,12 @@ class _Maker:
         with torch.random.fork_rng(devices=[]), of_a_graph():
             inputs = self._inputs(False)  # which steps change as they do in training
             return seconds_in_turns((a, b), lambda: inputs)
+
+
+def _without_slices(plain: _Edited, why: str) -> _Edited:
+    peaks = plain.found.plan.peak_bytes, plain.found.plan.peak_bytes
+    levers = (*plain.found.levers, LeverUse("slice", *peaks, 0, 0.0, why))
+    return dataclasses.replace(plain, found=dataclasses.replace(plain.found, levers=levers))
 
 
 def _run_loop(world: World, now: Now, updates: bool) -> None:
