@@ -42,31 +42,51 @@ bool IsArithmetic(const Node* node) {
   return kArithmetic.contains(node->kind().toQualString());
 }
 
+bool IsTensor(const Value* value) {
+  return value->type()->isSubtypeOf(*c10::TensorType::get());
+}
+
 // Sizes of what it makes follow from sizes and numbers that it is given.
 bool MakesSizes(const Node* node) {
-  static const std::set<std::string> kSizes = [] {
+  static const std::set<std::string> kLists = {"aten::chunk", "aten::split", "aten::unbind"};
+  static const std::set<std::string> kTensors = [] {
     std::set<std::string> kinds = {
-        "aten::arange",     "aten::chunk",      "aten::copy",      "aten::empty",
-        "aten::fill",       "aten::full",       "aten::full_like", "aten::instance_norm",
-        "aten::new_empty",  "aten::new_full",   "aten::new_ones",  "aten::new_zeros",
-        "aten::ones",       "aten::repeat",     "aten::ones_like", "aten::scalar_tensor",
-        "aten::split",      "aten::to",         "aten::tril",      "aten::triu",
-        "aten::type_as",    "aten::unbind",     "aten::zeros",     "aten::zeros_like",
-        "prim::ListUnpack", "aten::bitwise_not"};
+        "aten::arange",    "aten::chunk",      "aten::copy",       "aten::empty",
+        "aten::fill",      "aten::full",       "aten::full_like",  "aten::instance_norm",
+        "aten::new_empty", "aten::new_full",   "aten::new_ones",   "aten::new_zeros",
+        "aten::ones",      "aten::repeat",     "aten::ones_like",  "aten::scalar_tensor",
+        "aten::to",        "aten::tril",       "aten::triu",       "aten::type_as",
+        "aten::zeros",     "aten::zeros_like", "prim::ListUnpack", "aten::bitwise_not"};
     for (const std::string& oper : program::SliceableOperators()) kinds.insert(oper);
     return kinds;
   }();
-  return kSizes.contains(KindOf(node));
-}
-
-bool IsTensor(const Value* value) {
-  return value->type()->isSubtypeOf(*c10::TensorType::get());
+  const std::string kind = KindOf(node);
+  // An overload of another type is another operator: `where` of a condition alone tells places.
+  const bool are_tensors = std::ranges::all_of(node->outputs(), IsTensor);
+  return kLists.contains(kind) || (are_tensors && kTensors.contains(kind));
 }
 
 bool IsNumber(const Value* value) {
   const c10::TypeKind kind = value->type()->kind();
   return kind == c10::TypeKind::IntType || kind == c10::TypeKind::BoolType ||
          kind == c10::TypeKind::FloatType;
+}
+
+// Everybody reads the list, and nobody keeps it or writes to it.
+bool IsOnlyRead(const Value* list) {
+  return std::ranges::all_of(list->uses(), [&](const torch::jit::Use& use) {
+    if (use.user->kind() == c10::prim::ListUnpack) return true;
+    const c10::FunctionSchema* schema = use.user->maybeSchema();
+    return schema != nullptr && use.offset < schema->arguments().size() &&
+           schema->arguments()[use.offset].alias_info() == nullptr &&
+           use.user->kind() != c10::prim::ListConstruct;
+  });
+}
+
+// May somebody put something into it later?
+bool MayGrow(const Value* value) {
+  return value->type()->kind() == c10::TypeKind::ListType &&
+         value->node()->kind() != c10::prim::Constant && !IsOnlyRead(value);
 }
 
 // What follows from the sizes of the inputs.
@@ -85,7 +105,7 @@ class Decided {
   bool IsSized(const Value* value) const { return sized_.contains(value); }
 
   void Add(Node* node) {
-    if (!node->blocks().empty()) return;
+    if (!node->blocks().empty() || std::ranges::any_of(node->outputs(), MayGrow)) return;
     const auto is_known = [&](const Value* value) { return IsKnown(value); };
     const auto is_decided = [&](const Value* value) { return IsKnown(value) || IsSized(value); };
     const auto inputs = node->inputs();
@@ -108,16 +128,6 @@ class Decided {
 
   std::unordered_set<const Value*> sized_, known_;
 };
-
-// Everybody reads the list, and nobody keeps it or writes to it.
-bool IsOnlyRead(const Value* list) {
-  return std::ranges::all_of(list->uses(), [&](const torch::jit::Use& use) {
-    const c10::FunctionSchema* schema = use.user->maybeSchema();
-    return schema != nullptr && use.offset < schema->arguments().size() &&
-           schema->arguments()[use.offset].alias_info() == nullptr &&
-           use.user->kind() != c10::prim::ListConstruct;
-  });
-}
 
 bool ChangesSizes(Graph& graph) {
   bool any = false;
@@ -167,8 +177,7 @@ FixedNumbers FindFixedNumbers(const std::shared_ptr<Graph>& graph, Stack inputs)
     if (node->kind() == c10::prim::Constant || node->outputs().size() != 1) continue;
     const Value* output = node->output();
     const bool is_list = node->kind() == c10::prim::ListConstruct &&
-                         output->type()->isSubtypeOf(*c10::ListType::ofInts()) &&
-                         IsOnlyRead(output);
+                         output->type()->isSubtypeOf(*c10::ListType::ofInts());
     if (!decided.IsKnown(output) || !(IsNumber(output) || is_list)) continue;
     observers
         .Create(*copy, {node->output()},

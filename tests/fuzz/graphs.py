@@ -38,7 +38,7 @@ from torch_ext.fx.estimate import estimate_probe
 from torch_ext.fx.overwritable import find_overwritable, overwrite
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import order_edges, program_of
-from torch_ext.fx.slices import Slicer, at_random
+from torch_ext.fx.slices import Slicer
 from torch_ext.fx.stretch import inline_parts
 from torch_ext.memory.meter import measure_peak, no_collections
 from torch_ext.program.plan import Plan, plan_program
@@ -168,9 +168,8 @@ class Captured(Original):
             self.difference_to, functools.partial(type(sliced).forward, sliced)
         )
 
-    def _slicer_inputs(self, is_random: bool) -> list[torch.Tensor]:
-        inputs: list[torch.Tensor] = copy.deepcopy(self.inputs)
-        return at_random(inputs) if is_random else inputs
+    def _slicer_inputs(self) -> list[torch.Tensor]:
+        return copy.deepcopy(self.inputs)
 
     def _inputs_are_separate(self) -> bool:
         """As a compiler makes them: what it estimates, it estimates of these."""

@@ -141,8 +141,8 @@ def _with_slices(
     """Return the program with slices and its report; the plain one if it is better not to slice."""
     program, given = baseline.program, baseline.given
 
-    def inputs(is_random: bool) -> list[Any]:
-        return own_inputs(program, at_random(given) if is_random else given)
+    def inputs() -> list[Any]:
+        return own_inputs(program, given)
 
     def attempt(module: fx.GraphModule) -> Tried | None:
         planned = plan(program, module, given, without(wanted, "slice"))

@@ -1,9 +1,12 @@
 """Which stretches of a graph of torch.fx run in parts, found by trying.
 
-The choice is that of csrc/program/levers/slice_search.h. Here ops run whole and in parts, on the
-example and on random numbers, and every part of every value is compared bit for bit.
+The choice is that of csrc/program/levers/slice_search.h. Here ops run whole and in parts, and every
+part of every value is compared bit for bit: as they follow from each other in the example, and each
+op alone on random numbers, state among them. For of zeros, which masks and new weights make, parts
+are the same by any order of sums.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from torch_ext import _sched
 from torch_ext.fx.apply import copied
+from torch_ext.fx.effects import schema_of
 from torch_ext.fx.graphs import with_own_state
 from torch_ext.fx.loosen import ORIGIN, loosen
 from torch_ext.fx.probe import Probe, run_probe, storages_of
@@ -24,7 +28,7 @@ from torch_ext.program.plan import Reason
 from torch_ext.program.program import Slice
 from torch_ext.tensors.compare import same_bits
 
-Inputs = Callable[[bool], Sequence[Any]]
+Inputs = Callable[[], Sequence[Any]]
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -32,7 +36,7 @@ class Slicer:
     """Tries slices of a graph in the order it has."""
 
     def __init__(self, module: fx.GraphModule, inputs: Inputs) -> None:
-        """`inputs`: makes those of a run, of the example or at random; a run may write to them."""
+        """`inputs`: makes those of a run of the example; a run may write to them."""
         self.module = module  # whose state no run may change
         own = with_own_state(module)
         own = fx.GraphModule(own, copied(own.graph))
@@ -53,7 +57,7 @@ class Slicer:
 
     def _probe(self, module: fx.GraphModule) -> Probe:
         with torch.random.fork_rng(devices=[]):
-            return run_probe(module, self.inputs(False), apart=True)
+            return run_probe(module, self.inputs(), apart=True)
 
     def choose(self, peak_bytes: int, budget_bytes: int | None) -> list[_sched.Choice]:
         """Stretches for each target below the peak that the program has without slices."""
@@ -70,10 +74,11 @@ class Slicer:
         nodes = {node.name: node for node in result.graph.nodes}
         probe = self.probe.on(nodes)
         for number, stretch in enumerate(stretches):
-            parts = self._unrolled(number, stretch)
+            sliced = self._sliced(stretch)
+            parts = unroll(_name(number), self.program, sliced, self.probe)
             older = tuple(nodes[node.name] for node in parts.older)
             called = dataclasses.replace(parts, older=older)
-            nodes |= call_parts(result, probe, self._sliced(stretch), called)
+            nodes |= call_parts(result, probe, sliced, called)
         result.graph.lint()
         result.recompile()
         return result
@@ -116,31 +121,28 @@ class Slicer:
         assert sliced is not None, "a stretch that was chosen is none"
         return sliced
 
-    def _unrolled(self, number: int, stretch: _sched.Stretch) -> Unrolled:
-        return unroll(_name(number), self.program, self._sliced(stretch), self.probe)
-
     def _learn(self, stretches: list[_sched.Stretch]) -> None:
         watches = [
-            _Watch(self.probe, self._sliced(stretch), self._unrolled(number, stretch))
+            _Watch(
+                self.probe,
+                sliced := self._sliced(stretch),
+                unroll(_name(number), self.program, sliced, self.probe),
+                unroll(_name(number), self.program, sliced, self.probe, alone=True),
+            )
             for number, stretch in enumerate(stretches)
         ]
-        # Of zeros and the like parts are the same by any order of sums. Other numbers may lead
-        # elsewhere, or nowhere.
         with no_collections():
-            for is_random in (False, True):
-                self._run(watches, is_random)
-
-    def _run(self, watches: Sequence["_Watch"], is_random: bool) -> None:
-        try:
-            with torch.random.fork_rng(devices=[]):
-                trial = _Trial(with_own_state(self.module), self.graph, watches)
-                trial.run(*self.inputs(is_random), enable_io_processing=False)
-        except Exception:
-            # An op that raises in parts, or makes what is no part, is not run in parts again.
-            if not is_random and not any(watch.has_found for watch in watches):
-                raise
-        for watch in watches:
-            watch.tell_to(self.facts)
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    trial = _Trial(with_own_state(self.module), self.graph, watches)
+                    trial.run(*self.inputs(), enable_io_processing=False)
+            except Exception:
+                # An op that raises in parts, or makes what is no part, is not run in parts again.
+                if not any(watch.has_found for watch in watches):
+                    raise
+            for watch in watches:
+                watch.run_alone()
+                watch.tell_to(self.facts)
 
 
 def at_random(values: Any) -> Any:
@@ -153,6 +155,27 @@ def at_random(values: Any) -> Any:
         return tensor.detach().clone().normal_(0, 1, generator=generator)
 
     return pytree.tree_map_only(torch.Tensor, filled, values)
+
+
+def _at_random(value: Any) -> Any:
+    """A value that looks like it, of random numbers if it has numbers of floats."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.dtype not in _FLOATS or not _is_plain(value):
+        return value.clone()
+    if torch._debug_has_internal_overlap(value):
+        value = value.contiguous()
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).normal_(
+        generator=torch.Generator().manual_seed(value.numel())
+    )
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Bit for bit; but one that is no number is as good as another."""
+    if same_bits(a, b) or a.shape != b.shape or a.dtype != b.dtype:
+        return same_bits(a, b)
+    are_none = a.isnan() & b.isnan()
+    return same_bits(a.masked_fill(are_none, 0), b.masked_fill(are_none, 0))
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -180,9 +203,17 @@ class _Seen:
 class _Watch:
     """One stretch while it runs whole and then in parts."""
 
-    def __init__(self, probe: Probe, stretch: _sched.SlicedStretch, unrolled: Unrolled) -> None:
+    def __init__(
+        self,
+        probe: Probe,
+        stretch: _sched.SlicedStretch,
+        unrolled: Unrolled,
+        alone: Unrolled,
+    ) -> None:
         self.stretch = stretch
         self.unrolled = unrolled
+        self.alone = alone
+        self.operands: dict[fx.Node, Any] = dict.fromkeys(alone.older)  # of ops alone
         self.nodes = [probe.ops[op.op].node for op in stretch.ops]
         self.place_of = {node: place for place, node in enumerate(self.nodes)}
         self.before = [
@@ -202,15 +233,36 @@ class _Watch:
 
     def see(self, node: fx.Node, value: Any) -> None:
         """A node of the module has run."""
+        if node in self.operands:
+            self.operands[node] = _at_random(value)
         if node in self.reads:
             self.older[node] = value
         if node in self.place_of:
             self.whole[node] = value.clone()
         if node is self.nodes[-1]:
             older = [self.older[used] for used in self.unrolled.older]
-            _PartRun(self).run(*older, enable_io_processing=False)
+            _PartRun(self, self.unrolled).run(*older, enable_io_processing=False)
             self.older.clear()
             self.whole.clear()
+
+    def run_alone(self) -> None:
+        """Each op on random numbers."""
+        if self.running is not None or any(value is None for value in self.operands.values()):
+            return  # the example has not come so far
+        for node in self.nodes:
+            own = {used: self.operands[used] for used in node.all_input_nodes}
+            if schema_of(node).is_mutable:  # type: ignore[union-attr]
+                own = {used: value.clone() for used, value in own.items()}
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), own.__getitem__)
+            assert callable(node.target)
+            self.whole[node] = node.target(*args, **kwargs)
+        for seen in self.seen:
+            seen.differs.clear()
+        self.before = [[] for _ in self.nodes]
+        with contextlib.suppress(Exception):
+            _PartRun(self, self.alone).run(*self.operands.values(), enable_io_processing=False)
+        self.whole.clear()
+        self.operands.clear()
 
     def look(self, place: int, part: int, rows: torch.Tensor) -> None:
         """A part of the value of an op is there."""
@@ -218,7 +270,7 @@ class _Watch:
         has_others = any(part in self.seen[before].differs for before in self.before[place])
         begin, end = op.parts[part]
         expected = self.whole[self.nodes[place]].narrow(op.dimension, begin, end - begin)
-        if same_bits(rows.contiguous(), expected.contiguous()):
+        if _same(rows.contiguous(), expected.contiguous()):
             return
         seen.differs.add(part)
         seen.keeps_bits &= has_others
@@ -250,12 +302,13 @@ class _Trial(fx.Interpreter):
 class _PartRun(fx.Interpreter):
     """Measures the ops of the parts, and has what they make compared."""
 
-    def __init__(self, watch: _Watch) -> None:
-        super().__init__(watch.unrolled.parts.module)
+    def __init__(self, watch: _Watch, unrolled: Unrolled) -> None:
+        super().__init__(unrolled.parts.module)
         self.watch = watch
+        self.made = unrolled.made
 
     def run_node(self, n: fx.Node) -> Any:
-        made = self.watch.unrolled.made.get(n)
+        made = self.made.get(n)
         if made is None:
             return super().run_node(n)
         seen = self.watch.seen[made.place]

@@ -46,9 +46,15 @@ def unroll(
     program: _sched.Program,
     stretch: _sched.SlicedStretch,
     probe: Probe,
+    *,
+    alone: bool = False,
 ) -> Unrolled:
-    """Write the parts one behind the other. `program` and `stretch` are of the probe's ops."""
-    return _Unroller(program, stretch, probe).unrolled(name)
+    """Write the parts one behind the other. `program` and `stretch` are of the probe's ops.
+
+    `alone`: for trials. Each op is given parts of whole values, whatever the others make, and there
+    are no results.
+    """
+    return _Unroller(program, stretch, probe, alone).unrolled(name)
 
 
 def call_parts(
@@ -130,8 +136,9 @@ def _require(graph: fx.Graph, argument: fx.Node, required: Required | None) -> N
 
 class _Unroller:
     def __init__(
-        self, program: _sched.Program, stretch: _sched.SlicedStretch, probe: Probe
+        self, program: _sched.Program, stretch: _sched.SlicedStretch, probe: Probe, alone: bool
     ) -> None:
+        self.alone = alone
         self.program = program
         self.stretch = stretch
         self.probe = probe
@@ -146,10 +153,10 @@ class _Unroller:
     def unrolled(self, name: str) -> Unrolled:
         for node in self.nodes:
             for used in node.all_input_nodes:
-                if used not in self.place_of and used not in self.older:
+                if (self.alone or used not in self.place_of) and used not in self.older:
                     self._add_older(used)
         for node in self.nodes:
-            if node.name in self.stretch.results:
+            if node.name in self.stretch.results and not self.alone:
                 self.whole[node] = self._empty(node)
         for number in range(len(self.stretch.ops[-1].parts)):
             part = _Part(self, number)
@@ -205,6 +212,10 @@ class _Part:
             interval = slicing.argument_of(need, begin, end, size)
             assert interval is not None
             replaced[used] = self._argument(used, need.dimension, *interval[:2])
+            if self.of.alone and slicing.changes_argument:  # others are given it, too
+                replaced[used] = self.of.build.call(
+                    _aten.clone.default, (replaced[used],), {}, node
+                )
             if slicing.padding:
                 _, _, padding, first_row = interval
                 paddings = given[slicing.padding]
@@ -225,7 +236,7 @@ class _Part:
             self.of.build.call(_aten.copy_.default, (target_rows, result), {}, node)
 
     def _argument(self, node: fx.Node, dimension: int, begin: int, end: int) -> fx.Node:
-        if node in self.made:
+        if node in self.made and not self.of.alone:
             op = self.of.stretch.ops[self.of.place_of[node]]
             first, last = op.parts[self.number]
             value, begin, end, size = self.made[node], begin - first, end - first, last - first

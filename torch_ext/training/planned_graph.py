@@ -20,7 +20,7 @@ from torch_ext.fx.overwritable import Overwritable, find_overwritable
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import labelled_program_of, written_storages
 from torch_ext.fx.slice_trials import SliceTrials, Tried
-from torch_ext.fx.slices import Slicer, at_random
+from torch_ext.fx.slices import Slicer
 from torch_ext.fx.stretch import inline_parts
 from torch_ext.fx.turns import seconds_in_turns
 from torch_ext.memory.meter import measure_peak
@@ -239,7 +239,7 @@ class _Maker:
 
     def _tried(self, module: fx.GraphModule, wanted: Planning, plain: _Edited) -> Tried | None:
         with torch.random.fork_rng(devices=[]):
-            probe = run_probe(module, self._inputs(False))
+            probe = run_probe(module, self._inputs())
         sliced = self.edited(module, probe, wanted)
         peak_bytes = sliced.verified.peak_bytes
         _, refuted = held_to(sliced.found.plan, (peak_bytes,))
@@ -268,15 +268,13 @@ class _Maker:
         captured = dataclasses.replace(self.captured, module=module, run=module)
         return as_torchscript(captured) if self.runtime == "torchscript" else captured
 
-    def _inputs(self, is_random: bool) -> list[Any]:
+    def _inputs(self) -> list[Any]:
         scratch = self.world.copy()
-        batch = copied(self.now.batch)
-        looked = scratch.look(at_random(batch) if is_random else batch)
-        return scratch.bind(self.captured, looked)
+        return scratch.bind(self.captured, scratch.look(copied(self.now.batch)))
 
     def _seconds_in_turns(self, a: nn.Module, b: nn.Module) -> tuple[float, float]:
         with torch.random.fork_rng(devices=[]), of_a_graph():
-            inputs = self._inputs(False)  # which steps change as they do in training
+            inputs = self._inputs()  # which steps change as they do in training
             return seconds_in_turns((a, b), lambda: inputs)
 
 

@@ -66,6 +66,31 @@ graph(%x : Tensor):
   EXPECT_TRUE(found.empty());
 }
 
+TEST(FixedNumbers, AnOverloadThatTellsPlacesIsNone) {
+  const FixedNumbers found = Found(Parsed(R"IR(
+graph(%x : Tensor):
+  %zero : int = prim::Constant[value=0]()
+  %places : Tensor[] = aten::where(%x)
+  %rows : Tensor, %columns : Tensor = prim::ListUnpack(%places)
+  %number : int = aten::size(%rows, %zero)
+  return (%number))IR"));
+  EXPECT_TRUE(found.empty());
+}
+
+TEST(FixedNumbers, WhatIsInAListThatGrowsIsNotKnown) {
+  const FixedNumbers found = Found(Parsed(R"IR(
+graph(%x : Tensor):
+  %zero : int = prim::Constant[value=0]()
+  %parts : Tensor[] = prim::ListConstruct(%x)
+  %where : Tensor = aten::nonzero(%x)
+  %longer : Tensor[] = aten::append(%parts, %where)
+  %all : Tensor = aten::cat(%parts, %zero)
+  %rows : int = aten::size(%all, %zero)
+  %number : int = aten::len(%parts)
+  return (%rows, %number))IR"));
+  EXPECT_TRUE(found.empty());
+}
+
 TEST(FixedNumbers, SizesThatChangeInPlaceAreNone) {
   const FixedNumbers found = Found(Parsed(R"IR(
 graph(%x : Tensor):
