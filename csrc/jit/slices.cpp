@@ -1,9 +1,11 @@
 #include "jit/slices.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/jit/runtime/interpreter.h>
 
 #include <algorithm>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -70,6 +72,18 @@ class PartWatch {
       }
       made_by[op.outputs[0]] = i;
     }
+    // Numbers that are changed in place later are not those that the op was given.
+    std::set<program::BufferId> changed;
+    is_read_unchanged_.resize(stretch_.ops.size());
+    for (std::size_t i = stretch_.ops.size(); i-- > 0;) {
+      const program::Op& op = program.ops[stretch_.ops[i].op];
+      const bool changes = op.slicings[stretch_.ops[i].dimension]->changes_argument;
+      if (changes) changed.insert(program.tensors.at(op.outputs[0]).buffer);
+      is_read_unchanged_[i] = std::ranges::none_of(op.inputs, [&](const std::string& value) {
+        const auto tensor = program.tensors.find(value);
+        return tensor != program.tensors.end() && changed.contains(tensor->second.buffer);
+      });
+    }
   }
 
   // Is there an op that does not run in these parts?
@@ -79,8 +93,9 @@ class PartWatch {
   }
 
   void Insert(const program::Program& program, const std::vector<Node*>& nodes, const Probe& probe,
-              ValueNames& names) {
-    ApplyStretch(program, stretch_, nodes, probe, names, /*may_run=*/nullptr, /*keep=*/true,
+              ValueNames& names, Trial trial) {
+    is_alone_ = trial == Trial::kAlone;
+    ApplyStretch(program, stretch_, nodes, probe, names, /*may_run=*/nullptr, trial,
                  [&](std::size_t place, Node* node, Value* part, Value* number) {
                    InsertAround(place, node, part, number);
                  });
@@ -139,6 +154,10 @@ class PartWatch {
 
   void Look(std::size_t place, const c10::IValue& made, const c10::IValue& part,
             std::int64_t number) {
+    if (is_alone_) {
+      LookAlone(place, part, number);
+      return;
+    }
     Seen& seen = facts_[place];
     ++seen.runs;
     std::int64_t made_bytes = 0;
@@ -152,25 +171,76 @@ class PartWatch {
       if (has_others) seen.differs.insert(number);
       return;
     }
-    const SlicedStretch::PartOp& op = stretch_.ops[place];
-    const Interval& interval = op.parts[number];
-    const at::Tensor expected =
-        WithNewStrides(whole_[place].narrow(op.dimension, interval.begin, interval.length()));
-    const at::Tensor seen_part = WithNewStrides(part.toTensor());
-    if (ValueComparer().Difference(seen_part, expected, "").empty()) return;
+    if (IsAsInWhole(WithNewStrides(part.toTensor()), Expected(place, number))) return;
     seen.differs.insert(number);
     if (!has_others) seen.keeps_bits = false;
+  }
+
+  void LookAlone(std::size_t place, const c10::IValue& part, std::int64_t number) {
+    if (!part.isTensor() || !is_read_unchanged_[place]) return;
+    at::Tensor seen = WithNewStrides(part.toTensor()), expected = Expected(place, number);
+    if (IsAsInWhole(seen, expected)) return;
+    // Of what is no number one is as good as another.
+    if (seen.is_floating_point() && seen.sizes() == expected.sizes()) {
+      const at::Tensor are_none = seen.isnan().logical_and(expected.isnan());
+      if (IsAsInWhole(seen.masked_fill(are_none, 0), expected.masked_fill(are_none, 0))) return;
+    }
+    facts_[place].keeps_bits = false;
+  }
+
+  at::Tensor Expected(std::size_t place, std::int64_t number) const {
+    const SlicedStretch::PartOp& op = stretch_.ops[place];
+    const Interval& interval = op.parts[number];
+    return WithNewStrides(whole_[place].narrow(op.dimension, interval.begin, interval.length()));
+  }
+
+  static bool IsAsInWhole(const at::Tensor& part, const at::Tensor& expected) {
+    return ValueComparer().Difference(part, expected, "").empty();
   }
 
   SlicedStretch stretch_;
   std::vector<std::vector<std::size_t>> before_;  // places of what an op reads
   std::vector<Seen> facts_;
   std::vector<at::Tensor> whole_;
+  bool is_alone_ = false;
+  std::vector<char> is_read_unchanged_;
   Observers observers_;
   std::optional<std::size_t> running_;
   std::shared_ptr<memory::ThreadMeter> meter_;
   std::unique_ptr<c10::DebugInfoGuard> guard_;
 };
+
+void FillWithNumbers(at::ArrayRef<c10::IValue> values) {
+  if (!values[0].isTensor()) return;
+  const at::Tensor tensor = values[0].toTensor();
+  if (!HasMemory(tensor) || !tensor.is_floating_point()) return;
+  tensor.normal_(0, 1, at::detail::createCPUGenerator(/*seed=*/tensor.numel()));
+}
+
+// From here on ops that make new memory make random numbers, and so have attributes, in copies of
+// their own. Called before observers are put behind nodes: these see what an op has really made.
+void MakeRandom(const program::Program& program, const std::vector<Node*>& nodes, ValueNames& names,
+                Observers& observers) {
+  for (std::size_t v = 0; v < nodes.size(); ++v) {
+    Node* node = nodes[v];
+    if (node->outputs().size() != 1) continue;
+    const auto tensor = program.tensors.find(program.ops[v].outputs[0]);
+    if (tensor == program.tensors.end() || !tensor->second.fills_buffer) continue;
+    Graph& graph = *node->owningGraph();
+    Value* value = node->output();
+    if (node->kind() == c10::prim::GetAttr) {
+      const torch::jit::WithInsertPoint behind(node->next());
+      Node* clone = graph.insertNode(
+          graph.create(c10::aten::clone, {value, graph.insertConstant(c10::IValue())}, 1));
+      value->replaceAllUsesAfterNodeWith(clone, clone->output());
+      names[clone->output()] = names.at(value);
+      value = clone->output();
+    } else if (program.ops[v].writes.empty()) {
+      continue;
+    }
+    observers.Create(graph, {value}, FillWithNumbers)->insertAfter(value->node());
+  }
+}
 
 }  // namespace
 
@@ -281,29 +351,33 @@ void Slicer::NameAlike(program::Program& sliced, const std::vector<std::int64_t>
 }
 
 void Slicer::Learn(const std::vector<Stretch>& stretches) {
-  const std::shared_ptr<Graph> copy = graph_->copy();
-  const std::vector<Node*> nodes = OpNodes(copy->block());
-  ApplyOrder(copy->block(), nodes, order_);
-  const program::Program program = ProgramOf(nodes);
-  ValueNames names = NamesOf(nodes);
   std::vector<std::unique_ptr<PartWatch>> watches;
   for (const Stretch& stretch : stretches) {
     watches.push_back(
-        std::make_unique<PartWatch>(program, *program::Sliced(program, stretch, facts_)));
-    watches.back()->Insert(program, nodes, probe_, names);
+        std::make_unique<PartWatch>(program_, *program::Sliced(program_, stretch, facts_)));
   }
-  const torch::jit::Code code(copy, "parts");
-  // Of zeros and the like parts are the same by any order of sums. Other numbers may lead
-  // elsewhere, or nowhere.
-  for (const bool is_example : {true, false}) {
+  // Of zeros, which masks and new weights make, parts are the same by any order of sums: so each op
+  // is tried alone, too, on random numbers. They may lead elsewhere, or nowhere.
+  for (const Trial trial : {Trial::kTogether, Trial::kAlone}) {
+    const std::shared_ptr<Graph> copy = graph_->copy();
+    const std::vector<Node*> nodes = OpNodes(copy->block());
+    ApplyOrder(copy->block(), nodes, order_);
+    const program::Program program = ProgramOf(nodes);
+    ValueNames names = NamesOf(nodes);
+    Observers observers;
     Stack stack = make_inputs_();
-    if (!is_example) FillAtRandom(stack);
+    if (trial == Trial::kAlone) {
+      FillAtRandom(stack);
+      MakeRandom(program, nodes, names, observers);
+    }
+    for (const auto& watch : watches) watch->Insert(program, nodes, probe_, names, trial);
+    const torch::jit::Code code(copy, "parts");
     try {
       torch::jit::InterpreterState(code).run(stack);
     } catch (const std::exception&) {
       // An op that raises in parts, or makes what is no part, is not run in parts again.
       const auto has_found = [](const auto& watch) { return watch->has_found(); };
-      if (is_example && std::ranges::none_of(watches, has_found)) throw;
+      if (trial == Trial::kTogether && std::ranges::none_of(watches, has_found)) throw;
     }
     for (const auto& watch : watches) watch->TellTo(facts_);
   }

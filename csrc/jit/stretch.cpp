@@ -30,8 +30,10 @@ using IntList = std::vector<std::int64_t>;
 class StretchBuilder : public Builder {
  public:
   StretchBuilder(Graph& graph, const program::Program& program, const SlicedStretch& stretch,
-                 const std::vector<Node*>& nodes, const Probe& probe, const ValueNames& names)
+                 const std::vector<Node*>& nodes, const Probe& probe, const ValueNames& names,
+                 Trial trial)
       : Builder(graph),
+        is_alone_(trial == Trial::kAlone),
         program_(program),
         stretch_(stretch),
         nodes_(nodes),
@@ -176,6 +178,9 @@ class StretchBuilder : public Builder {
         if (!slicing.padding.empty()) padded.push_back(given);
       }
       inputs.push_back(Argument(value, need->second.dimension, std::move(intervals)));
+      if (is_alone_ && slicing.changes_argument) {  // others are given it, too
+        inputs.back() = Tensor("aten::clone", {inputs.back(), Constant({})});
+      }
     }
     if (!slicing.sizes.empty()) {
       IntList lengths;
@@ -204,7 +209,10 @@ class StretchBuilder : public Builder {
   // A value that a node reads, older ones as views, and what the loop makes as far as it is asked.
   Value* Argument(Value* value, int dimension, std::vector<Interval> intervals) {
     const auto maker = made_by_.find(value);
-    if (maker == made_by_.end()) return Narrowed(value, dimension, intervals);
+    const bool is_list = value->type()->kind() == c10::TypeKind::ListType;
+    if (maker == made_by_.end() || (is_alone_ && !is_list)) {
+      return Narrowed(value, dimension, intervals);
+    }
     const std::vector<Interval>& made = stretch_.ops[maker->second].parts;
     Value* part = part_of_.at(value);
     if (made == intervals) return part;
@@ -252,6 +260,7 @@ class StretchBuilder : public Builder {
     for (Value* result : results_) block->registerOutput(copies.at(result));
   }
 
+  const bool is_alone_;
   const program::Program& program_;
   const SlicedStretch& stretch_;
   const std::vector<Node*>& nodes_;
@@ -279,15 +288,15 @@ ValueNames NamesOf(const std::vector<Node*>& nodes) {
 
 Node* ApplyStretch(const program::Program& program, const SlicedStretch& stretch,
                    const std::vector<Node*>& nodes, const Probe& probe, ValueNames& names,
-                   Value* may_run, bool keep, const VisitPart& visit) {
+                   Value* may_run, Trial trial, const VisitPart& visit) {
   Node* first = nodes[stretch.ops.front().op];
   Node* last = nodes[stretch.ops.back().op];
   for (const program::OpId v : stretch.ahead) nodes[v]->moveBefore(first);
   Graph& graph = *first->owningGraph();
   const WithInsertPoint behind(last->next());
-  StretchBuilder builder(graph, program, stretch, nodes, probe, names);
+  StretchBuilder builder(graph, program, stretch, nodes, probe, names, trial);
   Node* choice = builder.Build(may_run, visit);
-  if (keep) return choice;
+  if (trial != Trial::kNone) return choice;
   Node* before = choice;
   for (const program::OpId v : stretch.behind) {
     nodes[v]->moveAfter(before);

@@ -34,12 +34,17 @@ ValueNames NamesOf(const std::vector<torch::jit::Node*>& nodes);
 
 // `nodes` are OpNodes of the graph's block, one behind the other in the order of the stretch, and
 // `program` is of them, as `probe` saw them. The stretch's own nodes are no more afterwards, unless
-// `keep`: then they run in front of it, and nobody reads its results. `may_run`: a bool in front of
-// them, or null. Returns the If.
+// they are kept for a trial: then they run in front of it, and nobody reads its results. `may_run`:
+// a bool in front of them, or null. Returns the If.
+enum class Trial {
+  kNone,
+  kTogether,  // parts follow from each other
+  kAlone,     // each op is given parts of whole values, whatever the others make of their parts
+};
 torch::jit::Node* ApplyStretch(const program::Program& program,
                                const program::SlicedStretch& stretch,
                                const std::vector<torch::jit::Node*>& nodes, const Probe& probe,
-                               ValueNames& names, torch::jit::Value* may_run, bool keep = false,
-                               const VisitPart& visit = {});
+                               ValueNames& names, torch::jit::Value* may_run,
+                               Trial trial = Trial::kNone, const VisitPart& visit = {});
 
 }  // namespace torch_ext::jit

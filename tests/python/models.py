@@ -129,3 +129,15 @@ class Changed(nn.Module):
         a.add_(1)
         c = torch.relu(b) * a
         return c.sum(1)
+
+
+class Masked(nn.Module):
+    """A mask of zeros hides how products are summed up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(64, 256, bias=False)
+        self.down = nn.Linear(256, 64, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return torch.relu(self.down(torch.relu(self.up(x * mask))))

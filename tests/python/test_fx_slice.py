@@ -8,7 +8,7 @@ import io
 
 import pytest
 import torch
-from models import Changed, Convolutions, Elementwise, Layer, Lists
+from models import Changed, Convolutions, Elementwise, Layer, Lists, Masked
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -303,3 +303,34 @@ def test_what_requires_gradients_is_sliced_if_asked():
     }
     _, report = torch_ext.fx.reorder(program, (x,), memory_budget=1, levers=ALL)
     assert report.identical
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_masks_of_zeros_tell_nothing(door):
+    x, none = torch.randn(37, 64), torch.zeros(37, 1, dtype=torch.long)
+    program = DOORS[door](Masked(), x, none)
+    result, _ = torch_ext.fx.reorder(program, (x, none), memory_budget=1)
+    assert torch.equal(run(result, x, none + 1), run(program, x, none + 1))
+
+
+def test_new_weights_tell_nothing():
+    network, x, mask = quiet(Masked()), torch.randn(37, 64), torch.ones(37, 1)
+    for parameter in network.parameters():
+        parameter.zero_()
+    program = torch.export.export(network, (x, mask))
+    result, _ = torch_ext.fx.reorder(program, (x, mask), memory_budget=1)
+    for parameter in network.parameters():  # which both programs share
+        parameter.normal_()
+    assert torch.equal(run(result, x, mask), run(program, x, mask))
+
+
+def test_slices_that_cannot_be_tried_cost_nothing(monkeypatch):
+    def fail(*_args: object) -> None:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr("torch_ext.fx.slices.Slicer.choose", fail)
+    program = exported(Elementwise(), x := torch.randn(64, 256))
+    result, report = torch_ext.fx.reorder(program, (x,), memory_budget=1)
+    assert not report.slices
+    assert report.levers[-1].reason == "trying slices failed: RuntimeError: on purpose"
+    assert torch.equal(run(result, x), run(program, x))

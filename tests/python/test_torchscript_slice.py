@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from models import Changed, Convolutions, Elementwise, Layer, Lists
+from models import Changed, Convolutions, Elementwise, Layer, Lists, Masked
 from torch import Tensor, nn
 
 import torch_ext
@@ -557,3 +557,29 @@ def test_a_module_for_other_sizes_is_optimized_from_the_original(windows):
     same_again, report_again = torch_ext.optimize(module, (x,), memory_budget=1)
     assert report_again.peak_bytes <= report.peak_bytes
     assert same(same_again(other), script(other))
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_masks_of_zeros_tell_nothing(is_frozen):
+    x, none = torch.randn(37, 64), torch.zeros(37, 1, dtype=torch.long)
+    network = Masked().eval()
+    script = torch.jit.trace(network, (x, none))
+    script = torch.jit.freeze(script) if is_frozen else script
+    module, _ = torch_ext.optimize(script, (x, none), memory_budget=1)
+    for _ in range(3):
+        assert same(module(x, none + 1), script(x, none + 1))
+
+
+def test_new_weights_tell_nothing():
+    network, x = Masked().eval(), torch.randn(37, 64)
+    mask = torch.ones(37, 1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    script = torch.jit.trace(network, (x, mask))
+    module, _ = torch_ext.optimize(script, (x, mask), memory_budget=1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_()
+        for _ in range(3):
+            assert same(module(x, mask), script(x, mask))
