@@ -179,7 +179,8 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return type(tensor) is torch.Tensor and tensor.layout is torch.strided and tensor.is_cpu
+    is_own_kind = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return is_own_kind and tensor.layout is torch.strided and tensor.is_cpu
 
 
 def _name_in_program(node: fx.Node) -> str:
