@@ -611,7 +611,8 @@ class SliceTrials {
     tried.trial.slices = static_cast<std::int64_t>(stretches.size());
     if (options_.verify) {
       const auto why = Verify(subject, module_, arguments_);
-      if (!why.empty() || subject.IsBoundRefuted() || !IsSameElsewhere(subject)) {
+      if (!why.empty() || subject.IsBoundRefuted() || !IsAsPlanned(report) ||
+          !IsSameElsewhere(subject)) {
         return std::nullopt;
       }
       const PairedSeconds seconds =
@@ -625,6 +626,16 @@ class SliceTrials {
     report.plan.budget_met = IsBudgetMet(report, options_);
     tried.trial.meets_budget = report.plan.budget_met.value_or(false);
     return tried;
+  }
+
+  // Does the executor take what was planned? Where it does not, what is promised is not had.
+  static bool IsAsPlanned(const Report& report) {
+    constexpr double kTolerance = 1.01;
+    constexpr std::int64_t kScalarBytes = 1024;
+    return std::ranges::all_of(report.examples, [](const ExamplePeaks& peaks) {
+      const double planned = kTolerance * static_cast<double>(peaks.peak_bytes) + kScalarBytes;
+      return static_cast<double>(peaks.measured_peak_bytes.value_or(0)) <= planned;
+    });
   }
 
   // On other numbers than the example's, if the module takes them.

@@ -30,7 +30,8 @@ namespace torch_ext::jit {
 class Slicer {
  public:
   // `graph` is prepared and stays as it is; `order` is of its OpNodes, which are called `names`, or
-  // as always if there are none. The probe is of these inputs. Where ops may not be edited (WhyNotEdited) there are no stretches.
+  // as always if there are none. The probe is of these inputs. Where ops may not be edited
+  // (WhyNotEdited) there are no stretches.
   Slicer(std::shared_ptr<torch::jit::Graph> graph, sched::Order order, Probe probe,
          Interference interference, std::function<Stack()> make_inputs,
          std::vector<std::string> names = {});
