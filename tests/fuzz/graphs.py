@@ -127,7 +127,7 @@ class Captured(Original):
                 verdict.moved_by_shuffle |= order != original
                 yield f"{kind}shuffle {seed}", self._differs(order, probe)
                 yield f"{kind}overwriting {seed}", self._differs_overwriting(seed, probe)
-                if kind == "" and not self.calls[0].error:
+                if kind == "" and seed == 0 and not self.calls[0].error:  # they take long
                     yield f"slicing {seed}", self._differs_slicing(order, seed)
             found = plan_program(program_of(probe), planning("all", 0.05)).plan
             verdict.moved_by_optimize |= found.moved_ops > 0
