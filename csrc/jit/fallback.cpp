@@ -195,6 +195,15 @@ void CopyInto(Block* target, Block* source, std::unordered_map<Value*, Value*> v
   for (Value* output : source->outputs()) target->registerOutput(copy_of(output));
 }
 
+// The same of a whole graph, whose inputs are those of the target's.
+void CopyInto(Block* target, Graph& source) {
+  std::unordered_map<Value*, Value*> inputs;
+  for (std::size_t i = 0; i < source.inputs().size(); ++i) {
+    inputs[source.inputs()[i]] = target->owningGraph()->inputs()[i];
+  }
+  CopyInto(target, source.block(), std::move(inputs));
+}
+
 // A list of constants, whatever a file has made of it.
 std::optional<std::vector<std::int64_t>> NumbersOf(Value* list) {
   if (const auto constant = torch::jit::toIValue(list)) return constant->toIntVector();
@@ -238,11 +247,7 @@ void AddFallback(const std::shared_ptr<Graph>& graph, const Fallback& fallback,
     graph->return_node()->replaceInput(i, choice->output(i));
   }
   for (Node* node : nodes) node->moveBefore(overwriting->return_node());
-  std::unordered_map<Value*, Value*> inputs;
-  for (std::size_t i = 0; i < graph->inputs().size(); ++i) {
-    inputs[fallback.graph->inputs()[i]] = graph->inputs()[i];
-  }
-  CopyInto(original, fallback.graph->block(), std::move(inputs));
+  CopyInto(original, *fallback.graph);
   torch::jit::ConstantPooling(graph);
   graph->lint();
 }
@@ -280,11 +285,7 @@ void PutBack(Graph& graph, const Fallback& fallback) {
   while (!graph.outputs().empty()) graph.eraseOutput(graph.outputs().size() - 1);
   const std::vector<Node*> nodes(graph.nodes().begin(), graph.nodes().end());
   for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) (*node)->destroy();
-  std::unordered_map<Value*, Value*> inputs;
-  for (std::size_t i = 0; i < graph.inputs().size(); ++i) {
-    inputs[fallback.graph->inputs()[i]] = graph.inputs()[i];
-  }
-  CopyInto(graph.block(), fallback.graph->block(), std::move(inputs));
+  CopyInto(graph.block(), *fallback.graph);
 }
 
 bool RunFallbackAlone(Graph& graph) {

@@ -51,12 +51,12 @@ bool MakesSizes(const Node* node) {
   static const std::set<std::string> kLists = {"aten::chunk", "aten::split", "aten::unbind"};
   static const std::set<std::string> kTensors = [] {
     std::set<std::string> kinds = {
-        "aten::arange",    "aten::chunk",      "aten::copy",       "aten::empty",
-        "aten::fill",      "aten::full",       "aten::full_like",  "aten::instance_norm",
-        "aten::new_empty", "aten::new_full",   "aten::new_ones",   "aten::new_zeros",
-        "aten::ones",      "aten::repeat",     "aten::ones_like",  "aten::scalar_tensor",
-        "aten::to",        "aten::tril",       "aten::triu",       "aten::type_as",
-        "aten::zeros",     "aten::zeros_like", "prim::ListUnpack", "aten::bitwise_not"};
+        "aten::arange",     "aten::copy",       "aten::empty",         "aten::fill",
+        "aten::full",       "aten::full_like",  "aten::instance_norm", "aten::new_empty",
+        "aten::new_full",   "aten::new_ones",   "aten::new_zeros",     "aten::ones",
+        "aten::repeat",     "aten::ones_like",  "aten::scalar_tensor", "aten::to",
+        "aten::tril",       "aten::triu",       "aten::type_as",       "aten::zeros",
+        "aten::zeros_like", "prim::ListUnpack", "aten::bitwise_not"};
     for (const std::string& oper : program::SliceableOperators()) kinds.insert(oper);
     return kinds;
   }();

@@ -90,10 +90,6 @@ void AddTable(py::module_& m) {
 
 void AddStretches(py::module_& m) {
   py::class_<Stretch>(m, "Stretch")
-      .def(py::init([](std::vector<program::OpId> ops, int dimension, std::int64_t part_size) {
-             return Stretch{std::move(ops), dimension, part_size};
-           }),
-           py::arg("ops"), py::arg("dimension"), py::arg("part_size"))
       .def_readonly("ops", &Stretch::ops)
       .def_readonly("dimension", &Stretch::dimension)
       .def_readonly("part_size", &Stretch::part_size);
@@ -106,8 +102,7 @@ void AddStretches(py::module_& m) {
       .def_readonly("ahead", &SlicedStretch::ahead)
       .def_readonly("behind", &SlicedStretch::behind)
       .def_readonly("ops", &SlicedStretch::ops)
-      .def_readonly("results", &SlicedStretch::results)
-      .def_readonly("taken_bytes", &SlicedStretch::taken_bytes);
+      .def_readonly("results", &SlicedStretch::results);
   py::class_<SliceFacts>(m, "SliceFacts")
       .def(py::init<const program::Program&>(), py::arg("program"))
       .def(

@@ -141,3 +141,15 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return torch.relu(self.down(torch.relu(self.up(x * mask))))
+
+
+def image(batch: int = 1) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(batch, 8, 48, 48)
+
+
+SLICEABLE = {
+    "rows": (Convolutions(), (image(),)),
+    "batch": (Convolutions(), (image(3),)),
+    "elements": (Elementwise(), (torch.randn(64, 256),)),
+}

@@ -8,7 +8,16 @@ import io
 
 import pytest
 import torch
-from models import Changed, Convolutions, Elementwise, Layer, Lists, Masked
+from models import (
+    SLICEABLE,
+    Changed,
+    Convolutions,
+    Elementwise,
+    Layer,
+    Lists,
+    Masked,
+    image,
+)
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -17,11 +26,6 @@ from torch_ext.fx.graphs import state_of
 from torch_ext.fx.same_threads import require_threads
 
 ALL = ("order", "overwrite", "slice")
-
-
-def image(batch: int = 1) -> Tensor:
-    torch.manual_seed(1)
-    return torch.randn(batch, 8, 48, 48)
 
 
 def quiet(network: nn.Module) -> nn.Module:
@@ -54,15 +58,7 @@ def sliced_program():
 
 
 @pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize(
-    ("network", "inputs"),
-    [
-        (Convolutions(), (image(),)),
-        (Convolutions(), (image(3),)),
-        (Elementwise(), (torch.randn(64, 256),)),
-    ],
-    ids=["rows", "batch", "elements"],
-)
+@pytest.mark.parametrize(("network", "inputs"), SLICEABLE.values(), ids=SLICEABLE)
 def test_a_budget_that_order_does_not_meet_is_met_by_slices(door, network, inputs):
     program = DOORS[door](network, *inputs)
     result, report = torch_ext.fx.reorder(program, inputs, memory_budget=1)

@@ -8,18 +8,22 @@ import sys
 
 import pytest
 import torch
-from models import Changed, Convolutions, Elementwise, Layer, Lists, Masked
+from models import (
+    SLICEABLE,
+    Changed,
+    Convolutions,
+    Elementwise,
+    Layer,
+    Lists,
+    Masked,
+    image,
+)
 from torch import Tensor, nn
 
 import torch_ext
 
 ALL = ("order", "overwrite", "slice")
 A_FEW_BYTES = 64  # of scalars
-
-
-def image(batch: int = 1) -> Tensor:
-    torch.manual_seed(1)
-    return torch.randn(batch, 8, 48, 48)
 
 
 def frozen(network: nn.Module, *inputs: Tensor) -> torch.jit.ScriptModule:
@@ -37,15 +41,7 @@ def same(a: object, b: object) -> bool:
     return torch.equal(a, b) and a.stride() == b.stride() and a.dtype == b.dtype
 
 
-@pytest.mark.parametrize(
-    ("network", "inputs"),
-    [
-        (Convolutions(), (image(),)),
-        (Convolutions(), (image(3),)),
-        (Elementwise(), (torch.randn(64, 256),)),
-    ],
-    ids=["rows", "batch", "elements"],
-)
+@pytest.mark.parametrize(("network", "inputs"), SLICEABLE.values(), ids=SLICEABLE)
 def test_a_budget_that_order_does_not_meet_is_met_by_slices(network, inputs):
     _script, _module, report = sliced(network, *inputs)
     assert report.slices

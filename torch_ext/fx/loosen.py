@@ -26,13 +26,18 @@ _SUMMED = (1, 2)  # reductions: mean, sum
 _IGNORED = -1  # no class
 
 
-def loosen(graph: fx.Graph, probe: Probe) -> None:
-    """Edit the graph, which the probe is of, with its nodes apart; no op may be a barrier."""
+def loosen(graph: fx.Graph, probe: Probe) -> bool:
+    """Edit the graph, which the probe is of, with its nodes apart; no op may be a barrier.
+
+    Returns whether anything has changed.
+    """
+    before = list(graph.nodes)
     _skip_views(graph, probe)
     for node in graph.find_nodes(op="call_function", target=_aten.nll_loss_forward.default):
         if _can_be_picked(node, probe):
             _pick(node, probe)
     graph.lint()
+    return list(graph.nodes) != before
 
 
 def _skip_views(graph: fx.Graph, probe: Probe) -> None:

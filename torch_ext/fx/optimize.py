@@ -9,7 +9,6 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from torch_ext.arguments import ALL_LEVERS, MemoryAmount, Planning, flag, planning, without
-from torch_ext.files import first_line
 from torch_ext.fx.graphs import (
     Baseline,
     Graphs,
@@ -20,7 +19,7 @@ from torch_ext.fx.graphs import (
 )
 from torch_ext.fx.planned import edited, edited_module, own_inputs, plan
 from torch_ext.fx.probe import storages_of, tensors_of
-from torch_ext.fx.slice_trials import SliceTrials, Tried
+from torch_ext.fx.slice_trials import SliceTrials, Tried, why_not_tried
 from torch_ext.fx.slices import Slicer, at_random
 from torch_ext.logs import is_disabled
 from torch_ext.program.plan import LeverPlan, LeverUse, Reason, plan_graph
@@ -89,10 +88,8 @@ def reorder(
     if "slice" in wanted.levers and plain.found.graph.ops:
         try:
             result, report = _with_slices(baseline, wanted, verify, plain)
-        except Exception as error:  # the program without slices is verified
-            unwanted |= {
-                "slice": f"trying slices failed: {type(error).__name__}: {first_line(error)}"
-            }
+        except Exception as error:
+            unwanted |= {"slice": why_not_tried(error)}
     return cast(AnyGraphs, result), _with_given_up(report, unwanted)
 
 
@@ -256,8 +253,7 @@ def _why_not_edited(program: Graphs, is_asked: bool) -> str:
 
 def _with_given_up(report: GraphReport, unwanted: dict[str, str]) -> GraphReport:
     """What is known of levers that were left out."""
-    peaks = report.peak_bytes, report.peak_bytes
-    uses = [LeverUse(lever, *peaks, 0, 0.0, why) for lever, why in unwanted.items()]
+    uses = [LeverUse.left_out(name, report.peak_bytes, why) for name, why in unwanted.items()]
     return dataclasses.replace(report, levers=(*report.levers, *uses))
 
 

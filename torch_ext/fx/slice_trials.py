@@ -11,6 +11,7 @@ from torch import fx
 
 from torch_ext import _sched
 from torch_ext.arguments import Planning
+from torch_ext.files import first_line
 from torch_ext.fx.slices import Slicer
 from torch_ext.program.plan import LeverPlan, LeverUse, Reason, SliceTrial, joined
 
@@ -74,11 +75,13 @@ class SliceTrials:
 
     def told_of_none(self) -> LeverPlan:
         """Return the plan without slices, with why there are none."""
-        peaks = self.plain.plan.peak_bytes, self.plain.plan.peak_bytes
         why = joined(self._why_none()) if self._is_needed else ""
         return dataclasses.replace(
             self.plain,
-            levers=(*self.plain.levers, LeverUse("slice", *peaks, 0, 0.0, why)),
+            levers=(
+                *self.plain.levers,
+                LeverUse.left_out("slice", self.plain.plan.peak_bytes, why),
+            ),
             slice_trials=tuple(self.verified),
             floor_bytes=self.floor_bytes,
         )
@@ -158,6 +161,11 @@ class SliceTrials:
             if len(like) == len(op.writes):
                 names |= zip(op.writes, like, strict=True)
         return names
+
+
+def why_not_tried(error: Exception) -> str:
+    """Say that slices failed; the program without them stays, which is verified."""
+    return f"trying slices failed: {type(error).__name__}: {first_line(error)}"
 
 
 def _native(trial: SliceTrial, meets_budget: bool = False) -> _sched.SliceTrial:

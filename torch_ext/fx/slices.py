@@ -46,8 +46,7 @@ class Slicer:
         self.program = sliceable_program(self.graph, self.probe)
         # What no slices, order, overwrite or hoist go below, with the graph loosened or as it was.
         self.floor_bytes = _sched.floor_bytes(self.program)
-        if not why_not_sliced(self.probe):
-            loosen(self.graph, self.probe)
+        if not why_not_sliced(self.probe) and loosen(self.graph, self.probe):
             own.recompile()
             self.probe = self._probe(own)
             self.program = sliceable_program(self.graph, self.probe)

@@ -107,6 +107,11 @@ class LeverUse:
     extra_seconds: float  # for each call
     reason: str  # why it was given up; empty if it was not
 
+    @classmethod
+    def left_out(cls, name: str, peak_bytes: int, reason: str) -> Self:
+        """Of a lever that did nothing to a program with that peak."""
+        return cls(name, peak_bytes, peak_bytes, 0, 0.0, reason)
+
 
 @dataclasses.dataclass(frozen=True)
 class SliceTrial:

@@ -14,14 +14,12 @@ from torch.utils import _pytree as pytree
 from torch_ext import attributes
 from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
-from torch_ext.fx.apply import apply
-from torch_ext.fx.apply import copied as graph_copied
-from torch_ext.fx.overwritable import Overwritable, find_overwritable
+from torch_ext.fx.overwritable import find_overwritable
+from torch_ext.fx.planned import Planned, edited_module
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import labelled_program_of, written_storages
-from torch_ext.fx.slice_trials import SliceTrials, Tried
+from torch_ext.fx.slice_trials import SliceTrials, Tried, why_not_tried
 from torch_ext.fx.slices import Slicer
-from torch_ext.fx.stretch import inline_parts
 from torch_ext.fx.turns import seconds_in_turns
 from torch_ext.memory.meter import measure_peak
 from torch_ext.program.plan import (
@@ -203,7 +201,9 @@ class _Maker:
         uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
         found, reasons = plan_and_explain(labelled_program_of(probe, uses), wanted)
         found = _common(self.world, found)[0]
-        captured = self._with(self._ordered(module, probe, uses, found))
+        # The graph asks nothing: the key that it is found by has the number of threads.
+        planned = Planned(module, probe, uses, found, reasons)
+        captured = self._with(edited_module(planned, asks=False))
         verified = _verify(self.world, captured, self.now, self.updates)
         refusal = next(filter(None, _common(self.world, verified.refusal)), "")
         return _Edited(captured, found, reasons, dataclasses.replace(verified, refusal=refusal))
@@ -216,16 +216,15 @@ class _Maker:
             )
         try:
             return self._sliced(probe, wanted, plain)
-        except Exception as error:  # the step without slices is verified
-            why = f"trying slices failed: {type(error).__name__}: {first_line(error)}"
-            return _without_slices(plain, why)
+        except Exception as error:
+            return _without_slices(plain, why_not_tried(error))
 
     def _sliced(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
         ordering = without(wanted, "overwrite", "slice")
         order = plan_program(labelled_program_of(probe), ordering)
-        ordered = self._ordered(self.captured.module, probe, (), order)
+        ordered = Planned(self.captured.module, probe, (), order, ())
         with of_a_graph():
-            slicer = Slicer(ordered, self._inputs)
+            slicer = Slicer(edited_module(ordered, asks=False), self._inputs)
 
             def attempt(module: fx.GraphModule) -> Tried | None:
                 return self._tried(module, without(wanted, "slice"), plain)
@@ -251,19 +250,6 @@ class _Maker:
         seconds = self._seconds_in_turns(plain.captured.run, sliced.captured.run)
         return Tried(sliced, sliced.found, peak_bytes, seconds)
 
-    def _ordered(
-        self,
-        module: fx.GraphModule,
-        probe: Probe,
-        uses: Sequence[Overwritable],
-        found: LeverPlan,
-    ) -> fx.GraphModule:
-        result = fx.GraphModule(module, graph_copied(module.graph))
-        nodes = {node.name: node for node in result.graph.nodes}
-        apply(result, probe.on(nodes), uses, found, asks=False)
-        inline_parts(result, asks=False)  # the key of a graph has the number of threads
-        return result
-
     def _with(self, module: fx.GraphModule) -> Captured:
         captured = dataclasses.replace(self.captured, module=module, run=module)
         return as_torchscript(captured) if self.runtime == "torchscript" else captured
@@ -279,8 +265,8 @@ class _Maker:
 
 
 def _without_slices(plain: _Edited, why: str) -> _Edited:
-    peaks = plain.found.plan.peak_bytes, plain.found.plan.peak_bytes
-    levers = (*plain.found.levers, LeverUse("slice", *peaks, 0, 0.0, why))
+    use = LeverUse.left_out("slice", plain.found.plan.peak_bytes, why)
+    levers = (*plain.found.levers, use)
     return dataclasses.replace(plain, found=dataclasses.replace(plain.found, levers=levers))
 
 
