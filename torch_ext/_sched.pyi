@@ -64,7 +64,14 @@ class Program:
     ) -> None: ...
     def add_conflict(self, earlier: int, later: int, *, by_statistics: bool) -> None: ...
     def add_tensor(
-        self, value: str, *, shape: Sequence[int], dtype: str, buffer: int, fills_buffer: bool
+        self,
+        value: str,
+        *,
+        shape: Sequence[int],
+        strides: Sequence[int],  # none: those of a new tensor
+        dtype: str,
+        buffer: int,
+        fills_buffer: bool,
     ) -> None: ...
     def add_slicings(
         self,

@@ -23,8 +23,9 @@ using torch::jit::Value;
 void AddTensor(Program& program, const Value* value, const SeenTensor& seen) {
   const c10::ScalarType dtype = c10::getStringToDtypeMap().at(seen.dtype);
   if (c10::isQIntType(dtype) || c10::isComplexType(dtype)) return;  // more than their numbers
-  program.tensors[value->debugName()] = {seen.shape, seen.dtype, seen.allocation,
-                                         seen.fills_it && seen.HasNewStrides()};
+  program::Tensor& tensor = program.tensors[value->debugName()];
+  tensor = {seen.shape, seen.dtype, seen.allocation, seen.fills_it};
+  if (!seen.HasNewStrides()) tensor.strides = seen.strides;
 }
 
 void AddTensors(Program& program, Node* node, const NodeProbe& seen) {
@@ -68,8 +69,9 @@ bool AddList(Program& program, const Node* node) {
       !std::ranges::all_of(node->inputs(), is_known)) {
     return false;
   }
-  program.tensors[node->output()->debugName()] = {
-      .shape = program.tensors.at(node->input(0)->debugName()).shape, .is_list = true};
+  const program::Tensor& first = program.tensors.at(node->input(0)->debugName());
+  const program::Tensor list{.shape = first.shape, .dtype = first.dtype, .is_list = true};
+  program.tensors[node->output()->debugName()] = list;
   return true;
 }
 

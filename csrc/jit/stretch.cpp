@@ -54,7 +54,7 @@ class StretchBuilder : public Builder {
     Value* is_as_probed = All(conditions);
     Node* choice =
         graph().insertNode(graph().create(c10::prim::If, {is_as_probed}, results_.size()));
-    AddInParts(choice->addBlock(), visit);
+    AddInParts(choice->addBlock(), is_as_probed, visit);
     AddAsItWas(choice->addBlock());
     for (std::size_t i = 0; i < results_.size(); ++i) {
       choice->output(i)->setType(c10::TensorType::get());
@@ -124,7 +124,12 @@ class StretchBuilder : public Builder {
     return view;
   }
 
-  void AddInParts(Block* block, const VisitPart& visit) {
+  // The copies read the condition, which is true there, and on CPUs they do not look at that
+  // argument. So something is read in the If for the last time, and the interpreter drops it behind
+  // the If. Were there nothing to drop, it would run the If amid the loads of the one node that
+  // reads its result; the values that this node has loaded before would be moved out of their
+  // registers by the other block, which is not run, and so stay alive until the module returns.
+  void AddInParts(Block* block, Value* is_true, const VisitPart& visit) {
     const WithInsertPoint inside(block);
     std::unordered_map<const Value*, Value*> whole;  // results
     for (Value* result : results_) {
@@ -143,7 +148,7 @@ class StretchBuilder : public Builder {
       if (result == whole.end()) continue;
       const SlicedStretch::PartOp& op = stretch_.ops[place];
       Value* target = Narrowed(result->second, op.dimension, op.parts);
-      Tensor("aten::copy_", {target, part_of_.at(OutputOf(place)), Constant(false)});
+      Tensor("aten::copy_", {target, part_of_.at(OutputOf(place)), is_true});
     }
     body->registerOutput(Constant(true));
   }
@@ -151,9 +156,10 @@ class StretchBuilder : public Builder {
   Value* Empty(const Value* result) {
     const program::OpId op = stretch_.ops[made_by_.at(result)].op;
     const SeenTensor& seen = *probe_.nodes[op].written[0];
+    Value *shape = Constant(seen.shape), *dtype = Constant(DtypeNamed(seen.dtype));
     Value* none = Constant({});
-    return Tensor("aten::empty",
-                  {Constant(seen.shape), Constant(DtypeNamed(seen.dtype)), none, none, none, none});
+    if (seen.HasNewStrides()) return Tensor("aten::empty", {shape, dtype, none, none, none, none});
+    return Tensor("aten::empty_strided", {shape, Constant(seen.strides), dtype, none, none, none});
   }
 
   void AddPart(std::size_t place, const VisitPart& visit) {

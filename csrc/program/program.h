@@ -70,8 +70,9 @@ struct Tensor {
   std::vector<std::int64_t> shape;
   std::string dtype = {};
   BufferId buffer = -1;       // none: older than the program, or several
-  bool fills_buffer = false;  // with the strides of a new tensor
+  bool fills_buffer = false;  // without gaps
   bool is_list = false;
+  std::vector<std::int64_t> strides = {};  // in elements; none: those of a new tensor
 };
 
 // Two ops that may touch the same memory, of which one writes to it.

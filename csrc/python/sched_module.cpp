@@ -135,11 +135,16 @@ PYBIND11_MODULE(_sched, m) {
       .def(
           "add_tensor",
           [](program::Program& p, const std::string& value, std::vector<std::int64_t> shape,
-             std::string dtype, program::BufferId buffer, bool fills_buffer) {
-            p.tensors[value] = {std::move(shape), std::move(dtype), buffer, fills_buffer};
+             std::vector<std::int64_t> strides, std::string dtype, program::BufferId buffer,
+             bool fills_buffer) {
+            p.tensors[value] = {.shape = std::move(shape),
+                                .dtype = std::move(dtype),
+                                .buffer = buffer,
+                                .fills_buffer = fills_buffer,
+                                .strides = std::move(strides)};
           },
-          py::arg("value"), py::kw_only(), py::arg("shape"), py::arg("dtype"), py::arg("buffer"),
-          py::arg("fills_buffer"))
+          py::arg("value"), py::kw_only(), py::arg("shape"), py::arg("strides"), py::arg("dtype"),
+          py::arg("buffer"), py::arg("fills_buffer"))
       .def(
           "add_slicings",
           [](program::Program& p, program::OpId op,

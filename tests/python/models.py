@@ -143,6 +143,46 @@ class Masked(nn.Module):
         return torch.relu(self.down(torch.relu(self.up(x * mask))))
 
 
+class Residual(nn.Module):
+    """What is read in parts is read again by the op that reads the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            wide = torch.relu(x * self.scales)
+            x = torch.hypot(x, wide.amax(0))  # runs whole
+        return x.sum(1)
+
+
+class ChannelsLast(nn.Module):
+    """What convolutions make of such an image has its strides, in parts as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Convolutions()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.permute(0, 3, 1, 2))
+
+
+class Dense(nn.Module):
+    """Lists of tensors that differ in the number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grow = nn.ModuleList(nn.Conv2d(8 * n, 8, 1) for n in range(1, 5))
+        self.last = nn.Conv2d(40, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [x]
+        for grow in self.grow:
+            features.append(torch.relu(grow(torch.cat(features, 1))))
+        return self.last(torch.cat(features, 1))
+
+
 def image(batch: int = 1) -> Tensor:
     torch.manual_seed(1)
     return torch.randn(batch, 8, 48, 48)
@@ -152,4 +192,6 @@ SLICEABLE = {
     "rows": (Convolutions(), (image(),)),
     "batch": (Convolutions(), (image(3),)),
     "elements": (Elementwise(), (torch.randn(64, 256),)),
+    "channels last": (ChannelsLast(), (torch.randn(1, 48, 48, 8),)),
+    "dense": (Dense(), (image(),)),
 }

@@ -16,6 +16,7 @@ from models import (
     Layer,
     Lists,
     Masked,
+    Residual,
     image,
 )
 from torch import Tensor, nn
@@ -60,6 +61,15 @@ def test_a_budget_that_order_does_not_meet_is_met_by_slices(network, inputs):
     again = sliced(network, *inputs, memory_budget=budget)[2]
     assert again.budget_met
     assert again.measured_peak_bytes <= budget
+
+
+def test_what_is_read_again_by_the_next_op_is_freed():
+    x = torch.randn(64, 256)
+    script = frozen(Residual(), x)
+    levers = ("order", "slice")
+    _module, report = torch_ext.optimize(script, (x,), memory_budget=1, levers=levers)
+    assert len(report.slices) > 1
+    assert abs(report.measured_peak_bytes - report.peak_bytes) <= A_FEW_BYTES
 
 
 def test_a_budget_that_order_meets_has_no_slices():

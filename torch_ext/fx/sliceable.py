@@ -28,9 +28,10 @@ def sliceable_program(graph: fx.Graph, probe: Probe) -> _sched.Program:
             program.add_tensor(
                 node.name,
                 shape=look.shape,
+                strides=() if look.has_new_strides else look.stride,
                 dtype=str(look.dtype).removeprefix("torch."),
                 buffer=buffers.get(look.storage, -1),
-                fills_buffer=look.fills_it and look.has_new_strides,
+                fills_buffer=look.fills_it,
             )
     if not why_not_sliced(probe):
         for index, op in enumerate(probe.ops):

@@ -181,7 +181,10 @@ class _Unroller:
     def _empty(self, node: fx.Node) -> fx.Node:
         look = self.probe.looks[node]
         options = {"dtype": look.dtype, "device": torch.device("cpu")}
-        return self.build.call(_aten.empty.memory_format, ([*look.shape],), options, node)
+        if look.has_new_strides:
+            return self.build.call(_aten.empty.memory_format, ([*look.shape],), options, node)
+        arguments = [*look.shape], [*look.stride]
+        return self.build.call(_aten.empty_strided.default, arguments, options, node)
 
 
 class _Part:

@@ -38,21 +38,38 @@ bool IsPure(const Effects& effects) {
          !effects.writes_outside;
 }
 
+std::vector<std::int64_t> StridesOf(const Tensor& tensor) {
+  if (!tensor.strides.empty()) return tensor.strides;
+  std::vector<std::int64_t> strides(tensor.shape.size(), 1);
+  for (std::size_t d = strides.size(); d-- > 1;) {
+    strides[d - 1] = strides[d] * std::max<std::int64_t>(tensor.shape[d], 1);
+  }
+  return strides;
+}
+
 // Grows the parts so that elements at the ends of runs are the same as in the whole; false if they
-// cannot be. Tensors without gaps are one run from `runs_from` on; a view of a part is a run for
-// each index of the dimensions before it.
+// cannot be. Tensors without gaps are one run, in the order of their memory; a view of a part is a
+// run for each index of the dimensions that are outside of its own there. Where runs begin at some
+// dimension, that is so in new tensors; in others no more is known than that samples are apart.
 bool AlignRuns(const Program& program, const Op& op, const Slicing& slicing, int dimension,
                std::vector<Interval>& parts) {
+  if (!slicing.minds_runs) return true;
   const Tensor& result = program.tensors.at(op.outputs[0]);
-  if (!slicing.minds_runs || dimension < slicing.runs_from) return true;
-  if (!result.fills_buffer) return false;
+  bool fill_theirs = result.fills_buffer, are_new = result.strides.empty(), are_alike = true;
   for (const auto& [value, need] : slicing.needs) {
     const Tensor& tensor = program.tensors.at(value);
-    if (tensor.shape != result.shape || !tensor.fills_buffer) return false;
+    fill_theirs &= tensor.fills_buffer;
+    are_new &= tensor.strides.empty();
+    are_alike &= tensor.shape == result.shape && tensor.strides == result.strides;
   }
+  if (slicing.runs_from > 0 && !are_new) return dimension == 0;
+  if (dimension < slicing.runs_from) return true;
+  if (!fill_theirs || !are_alike) return false;
+  const std::vector<std::int64_t> strides = StridesOf(result);
   std::int64_t inner = 1, outer = 1;
-  for (std::size_t d = dimension + 1; d < result.shape.size(); ++d) inner *= result.shape[d];
-  for (int d = slicing.runs_from; d < dimension; ++d) outer *= result.shape[d];
+  for (int d = slicing.runs_from; d < static_cast<int>(strides.size()); ++d) {
+    if (d != dimension) (strides[d] < strides[dimension] ? inner : outer) *= result.shape[d];
+  }
   const bool is_short = result.dtype == "float16" || result.dtype == "bfloat16";
   const std::int64_t run = program.run_elements * (is_short ? 2 : 1);
   const std::int64_t size = result.shape[dimension], step = run / std::gcd(run, inner);
@@ -517,6 +534,8 @@ std::string CallText(const Program& program, const Op& op) {
       if (tensor == program.tensors.end()) continue;
       text += ' ' + tensor->second.dtype + (tensor->second.fills_buffer ? "[" : "(");
       for (const std::int64_t size : tensor->second.shape) text += std::to_string(size) + ',';
+      if (!tensor->second.strides.empty()) text += "by ";
+      for (const std::int64_t stride : tensor->second.strides) text += std::to_string(stride) + ',';
     }
     text += ';';
   };

@@ -712,6 +712,40 @@ TEST(Slice, EndsOfRunsStayWhereTheyAre) {
   EXPECT_TRUE(parts_of(1, 64).empty());
 }
 
+TEST(Slice, RunsFollowMemory) {
+  Program program = Chain();
+  // Memory has the dimension of 6 inside of that of 16.
+  for (auto& [name, tensor] : program.tensors) {
+    tensor.shape = {2, 6, 16};
+    tensor.strides = {96, 1, 6};
+  }
+  for (Op& op : program.ops) {
+    op.slicings.assign(3, op.slicings[0]);
+    for (int d = 0; d < 3; ++d) {
+      op.slicings[d]->needs[0].second.dimension = d;
+      op.slicings[d]->minds_runs = true;
+    }
+  }
+  program.run_elements = 12;
+  const auto parts_of = [&](int dimension, std::int64_t part_size) {
+    const auto sliced = Sliced(program, {{0, 1}, dimension, part_size}, SliceFacts(program));
+    return sliced ? sliced->ops[0].parts : std::vector<Interval>();
+  };
+  EXPECT_EQ(parts_of(2, 3)[1], (Interval{2, 6}));  // grown to two lines of six
+  EXPECT_TRUE(parts_of(1, 3).empty());             // ends within each of sixteen runs
+  EXPECT_EQ(parts_of(0, 1).size(), 2);             // 96 elements each
+  for (Op& op : program.ops) {
+    for (std::optional<Slicing>& slicing : op.slicings) slicing->runs_from = 2;
+  }
+  EXPECT_EQ(parts_of(0, 1).size(), 2);
+  EXPECT_TRUE(parts_of(1, 3).empty());  // planes are not apart in such memory
+  program.tensors["a"].strides.clear();
+  for (Op& op : program.ops) {
+    for (std::optional<Slicing>& slicing : op.slicings) slicing->runs_from = 0;
+  }
+  EXPECT_TRUE(parts_of(0, 1).empty());  // one run there, another here
+}
+
 TEST(Slice, FactsForbidAndTellScratchMemory) {
   Program program = Chain();
   program.ops[0].workspace_bytes = 40;
