@@ -153,6 +153,8 @@ class PartOp:
     def dimension(self) -> int: ...
     @property
     def parts(self) -> list[tuple[int, int]]: ...
+    @property
+    def overwrites(self) -> str: ...  # an argument; empty: none
 
 class SlicedStretch:
     @property

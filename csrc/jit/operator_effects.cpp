@@ -124,6 +124,7 @@ std::string WhyUndeclared(const FunctionSchema& schema) {
   if (!IsOneOf(NamespaceOf(schema), kTorch) && !HasAliasAnnotation(schema)) {
     return "a custom op without alias annotation";
   }
+  if (schema.name() == "aten::is_grad_enabled") return {};  // a number, and it declares nothing
   // INTERNAL_SPECIAL_CASE, as prim::PythonOp: only AliasDb's code knows what it is taken for.
   const c10::AliasAnalysisKind declares = schema.aliasAnalysis();
   return declares == c10::AliasAnalysisKind::CONSERVATIVE ||

@@ -47,6 +47,31 @@ bool IsNewTensor(const Node* node, const Value* output) {
          output->type()->kind() == c10::TypeKind::TensorType;
 }
 
+bool ChangesFirstInput(const Node* node) {
+  return node->maybeSchema() != nullptr &&
+         EffectsOf(const_cast<Node*>(node)).writes == std::vector<std::size_t>{0};
+}
+
+// The new memory of the block that the value is all of; null if it may be another's.
+const Value* MemoryMadeIn(const torch::jit::Block* block, const Value* value) {
+  const Node* node = value->node();
+  if (node->owningBlock() != block || !node->blocks().empty()) return nullptr;
+  if (IsNewTensor(node, value) && !HidesAliases(const_cast<Node*>(node))) return value;
+  return ChangesFirstInput(node) ? MemoryMadeIn(block, node->input(0)) : nullptr;
+}
+
+// Does an If return new memory, each output its own, whichever block runs?
+bool IsChoiceOfNewTensors(Node* node) {
+  return node->kind() == c10::prim::If &&
+         std::ranges::all_of(node->blocks(), [](torch::jit::Block* block) {
+           std::unordered_set<const Value*> made;
+           return std::ranges::all_of(block->outputs(), [&](const Value* output) {
+             const Value* memory = MemoryMadeIn(block, output);
+             return memory != nullptr && made.insert(memory).second;
+           });
+         });
+}
+
 }  // namespace
 
 Origins::Origins(const AliasDb& alias_db, const std::vector<Node*>& nodes,
@@ -67,21 +92,21 @@ void Origins::AddNode(const AliasDb& alias_db, program::OpId op, Node* node,
     if (IsMutable(value)) read.push_back(value);
   }
   Ids touched = All(read);
+  const bool are_new = IsChoiceOfNewTensors(node);
+  const bool is_simple = node->blocks().empty() || are_new;
   for (Value* output : node->outputs()) {
     if (!IsMutable(output)) continue;
     const bool may_hold_all = MayHoldAll(node), is_new = IsNewTensor(node, output);
     std::vector<Value*> held;
     for (Value* value : read) {
       const bool is_told = !is_new && alias_db.mayContainAlias(value, output);
-      if (may_hold_all || is_told) held.push_back(value);
+      if (!are_new && (may_hold_all || is_told)) held.push_back(value);
     }
     const bool is_given_whole = !node->inputs().empty() && held.size() == 1 &&
                                 held[0] == node->input(0) && IsWhole(held[0]);
-    const bool is_in_place =
-        node->maybeSchema() != nullptr && EffectsOf(node).writes == std::vector<std::size_t>{0};
-    is_whole_[output] = node->blocks().empty() &&
-                        (held.empty() || (is_given_whole && (KeepsWhole(node) || is_in_place)));
-    if (node->blocks().empty() && held.empty()) new_.insert(output);
+    const bool keeps_whole = KeepsWhole(node) || ChangesFirstInput(node);
+    is_whole_[output] = is_simple && (held.empty() || (is_given_whole && keeps_whole));
+    if (is_simple && held.empty()) new_.insert(output);
     Ids ids = All(held);
     ids.push_back(is_ours_.size());
     touched.push_back(is_ours_.size());

@@ -3,8 +3,9 @@
 // An origin is a result of one op that may be new memory. A value may hold memory of its own
 // origin, and of those of whatever it may be a view of, or contain: told op by op, by schemas, by
 // torch's AliasDb where they name a view, and by HidesAliases where they tell too little. So a
-// `contiguous` that copies in one run and returns its input in another has both origins. Two values
-// may share memory only if they have an origin in common (origins_test.cpp compares with AliasDb's
+// `contiguous` that copies in one run and returns its input in another has both origins. An If
+// holds what it reads, unless either block returns new memory, each output its own. Two values may
+// share memory only if they have an origin in common (origins_test.cpp compares with AliasDb's
 // answer for all pairs).
 #pragma once
 

@@ -338,6 +338,24 @@ Value* CallForm(Questions& build, const Node* node, const OverwritingForm& form)
 
 }  // namespace
 
+FormsOfArguments FormsByArgument(const Overwritable& overwritable) {
+  FormsOfArguments forms;
+  for (std::size_t i = 0; i < overwritable.forms.size(); ++i) {
+    const OverwriteForm& use = overwritable.forms[i];
+    const program::OpId op = overwritable.overwrites[0][i].op;
+    forms.emplace(std::pair(op, Argument(use.node, use.form->argument)->debugName()), use.form);
+  }
+  return forms;
+}
+
+Node* PutForm(Node* node, const OverwritingForm& form) {
+  const torch::jit::WithInsertPoint before(node);
+  Questions build(node);
+  Value* result = CallForm(build, node, form);
+  Replace(node, result);
+  return result->node();
+}
+
 void ApplyOverwrite(const OverwriteForm& overwrite, const OverwriteRules& rules) {
   Node* node = overwrite.node;
   const torch::jit::WithInsertPoint before(node);

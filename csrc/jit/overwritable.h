@@ -5,8 +5,10 @@
 
 #include <torch/csrc/jit/ir/ir.h>
 
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "jit/interference.h"
@@ -39,6 +41,15 @@ Overwritable FindOverwritable(const std::shared_ptr<torch::jit::Graph>& graph,
                               const std::vector<torch::jit::Node*>& nodes,
                               const std::vector<Probe>& probes, const Interference& interference,
                               const OverwriteRules& rules = {});
+
+// Of each op and argument that it may write over: the form by which it does.
+using FormsOfArguments =
+    std::map<std::pair<program::OpId, std::string>, const program::OverwritingForm*>;
+FormsOfArguments FormsByArgument(const Overwritable& overwritable);
+
+// Puts the form in the node's place, for a node that is called as the form takes for granted.
+// Returns the node of the form, whose first output is the result.
+torch::jit::Node* PutForm(torch::jit::Node* node, const program::OverwritingForm& form);
 
 // Replaces the node by an If: the form that overwrites, or, where sizes, dtypes or strides of the
 // argument would not be those of the result, the node as it was.

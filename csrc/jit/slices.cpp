@@ -93,9 +93,9 @@ class PartWatch {
   }
 
   void Insert(const program::Program& program, const std::vector<Node*>& nodes, const Probe& probe,
-              ValueNames& names, Trial trial) {
+              const FormsOfArguments& forms, ValueNames& names, Trial trial) {
     is_alone_ = trial == Trial::kAlone;
-    ApplyStretch(program, stretch_, nodes, probe, names, /*may_run=*/nullptr, trial,
+    ApplyStretch(program, stretch_, nodes, probe, forms, names, /*may_run=*/nullptr, trial,
                  [&](std::size_t place, Node* node, Value* part, Value* number) {
                    InsertAround(place, node, part, number);
                  });
@@ -143,7 +143,7 @@ class PartWatch {
                 })
         ->insertBefore(node);
     observers_
-        .Create(graph, {node->output(), part, number},
+        .Create(graph, {node->output(0), part, number},
                 [this, place](at::ArrayRef<c10::IValue> values) {
                   guard_.reset();
                   running_.reset();
@@ -253,6 +253,8 @@ Slicer::Slicer(std::shared_ptr<Graph> graph, sched::Order order, Probe probe,
       interference_(std::move(interference)),
       make_inputs_(std::move(make_inputs)),
       names_(std::move(names)),
+      overwritable_(FindOverwritable(graph_, OpNodes(graph_->block()), {probe_}, interference_)),
+      forms_(FormsByArgument(overwritable_)),
       program_(ProgramOf(OpNodes(graph_->block()))),
       facts_(program_) {}
 
@@ -261,6 +263,7 @@ program::Program Slicer::ProgramOf(const std::vector<Node*>& nodes) const {
   for (std::size_t i = 0; i < names_.size(); ++i) program.ops[i].name = names_[i];
   const bool may_slice = HasPlainInputs(*graph_) && WhyNotEdited(nodes, interference_).empty();
   if (may_slice) AddSlicings(program, nodes, probe_);
+  program.overwritable = overwritable_.overwrites[0];
   return program;
 }
 
@@ -274,8 +277,7 @@ program::SliceFloor Slicer::Floor() const {
   KeepCertain(CertainNodes(graph_), probe);
   program::Program certain = ToProgram(nodes, probe, interference_);
   AddSlicings(certain, nodes, probe);
-  const Overwritable overwritable = FindOverwritable(graph_, nodes, {probe_}, interference_);
-  if (!overwritable.overwrites.empty()) certain.overwritable = overwritable.overwrites[0];
+  certain.overwritable = overwritable_.overwrites[0];
   const Copyable copyable = FindCopyable(nodes, {probe_});
   if (!copyable.copies.empty()) certain.copyable = copyable.copies[0];
   program::SliceFloor floor = program::FloorOf(certain);
@@ -313,7 +315,7 @@ void Slicer::Apply(const std::shared_ptr<Graph>& graph,
   Value* may_run = stretches.empty() ? nullptr : AskForThreads(nodes[stretches[0].ops[0]]);
   for (std::size_t i = 0; i < stretches.size(); ++i) {
     const SlicedStretch sliced = *program::Sliced(program, stretches[i], facts_);
-    ApplyStretch(program, sliced, nodes, probe_, names, may_run)
+    ApplyStretch(program, sliced, nodes, probe_, forms_, names, may_run)
         ->i_(MarkAttribute(), kFirstStretch + static_cast<std::int64_t>(i));
   }
 }
@@ -370,7 +372,7 @@ void Slicer::Learn(const std::vector<Stretch>& stretches) {
       FillAtRandom(stack);
       MakeRandom(program, nodes, names, observers);
     }
-    for (const auto& watch : watches) watch->Insert(program, nodes, probe_, names, trial);
+    for (const auto& watch : watches) watch->Insert(program, nodes, probe_, forms_, names, trial);
     const torch::jit::Code code(copy, "parts");
     try {
       torch::jit::InterpreterState(code).run(stack);

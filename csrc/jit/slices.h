@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "jit/interference.h"
+#include "jit/overwritable.h"
 #include "jit/probe.h"
 #include "program/levers/slice.h"
 #include "program/levers/slice_search.h"
@@ -69,6 +70,8 @@ class Slicer {
   Interference interference_;
   std::function<Stack()> make_inputs_;
   std::vector<std::string> names_;
+  Overwritable overwritable_;
+  FormsOfArguments forms_;
   program::Program program_;
   program::SliceFacts facts_;
 };

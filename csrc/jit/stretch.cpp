@@ -30,14 +30,15 @@ using IntList = std::vector<std::int64_t>;
 class StretchBuilder : public Builder {
  public:
   StretchBuilder(Graph& graph, const program::Program& program, const SlicedStretch& stretch,
-                 const std::vector<Node*>& nodes, const Probe& probe, const ValueNames& names,
-                 Trial trial)
+                 const std::vector<Node*>& nodes, const Probe& probe, const FormsOfArguments& forms,
+                 const ValueNames& names, Trial trial)
       : Builder(graph),
         is_alone_(trial == Trial::kAlone),
         program_(program),
         stretch_(stretch),
         nodes_(nodes),
         probe_(probe),
+        forms_(forms),
         names_(names) {
     for (std::size_t i = 0; i < stretch.ops.size(); ++i) {
       made_by_[OutputOf(i)] = i;
@@ -184,7 +185,8 @@ class StretchBuilder : public Builder {
         if (!slicing.padding.empty()) padded.push_back(given);
       }
       inputs.push_back(Argument(value, need->second.dimension, std::move(intervals)));
-      if (is_alone_ && slicing.changes_argument) {  // others are given it, too
+      const bool is_changed = slicing.changes_argument || part_op.overwrites == NameOf(value);
+      if (is_alone_ && is_changed) {  // others are given it, too
         inputs.back() = Tensor("aten::clone", {inputs.back(), Constant({})});
       }
     }
@@ -204,9 +206,12 @@ class StretchBuilder : public Builder {
         graph().insertNode(graph().create(is_view ? c10::aten::reshape : node->kind(), inputs, 1));
     made->copyMetadata(node);
     made->copyAttributes(*node);
-    Value* part = made->output()->setType(node->output()->type()->kind() == c10::TypeKind::ListType
-                                              ? node->output()->type()
-                                              : c10::TensorType::get());
+    if (!part_op.overwrites.empty()) {
+      made = PutForm(made, *forms_.at({part_op.op, part_op.overwrites}));
+    }
+    Value* part = made->output(0)->setType(node->output()->type()->kind() == c10::TypeKind::ListType
+                                               ? node->output()->type()
+                                               : c10::TensorType::get());
     if (!padded.empty()) part = CutToPart(part, part_op, padded);
     part_of_[node->output()] = part;
     if (visit) visit(place, made, part, counter_);
@@ -271,6 +276,7 @@ class StretchBuilder : public Builder {
   const SlicedStretch& stretch_;
   const std::vector<Node*>& nodes_;
   const Probe& probe_;
+  const FormsOfArguments& forms_;
   const ValueNames& names_;
   std::unordered_map<const Value*, std::size_t> made_by_;  // places in the stretch
   std::vector<std::pair<Value*, SeenTensor>> older_;
@@ -293,14 +299,15 @@ ValueNames NamesOf(const std::vector<Node*>& nodes) {
 }
 
 Node* ApplyStretch(const program::Program& program, const SlicedStretch& stretch,
-                   const std::vector<Node*>& nodes, const Probe& probe, ValueNames& names,
-                   Value* may_run, Trial trial, const VisitPart& visit) {
+                   const std::vector<Node*>& nodes, const Probe& probe,
+                   const FormsOfArguments& forms, ValueNames& names, Value* may_run, Trial trial,
+                   const VisitPart& visit) {
   Node* first = nodes[stretch.ops.front().op];
   Node* last = nodes[stretch.ops.back().op];
   for (const program::OpId v : stretch.ahead) nodes[v]->moveBefore(first);
   Graph& graph = *first->owningGraph();
   const WithInsertPoint behind(last->next());
-  StretchBuilder builder(graph, program, stretch, nodes, probe, names, trial);
+  StretchBuilder builder(graph, program, stretch, nodes, probe, forms, names, trial);
   Node* choice = builder.Build(may_run, visit);
   if (trial != Trial::kNone) return choice;
   Node* before = choice;

@@ -17,6 +17,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "jit/overwritable.h"
 #include "jit/probe.h"
 #include "program/levers/slice.h"
 #include "program/program.h"
@@ -35,7 +36,7 @@ ValueNames NamesOf(const std::vector<torch::jit::Node*>& nodes);
 // `nodes` are OpNodes of the graph's block, one behind the other in the order of the stretch, and
 // `program` is of them, as `probe` saw them. The stretch's own nodes are no more afterwards, unless
 // they are kept for a trial: then they run in front of it, and nobody reads its results. `may_run`:
-// a bool in front of them, or null. Returns the If.
+// a bool in front of them, or null. `forms`: of the program's ops and values. Returns the If.
 enum class Trial {
   kNone,
   kTogether,  // parts follow from each other
@@ -44,7 +45,8 @@ enum class Trial {
 torch::jit::Node* ApplyStretch(const program::Program& program,
                                const program::SlicedStretch& stretch,
                                const std::vector<torch::jit::Node*>& nodes, const Probe& probe,
-                               ValueNames& names, torch::jit::Value* may_run,
-                               Trial trial = Trial::kNone, const VisitPart& visit = {});
+                               const FormsOfArguments& forms, ValueNames& names,
+                               torch::jit::Value* may_run, Trial trial = Trial::kNone,
+                               const VisitPart& visit = {});
 
 }  // namespace torch_ext::jit

@@ -96,6 +96,7 @@ void AddStretches(py::module_& m) {
   py::class_<SlicedStretch::PartOp>(m, "PartOp")
       .def_readonly("op", &SlicedStretch::PartOp::op)
       .def_readonly("dimension", &SlicedStretch::PartOp::dimension)
+      .def_readonly("overwrites", &SlicedStretch::PartOp::overwrites)
       .def_property_readonly("parts",
                              [](const SlicedStretch::PartOp& op) { return PairsOf(op.parts); });
   py::class_<SlicedStretch>(m, "SlicedStretch")

@@ -9,7 +9,7 @@ return their input in another are left alone.
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +69,18 @@ def find_overwritable(probe: Probe) -> list[Overwritable]:
     return found
 
 
+FormsOfArguments = Mapping[tuple[int, str], _sched.OverwritingForm]
+
+
+def forms_by_argument(probe: Probe, uses: Iterable[Overwritable]) -> FormsOfArguments:
+    """The form by which an op writes over an argument, by the op and the argument's name."""
+    forms: dict[tuple[int, str], _sched.OverwritingForm] = {}
+    for use in uses:
+        argument = arguments_of(probe.ops[use.op].node)[use.form.argument]
+        forms.setdefault((use.op, argument.name), use.form)
+    return forms
+
+
 def can_be_required(probe: Probe, use: Overwritable) -> bool:
     """Can the graph ask whether what the node is given looks as it has to (require_looks)?
 
@@ -102,8 +114,8 @@ def _keeps_unseen(op: Op) -> bool:
     return op.is_hidden or is_barrier(node) or is_collective(node)
 
 
-def overwrite(node: fx.Node, form: _sched.OverwritingForm) -> None:
-    """Let the node call the form instead."""
+def overwrite(node: fx.Node, form: _sched.OverwritingForm) -> fx.Node:
+    """Let the node call the form instead. Returns the node that is the result then."""
     given = arguments_of(node)
     argument = given[form.argument]
     target = getattr(torch.ops.aten, form.form.removeprefix("aten::"))
@@ -124,7 +136,8 @@ def overwrite(node: fx.Node, form: _sched.OverwritingForm) -> None:
     has_one_result = len(node.target._schema.returns) == 1  # type: ignore[union-attr]
     node.target, node.args, node.kwargs = target, tuple(args), kwargs
     if has_one_result and len(target._schema.returns) > 1:
-        _take_first(node)
+        return _take_first(node)
+    return node
 
 
 def _empty_like(node: fx.Node, like: fx.Node) -> fx.Node:
@@ -135,8 +148,8 @@ def _empty_like(node: fx.Node, like: fx.Node) -> fx.Node:
     return empty
 
 
-def _take_first(node: fx.Node) -> None:
-    """Let those who read the node read the first of its results."""
+def _take_first(node: fx.Node) -> fx.Node:
+    """Let those who read the node read the first of its results, which is returned."""
     with node.graph.inserting_after(node):
         first = node.graph.call_function(operator.getitem, (node, 0))
     first.meta = dict(node.meta)
@@ -144,6 +157,7 @@ def _take_first(node: fx.Node) -> None:
     written = [value for value in node.kwargs.values() if isinstance(value, fx.Node)]
     if "val" in node.meta:
         node.meta["val"] = tuple(value.meta["val"] for value in written)
+    return first
 
 
 def _uses(probe: Probe, op: Op) -> Iterator[tuple[_sched.OverwritingForm, Look, Look]]:

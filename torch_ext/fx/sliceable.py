@@ -1,6 +1,6 @@
 """What the table of operators that run in parts says of a graph of torch.fx."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,19 +9,21 @@ from torch import fx
 from torch_ext import _sched
 from torch_ext.fx.copyable import find_copyable
 from torch_ext.fx.effects import arguments_of, is_barrier, schema_of
-from torch_ext.fx.overwritable import find_overwritable, has_symbols
+from torch_ext.fx.overwritable import Overwritable, has_symbols
 from torch_ext.fx.probe import Look, Op, Probe
 from torch_ext.fx.program import buffers_of, program_of
 
 Constant = bool | int | float | list[int]
 
 
-def sliceable_program(graph: fx.Graph, probe: Probe) -> _sched.Program:
+def sliceable_program(
+    graph: fx.Graph, probe: Probe, overwritable: Sequence[Overwritable]
+) -> _sched.Program:
     """Return the program with what slices have to know. `probe`: of the graph, nodes apart.
 
     Overwrites and copies are in it too, for its floor is over all levers.
     """
-    program = program_of(probe, find_overwritable(probe), find_copyable(probe))
+    program = program_of(probe, overwritable, find_copyable(probe))
     buffers = buffers_of(probe)
     for node, look in probe.looks.items():
         if look.is_alone and not look.dtype.is_complex:

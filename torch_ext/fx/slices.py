@@ -20,6 +20,7 @@ from torch_ext.fx.apply import copied
 from torch_ext.fx.effects import schema_of
 from torch_ext.fx.graphs import with_own_state
 from torch_ext.fx.loosen import ORIGIN, loosen
+from torch_ext.fx.overwritable import find_overwritable, forms_by_argument
 from torch_ext.fx.probe import Probe, run_probe, storages_of
 from torch_ext.fx.sliceable import sliceable_program, why_not_sliced
 from torch_ext.fx.stretch import Unrolled, call_parts, unroll
@@ -42,21 +43,22 @@ class Slicer:
         own = fx.GraphModule(own, copied(own.graph))
         self.graph = own.graph
         self.inputs = inputs
-        self.probe = self._probe(own)
-        self.program = sliceable_program(self.graph, self.probe)
+        self._look_at(own)
         # What no slices, order, overwrite or hoist go below, with the graph loosened or as it was.
         self.floor_bytes = _sched.floor_bytes(self.program)
         if not why_not_sliced(self.probe) and loosen(self.graph, self.probe):
             own.recompile()
-            self.probe = self._probe(own)
-            self.program = sliceable_program(self.graph, self.probe)
+            self._look_at(own)
             self.floor_bytes = min(self.floor_bytes, _sched.floor_bytes(self.program))
         self.facts = _sched.SliceFacts(self.program)
         self.order = list(range(len(self.probe.ops)))
 
-    def _probe(self, module: fx.GraphModule) -> Probe:
+    def _look_at(self, module: fx.GraphModule) -> None:
         with torch.random.fork_rng(devices=[]):
-            return run_probe(module, self.inputs(), apart=True)
+            self.probe = run_probe(module, self.inputs(), apart=True)
+        overwritable = find_overwritable(self.probe)
+        self.forms = forms_by_argument(self.probe, overwritable)
+        self.program = sliceable_program(self.graph, self.probe, overwritable)
 
     def choose(self, peak_bytes: int, budget_bytes: int | None) -> list[_sched.Choice]:
         """Stretches for each target below the peak that the program has without slices."""
@@ -74,7 +76,7 @@ class Slicer:
         probe = self.probe.on(nodes)
         for number, stretch in enumerate(stretches):
             sliced = self._sliced(stretch)
-            parts = unroll(_name(number), self.program, sliced, self.probe)
+            parts = unroll(_name(number), self.program, sliced, self.probe, self.forms)
             older = tuple(nodes[node.name] for node in parts.older)
             called = dataclasses.replace(parts, older=older)
             nodes |= call_parts(result, probe, sliced, called)
@@ -125,8 +127,8 @@ class Slicer:
             _Watch(
                 self.probe,
                 sliced := self._sliced(stretch),
-                unroll(_name(number), self.program, sliced, self.probe),
-                unroll(_name(number), self.program, sliced, self.probe, alone=True),
+                unroll(_name(number), self.program, sliced, self.probe, self.forms),
+                unroll(_name(number), self.program, sliced, self.probe, self.forms, alone=True),
             )
             for number, stretch in enumerate(stretches)
         ]
@@ -324,7 +326,8 @@ class _PartRun(fx.Interpreter):
             value = super().run_node(n)
         op = self.watch.stretch.ops[made.place]
         begin, end = op.parts[made.part]
-        if not made.runs or value.shape[op.dimension] == end - begin:
+        is_part = isinstance(value, torch.Tensor) and value.shape[op.dimension] == end - begin
+        if not made.runs or is_part:
             self.watch.look(made.place, made.part, value)
             self.watch.running = None
         return value

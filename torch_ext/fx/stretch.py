@@ -15,6 +15,7 @@ from torch import fx
 from torch_ext import _sched
 from torch_ext.fx.builder import Builder, fake_mode_of
 from torch_ext.fx.effects import arguments_of
+from torch_ext.fx.overwritable import FormsOfArguments, overwrite
 from torch_ext.fx.parts import Parts, Required
 from torch_ext.fx.probe import Probe
 from torch_ext.fx.same_threads import require_threads
@@ -46,15 +47,16 @@ def unroll(
     program: _sched.Program,
     stretch: _sched.SlicedStretch,
     probe: Probe,
+    forms: FormsOfArguments,
     *,
     alone: bool = False,
 ) -> Unrolled:
-    """Write the parts one behind the other. `program` and `stretch` are of the probe's ops.
+    """Write the parts one behind the other. All that is given is of the probe's ops.
 
     `alone`: for trials. Each op is given parts of whole values, whatever the others make, and there
     are no results.
     """
-    return _Unroller(program, stretch, probe, alone).unrolled(name)
+    return _Unroller(program, stretch, probe, forms, alone).unrolled(name)
 
 
 def call_parts(
@@ -136,9 +138,15 @@ def _require(graph: fx.Graph, argument: fx.Node, required: Required | None) -> N
 
 class _Unroller:
     def __init__(
-        self, program: _sched.Program, stretch: _sched.SlicedStretch, probe: Probe, alone: bool
+        self,
+        program: _sched.Program,
+        stretch: _sched.SlicedStretch,
+        probe: Probe,
+        forms: FormsOfArguments,
+        alone: bool,
     ) -> None:
         self.alone = alone
+        self.forms = forms
         self.program = program
         self.stretch = stretch
         self.probe = probe
@@ -215,7 +223,8 @@ class _Part:
             interval = slicing.argument_of(need, begin, end, size)
             assert interval is not None
             replaced[used] = self._argument(used, need.dimension, *interval[:2])
-            if self.of.alone and slicing.changes_argument:  # others are given it, too
+            is_changed = slicing.changes_argument or op.overwrites == used.name
+            if self.of.alone and is_changed:  # others are given it, too
                 replaced[used] = self.of.build.call(
                     _aten.clone.default, (replaced[used],), {}, node
                 )
@@ -229,6 +238,10 @@ class _Part:
         target = _aten.reshape.default if node.target in _VIEWS else node.target
         result = self.of.build.call(target, *_arguments(target, given, replaced), node)
         self.of.made[result] = Made(place, self.number, runs=True)
+        if op.overwrites:
+            called, result = result, overwrite(result, self.of.forms[op.op, op.overwrites])
+            if result is not called:
+                self.of.made[result] = Made(place, self.number, runs=False)
         if slicing.padding:  # rows that are spoilt by it go
             last_row = first_row + end - begin
             result = self._rows(result, node, op.dimension, first_row, last_row)

@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "program/levers/overwrite.h"
 #include "program/lower.h"
 #include "sched/simulate.h"
 
@@ -104,6 +105,7 @@ class Index {
       last_read_[value] = std::numeric_limits<std::int32_t>::max();
     }
     for (std::vector<std::int32_t>& places : readers_) std::ranges::sort(places);
+    for (const Overwrite& overwrite : program.overwritable) AddOverwrite(overwrite);
     conflicts_.resize(order.size() + 1);
     for (const Conflict& conflict : program.conflicts) {
       conflicts_[place[conflict.earlier]].push_back(place[conflict.later]);
@@ -133,6 +135,15 @@ class Index {
     return conflicts_[place];
   }
 
+  // The argument that the op at `place` may write its result over, if no op from there to `end`
+  // reads its memory; empty if there is none.
+  std::string OverwritableAt(std::size_t place, std::size_t end) const {
+    const auto found = overwritable_.find(order_[place]);
+    if (found == overwritable_.end()) return {};
+    const BufferId b = program_.tensors.at(found->second).buffer;
+    return LastReader(b, place, end) == place ? found->second : std::string();
+  }
+
   // Does nobody read an older value of the memory that the op changes, later than it?
   bool ChangesForAll(std::size_t place, BufferId buffer) const {
     const std::string& result = program_.ops[order_[place]].outputs[0];
@@ -153,6 +164,24 @@ class Index {
     });
   }
 
+  void AddOverwrite(const Overwrite& overwrite) {
+    const Op& op = program_.ops[overwrite.op];
+    const auto bytes_of = [&](BufferId b) { return program_.buffers[b].bytes; };
+    if (bytes_of(overwrite.argument) != bytes_of(overwrite.result)) return;
+    const auto touches = [&](OpId other) {
+      const Op& it = program_.ops[other];
+      return std::ranges::count(it.reads, overwrite.argument) > 0 ||
+             std::ranges::count(it.writes, overwrite.argument) > 0;
+    };
+    if (!std::ranges::all_of(overwrite.others, touches)) return;
+    const auto is_argument = [&](const std::string& value) {
+      const auto tensor = program_.tensors.find(value);
+      return tensor != program_.tensors.end() && tensor->second.buffer == overwrite.argument;
+    };
+    const auto argument = std::ranges::find_if(op.inputs, is_argument);
+    if (argument != op.inputs.end()) overwritable_.emplace(overwrite.op, *argument);
+  }
+
   // A list holds the memory of its tensors.
   void AddList(const Op& op) {
     if (op.outputs.size() != 1) return;
@@ -170,6 +199,7 @@ class Index {
   std::vector<std::vector<std::int32_t>> readers_;    // of buffers: places
   std::vector<std::vector<std::int32_t>> conflicts_;  // of each place with later ones
   std::unordered_map<BufferId, std::vector<std::string>> values_;
+  std::unordered_map<OpId, std::string> overwritable_;
 };
 
 std::vector<Interval> Cut(std::int64_t size, std::int64_t part_size) {
@@ -275,13 +305,29 @@ class Growing {
     return true;
   }
 
-  // Views of older tensors may cost scratch memory: that is known only where the stretch begins.
+  // Views of older tensors may cost scratch memory, and are not written over: that is known only
+  // where the stretch begins.
   std::int64_t PartBytes() const {
     std::int64_t bytes = part_bytes_;
     for (const std::size_t i : readers_of_older_) {
-      bytes = std::max(bytes, hill_bytes_[hill_of_[i]] + older_bytes_[i]);
+      bytes = std::max(bytes, hill_bytes_[hill_of_[i]] + older_bytes_[i] + spared_bytes_[i]);
     }
     return bytes;
+  }
+
+  // The op writes over what is made here, if its parts are the same.
+  void DecideOverwrite(const std::string& argument, const std::vector<Interval>& parts,
+                       bool is_made_new) {
+    const auto found = writers_over_.find(argument);
+    if (found == writers_over_.end()) return;
+    const std::size_t i = found->second;
+    if (is_made_new && parts == ops_[i].parts) {
+      ops_[i].overwrites = argument;
+    } else {
+      hill_bytes_[hill_of_[i]] += spared_bytes_[i];
+      part_bytes_ = std::max(part_bytes_, hill_bytes_[hill_of_[i]]);
+    }
+    spared_bytes_[i] = 0;
   }
 
   // Counts what an op of the stretch reads that is not made yet.
@@ -418,8 +464,11 @@ class Growing {
       }
     }
     SetMade(result);
+    DecideOverwrite(result, needed.parts, is_new && !slicing.changes_argument);
+    const std::string argument = index_.OverwritableAt(place, end_);
+    if (!argument.empty()) writers_over_.emplace(argument, ops_.size());
     hill_of_.push_back(end_ - 1 - place);
-    Account(place, dimension, needed.parts, size);
+    spared_bytes_.push_back(Account(place, dimension, needed.parts, size, !argument.empty()));
     ops_.push_back({v, dimension, std::move(needed.parts)});
     AddReader(ops_.size() - 1, slicing);
     return true;
@@ -471,8 +520,9 @@ class Growing {
     }
   }
 
-  void Account(std::size_t place, int dimension, const std::vector<Interval>& parts,
-               std::int64_t size) {
+  // Returns the bytes that the op is not counted with because it may write over its argument.
+  std::int64_t Account(std::size_t place, int dimension, const std::vector<Interval>& parts,
+                       std::int64_t size, bool may_overwrite) {
     const Program& program = index_.program();
     const OpId v = index_.OpAt(place);
     const std::int64_t longest = LongestOf(parts);
@@ -491,9 +541,12 @@ class Growing {
       extra_bytes_ += Scaled(program.buffers[b].bytes, all - size, size);
     }
     std::int64_t& hill_bytes = hill_bytes_.back();
-    hill_bytes = made_bytes + facts_.WorkspaceBytes(program, {v, dimension, longest, false});
+    const std::int64_t spared_bytes = may_overwrite ? made_bytes : 0;
+    hill_bytes =
+        made_bytes - spared_bytes + facts_.WorkspaceBytes(program, {v, dimension, longest, false});
     part_bytes_ = std::max(part_bytes_, hill_bytes);
     extra_bytes_ += kCallBytes * static_cast<std::int64_t>(parts.size());
+    return spared_bytes;
   }
 
   const Index& index_;
@@ -515,6 +568,8 @@ class Growing {
   std::vector<std::size_t> hill_of_;
   std::vector<int> unmade_inputs_;
   std::vector<std::int64_t> older_bytes_;
+  std::vector<std::int64_t> spared_bytes_;  // of those that may still overwrite
+  std::unordered_map<std::string, std::size_t> writers_over_;
   std::vector<std::size_t> readers_of_older_;
   std::unordered_map<std::string, std::vector<std::size_t>> readers_of_;
   std::vector<std::int64_t> hill_bytes_;
@@ -692,7 +747,9 @@ SliceFloor FloorOf(const Program& program) {
 
 Stretches::Stretches(const Program& program, const sched::Order& order, const SliceFacts& facts)
     : order_(order), candidates_(order.size() + 1) {
-  const sched::Profile profile = sched::Simulate(Lower(program), order);
+  // Overwriting changes hills and no valleys.
+  const std::optional<Edited> edited = WithOverwrites(program, ForcedOverwrites(program));
+  const sched::Profile profile = sched::Simulate(Lower(edited->program), order);
   hill_bytes_ = profile.hill_bytes;
   const Index index(program, order_);
   const std::int64_t highest_bytes = profile.PeakBytes();

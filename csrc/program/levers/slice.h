@@ -28,11 +28,21 @@
 // Then every part of each value is computed from the same numbers as in the whole. Whether by the
 // same bits is up to kernels: that is tried, op by op, and verified by running.
 //
+// OVERWRITES. A part may be written over the part of an argument that dies with it. So an op that
+// can write over an argument (Program::overwritable) does so in parts if
+//   made here  the argument is what another op of the stretch makes new, in the same intervals
+//   last       no later op of the stretch reads its memory, and those that touch it in other runs
+//              are among those that read it in this one
+// Then no part reads the argument's numbers later (a result that is read behind the stretch has
+// been copied to its place), and what the part takes is less by what the op makes.
+//
+//
 // CHOICE. Over one order, by dynamic programming over its places: of all sets of stretches that do
 // not overlap, with parts of some sizes (PartSizes), one with the lowest peak, or one with the
 // least added work among those below a limit. What is alive before a place does not depend on
-// stretches before it; what a stretch reads is counted as alive until it ends. O(ops * length of
-// stretches * sizes * dimensions), times the length for what a part takes.
+// stretches before it; what a stretch reads is counted as alive until it ends. Ops that are in none
+// do the overwrites that are forced (levers/overwrite.h). O(ops * length of stretches * sizes *
+// dimensions), times the length for what a part takes.
 //
 // FLOOR. Whatever is sliced, hoisted, overwritten or ordered: all results are whole at the end; and
 // an op of which no dimension can be sliced runs whole, so what it reads and makes is whole at that
@@ -111,6 +121,7 @@ struct SlicedStretch {
     int dimension = 0;            // of its result
     std::vector<Interval> parts;  // of it
     bool reads_older = false;     // see SliceFacts
+    std::string overwrites = {};  // an argument whose parts it writes its own over; none: empty
 
     SliceFacts::Part Longest() const { return {op, dimension, LongestOf(parts), reads_older}; }
   };

@@ -41,7 +41,7 @@ bool IsSlower(const SliceTrial& trial) {
 SliceTargets TargetsBelow(std::int64_t peak_bytes, std::optional<std::int64_t> budget_bytes) {
   SliceTargets targets;
   if (budget_bytes) targets.emplace_back(*budget_bytes);
-  for (const int percent : {70, 45, 30, 20}) targets.emplace_back(peak_bytes / 100 * percent);
+  for (const int percent : {85, 70, 45, 30, 20}) targets.emplace_back(peak_bytes / 100 * percent);
   targets.emplace_back(std::nullopt);
   return targets;
 }

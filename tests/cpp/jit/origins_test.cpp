@@ -117,6 +117,47 @@ TEST(Origins, AViewHasThoseOfWhatItIsOf) {
   EXPECT_FALSE(origins.IsOurs(subject.graph->inputs()[1]));
 }
 
+// What an If makes of y, by the lines of its blocks.
+Subject Choice(const std::string& then, const std::string& otherwise) {
+  return Subject(R"(
+    def forward(self, x):
+        y = x.mul(2)
+        if bool(y.sum() > 0):
+            )" + then +
+                 R"(
+        else:
+            )" + otherwise +
+                 R"(
+        return a.sum() + b.sum() + y.sum()
+    )");
+}
+
+TEST(Origins, AnIfThatMakesNewMemoryHoldsNoOther) {
+  const Subject both = Choice("a, b = y.relu(), y.add(1).add_(2)", "a, b = y.neg(), y.exp()");
+  const Node* choice = both.Result("prim::If")->node();
+  ASSERT_EQ(choice->outputs().size(), 2);
+  for (const Value* output : choice->outputs()) {
+    EXPECT_TRUE(both.origins->IsOurs(output) && both.origins->IsWhole(output));
+    EXPECT_TRUE(both.origins->IsNew(output));
+    EXPECT_FALSE(both.origins->MayShare(output, both.Result("aten::mul")));
+  }
+  EXPECT_FALSE(both.origins->MayShare(choice->output(0), choice->output(1)));
+  for (const char* other :
+       {"a, b = y, y.exp()", "a, b = y.relu(), y.view(-1)", "a, b = y.relu(), y.add_(2)"}) {
+    const Subject subject = Choice("a, b = y.relu(), y.add(1)", other);
+    const Node* node = subject.Result("prim::If")->node();
+    EXPECT_FALSE(subject.origins->IsNew(node->output(0))) << other;
+    EXPECT_TRUE(subject.origins->MayShare(node->output(1), subject.Result("aten::mul"))) << other;
+  }
+  for (const char* other : {"a = y.exp()\n            b = a", "a = y.exp()\n            b = a.t()",
+                            "a = y.exp()\n            b = a.add_(1)"}) {
+    const Subject subject = Choice("a, b = y.relu(), y.add(1)", other);
+    const Node* node = subject.Result("prim::If")->node();
+    if (node->outputs().size() < 2) continue;
+    EXPECT_TRUE(subject.origins->MayShare(node->output(0), node->output(1))) << other;
+  }
+}
+
 TEST(Origins, WhatIsPutIntoAContainerIsNotOurs) {
   const Subject subject(kPrograms[1]);
   EXPECT_FALSE(subject.origins->IsOurs(subject.Result("aten::mul")));

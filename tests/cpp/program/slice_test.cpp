@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "program/levers/overwrite.h"
 #include "program/lower.h"
 #include "sched/simulate.h"
 #include "support/program_oracle.h"
@@ -91,6 +92,23 @@ Program RandomSliceable(std::uint64_t seed) {
       }
       const bool is_sliceable = !slicing.needs.empty() && random.Chance(90);
       op.slicings.push_back(is_sliceable ? std::optional(slicing) : std::nullopt);
+    }
+    // Element by element the result may take the place of an argument.
+    const auto is_same_in = [&](const std::string& value, int d) {
+      const auto is_same = [&](const auto& need) {
+        return need.first == value && need.second == Need{.dimension = d};
+      };
+      return op.slicings[d] && std::ranges::any_of(op.slicings[d]->needs, is_same);
+    };
+    for (const std::string& value : op.inputs) {
+      const BufferId b = program.tensors[value].buffer;
+      const auto shares = [&](const std::string& other) {
+        return other != value && program.tensors[other].buffer == b;
+      };
+      if (op.writes.empty() || !is_same_in(value, 0) || !is_same_in(value, 1)) continue;
+      if (std::ranges::none_of(op.inputs, shares)) {
+        program.overwritable.push_back({v, op.writes[0], b});
+      }
     }
     // Writers and readers of one memory keep their order.
     for (OpId u = 0; u < v; ++u) {
@@ -190,9 +208,16 @@ class Machine {
         }
         const std::vector<std::int64_t>& shape = program_.tensors.at(op.outputs[0]).shape;
         const bool in_rows = part_op.dimension == 0;
-        const Matrix made = Made(part_op.op, in_rows ? part : Interval{0, shape[0]},
-                                 in_rows ? Interval{0, shape[1]} : part, arguments);
-        parts[op.outputs[0]] = made;
+        const Interval rows = in_rows ? part : Interval{0, shape[0]};
+        const Interval columns = in_rows ? Interval{0, shape[1]} : part;
+        if (part_op.overwrites.empty()) {
+          parts[op.outputs[0]] = Made(part_op.op, rows, columns, arguments);
+        } else {
+          const Matrix& over = parts.at(part_op.overwrites);
+          Make(part_op.op, arguments, over);
+          parts[op.outputs[0]] = over;
+        }
+        const Matrix& made = parts.at(op.outputs[0]);
         const auto result = results.find(op.outputs[0]);
         if (result != results.end()) Copy(made, result->second);
       }
@@ -242,8 +267,14 @@ class Machine {
     }
     const Matrix made =
         changes ? arguments[0].Narrow(0, rows).Narrow(1, columns) : NewMatrix(rows, columns);
-    for (std::int64_t i = rows.begin; i < rows.end; ++i) {
-      for (std::int64_t j = columns.begin; j < columns.end; ++j) {
+    Make(v, arguments, made);
+    return made;
+  }
+
+  void Make(OpId v, const std::vector<Matrix>& arguments, const Matrix& made) const {
+    const Op& op = program_.ops[v];
+    for (std::int64_t i = made.rows.begin; i < made.rows.end; ++i) {
+      for (std::int64_t j = made.columns.begin; j < made.columns.end; ++j) {
         std::int64_t number = v + 1;
         for (std::size_t a = 0; a < arguments.size(); ++a) {
           const Interval along = Region(op, op.inputs[a], 0, i);
@@ -257,7 +288,6 @@ class Machine {
         made.At(i, j) = number;
       }
     }
-    return made;
   }
 
   const Program& program_;
@@ -339,11 +369,16 @@ std::int64_t PeakOfParts(const Program& program, const SlicedStretch& stretch) {
   for (std::size_t k = 0; k < stretch.ops[0].parts.size(); ++k) {
     std::map<BufferId, std::int64_t> live;
     for (std::size_t i = 0; i < stretch.ops.size(); ++i) {
-      const auto& [v, dimension, parts, reads_older] = stretch.ops[i];
+      const auto& [v, dimension, parts, reads_older, overwrites] = stretch.ops[i];
       const Op& op = program.ops[v];
       const std::int64_t size = program.tensors.at(op.outputs[0]).shape[dimension];
+      if (!overwrites.empty()) {
+        auto memory = live.extract(program.tensors.at(overwrites).buffer);
+        memory.key() = op.writes[0];
+        live.insert(std::move(memory));
+      }
       for (const BufferId b : op.writes) {
-        live[b] = program.buffers[b].bytes * parts[k].length() / size;
+        live.emplace(b, program.buffers[b].bytes * parts[k].length() / size);
       }
       std::int64_t bytes = nothing.WorkspaceBytes(program, {v, dimension, parts[k].length()});
       for (const auto& [b, held] : live) bytes += held;
@@ -417,7 +452,7 @@ std::int64_t PeakWith(const Program& program, const SlicedStretch& stretch, OpId
 
 TEST(Slice, EveryStretchComputesTheSame) {
   std::uint64_t stretches = 0, with_changes = 0, with_halo = 0, several_results = 0;
-  std::uint64_t alongside = 0, with_ops_ahead = 0, with_ops_behind = 0;
+  std::uint64_t alongside = 0, with_ops_ahead = 0, with_ops_behind = 0, with_overwrites = 0;
   for (std::uint64_t seed = 0; seed < Cases(1500); ++seed) {
     const Program program = RandomSliceable(seed);
     SCOPED_TRACE(Shown(program, seed));
@@ -447,6 +482,7 @@ TEST(Slice, EveryStretchComputesTheSame) {
             several_results += sliced->results.size() > 1;
             for (const SlicedStretch::PartOp& op : sliced->ops) {
               with_changes += program.ops[op.op].slicings[op.dimension]->changes_argument;
+              with_overwrites += !op.overwrites.empty();
               with_halo += op.parts.size() > 1 && op.parts[0].end > op.parts[1].begin;
             }
           }
@@ -461,6 +497,7 @@ TEST(Slice, EveryStretchComputesTheSame) {
   EXPECT_GT(alongside, Cases(100));
   EXPECT_GT(with_ops_behind, Cases(100));
   EXPECT_GT(with_ops_ahead, Cases(100));
+  EXPECT_GT(with_overwrites, Cases(100));
 }
 
 // All sets of stretches that do not overlap, one after the other.
@@ -468,7 +505,8 @@ class BruteForce {
  public:
   explicit BruteForce(const Program& program)
       : program_(program), order_(OriginalOrder(program)), facts_(program) {
-    profile_ = sched::Simulate(Lower(program), order_);
+    const auto edited = WithOverwrites(program, ForcedOverwrites(program));
+    profile_ = sched::Simulate(Lower(edited->program), order_);
   }
 
   std::int64_t LowestPeak() { return Lowest(0, 0); }
@@ -612,6 +650,27 @@ TEST(Slice, EachRuleForbids) {
   Program list = Chain();
   list.tensors["x"].is_list = true;
   EXPECT_FALSE(IsStretch(list));
+}
+
+TEST(Slice, PartsAreWrittenOverWhereTheyDie) {
+  Program program = Chain();
+  program.overwritable = {{1, 2, 1}};
+  const auto sliced = [&] { return *Sliced(program, kWholeChain, SliceFacts(program)); };
+  EXPECT_EQ(sliced().ops[1].overwrites, "a");
+  EXPECT_EQ(sliced().part_bytes, 8);  // a row of one
+  program.overwritable[0].others = {0};
+  EXPECT_EQ(sliced().ops[1].overwrites, "a");  // it makes the argument
+  Op other;
+  other.inputs = {"b"};
+  other.outputs = {"other"};
+  other.reads = {2};
+  program.ops.push_back(other);
+  program.overwritable[0].others = {2};
+  EXPECT_EQ(sliced().ops[1].overwrites, "");
+  EXPECT_EQ(sliced().part_bytes, 16);
+  program.overwritable[0].others.clear();
+  program.buffers[1].bytes *= 2;  // of another dtype
+  EXPECT_EQ(sliced().ops[1].overwrites, "");
 }
 
 TEST(Slice, WhatIsNotMadeInPartsRunsBehindOrAhead) {
