@@ -546,6 +546,8 @@ class SliceTrials {
     if (!subject.Plan()) return std::move(plain_);
     numbers_ = subject.numbers();
     Slicer slicer = subject.MakeSlicer();
+    // Values are called otherwise where numbers are fixed.
+    if (!numbers_.empty()) slicer.NameBuffersLike(plain_.report.original);
     plain_.report.floor_bytes =
         std::min(slicer.Floor().bytes, plain_.report.plan.lower_bound_bytes);
     const auto budget = options_.plan.memory_budget_bytes;

@@ -267,6 +267,21 @@ program::Program Slicer::ProgramOf(const std::vector<Node*>& nodes) const {
   return program;
 }
 
+void Slicer::NameBuffersLike(const program::Program& named) {
+  std::unordered_map<std::string, const program::Op*> op_named;
+  for (const program::Op& op : named.ops) op_named[op.name] = &op;
+  for (std::size_t b = 0; b < program_.buffers.size(); ++b) {
+    program_.buffers[b].name = "unnamed." + std::to_string(b);
+  }
+  for (const program::Op& op : program_.ops) {
+    const auto found = op_named.find(op.name);
+    if (found == op_named.end() || found->second->writes.size() != op.writes.size()) continue;
+    for (std::size_t i = 0; i < op.writes.size(); ++i) {
+      program_.buffers[op.writes[i]].name = named.buffers[found->second->writes[i]].name;
+    }
+  }
+}
+
 std::string Slicer::Forbidden() const {
   return program::ForbiddenText(program_, facts_);
 }

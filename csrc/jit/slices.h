@@ -37,6 +37,9 @@ class Slicer {
          Interference interference, std::function<Stack()> make_inputs,
          std::vector<std::string> names = {});
 
+  // Gives buffers the names that they have there, where ops of the same names make them.
+  void NameBuffersLike(const program::Program& named);
+
   // The program with what slices need to know.
   const program::Program& program() const { return program_; }
 
