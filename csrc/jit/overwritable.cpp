@@ -343,7 +343,8 @@ FormsOfArguments FormsByArgument(const Overwritable& overwritable) {
   for (std::size_t i = 0; i < overwritable.forms.size(); ++i) {
     const OverwriteForm& use = overwritable.forms[i];
     const program::OpId op = overwritable.overwrites[0][i].op;
-    forms.emplace(std::pair(op, Argument(use.node, use.form->argument)->debugName()), use.form);
+    const auto place = *use.node->schema().argumentIndexWithName(use.form->argument);
+    forms.emplace(std::pair(op, static_cast<std::size_t>(place)), use.form);
   }
   return forms;
 }

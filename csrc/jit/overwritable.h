@@ -42,9 +42,10 @@ Overwritable FindOverwritable(const std::shared_ptr<torch::jit::Graph>& graph,
                               const std::vector<Probe>& probes, const Interference& interference,
                               const OverwriteRules& rules = {});
 
-// Of each op and argument that it may write over: the form by which it does.
+// Of each op, and place of an argument that it may write over, the form by which it does. Copies of
+// the graph have the same, and not the same names of values.
 using FormsOfArguments =
-    std::map<std::pair<program::OpId, std::string>, const program::OverwritingForm*>;
+    std::map<std::pair<program::OpId, std::size_t>, const program::OverwritingForm*>;
 FormsOfArguments FormsByArgument(const Overwritable& overwritable);
 
 // Puts the form in the node's place, for a node that is called as the form takes for granted.

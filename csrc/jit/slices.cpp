@@ -369,18 +369,19 @@ void Slicer::NameAlike(program::Program& sliced, const std::vector<std::int64_t>
 
 void Slicer::Learn(const std::vector<Stretch>& stretches) {
   std::vector<std::unique_ptr<PartWatch>> watches;
-  for (const Stretch& stretch : stretches) {
-    watches.push_back(
-        std::make_unique<PartWatch>(program_, *program::Sliced(program_, stretch, facts_)));
-  }
   // Of zeros, which masks and new weights make, parts are the same by any order of sums: so each op
   // is tried alone, too, on random numbers. They may lead elsewhere, or nowhere.
   for (const Trial trial : {Trial::kTogether, Trial::kAlone}) {
     const std::shared_ptr<Graph> copy = graph_->copy();
     const std::vector<Node*> nodes = OpNodes(copy->block());
     ApplyOrder(copy->block(), nodes, order_);
+    // Its values may be called otherwise than those of program_, and as those of the other copy.
     const program::Program program = ProgramOf(nodes);
     ValueNames names = NamesOf(nodes);
+    for (std::size_t i = watches.size(); i < stretches.size(); ++i) {
+      watches.push_back(
+          std::make_unique<PartWatch>(program, *program::Sliced(program, stretches[i], facts_)));
+    }
     Observers observers;
     Stack stack = make_inputs_();
     if (trial == Trial::kAlone) {

@@ -206,15 +206,21 @@ class StretchBuilder : public Builder {
         graph().insertNode(graph().create(is_view ? c10::aten::reshape : node->kind(), inputs, 1));
     made->copyMetadata(node);
     made->copyAttributes(*node);
-    if (!part_op.overwrites.empty()) {
-      made = PutForm(made, *forms_.at({part_op.op, part_op.overwrites}));
-    }
+    if (!part_op.overwrites.empty()) made = PutForm(made, FormOf(part_op, node));
     Value* part = made->output(0)->setType(node->output()->type()->kind() == c10::TypeKind::ListType
                                                ? node->output()->type()
                                                : c10::TensorType::get());
     if (!padded.empty()) part = CutToPart(part, part_op, padded);
     part_of_[node->output()] = part;
     if (visit) visit(place, made, part, counter_);
+  }
+
+  const program::OverwritingForm& FormOf(const SlicedStretch::PartOp& op, const Node* node) const {
+    for (std::size_t i = 0; i < node->inputs().size(); ++i) {
+      const auto form = forms_.find({op.op, i});
+      if (form != forms_.end() && NameOf(node->input(i)) == op.overwrites) return *form->second;
+    }
+    TORCH_INTERNAL_ASSERT(false, "torch_ext: nothing writes over ", op.overwrites);
   }
 
   // A value that a node reads, older ones as views, and what the loop makes as far as it is asked.
