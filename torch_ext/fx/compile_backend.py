@@ -12,6 +12,9 @@ torch runs both graphs without gradients.
 
 Both graphs free their inputs as they use them up, which the planner counts on.
 
+With a memory budget, or the lever "slice", graphs without gradients run stretches of ops part by
+part. These are cut, and verified, in the first call (fx/first_call.py).
+
 Environment: `TORCH_EXT_DISABLE=1` leaves every graph in its order; `TORCH_EXT_LOG=info` logs the
 peak and the bound of each through the logger "torch_ext".
 """
@@ -28,9 +31,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import default_partition
 from torch.fx.graph import _BoxedCodeGen
 
-from torch_ext.arguments import Planning, planning
+from torch_ext.arguments import ALL_LEVERS, Planning, planning, without
 from torch_ext.fx.apply import apply_order, arrange, chosen_of, copied
 from torch_ext.fx.estimate import estimate_probe
+from torch_ext.fx.first_call import CutAtFirstCall, is_symbolic
 from torch_ext.fx.overwritable import Overwritable, find_overwritable, overwrite
 from torch_ext.fx.probe import Probe
 from torch_ext.fx.program import program_of
@@ -48,23 +52,23 @@ def backend(
 ) -> Callable[..., Any]:
     """Compile for torch.compile.
 
-    `options`: "time_budget" in seconds, "levers" (names), as of torch_ext.optimize. Raises
-    ValueError for other options and values.
+    `options`: "time_budget" in seconds, "memory_budget", "levers" (names), as of
+    torch_ext.optimize. Raises ValueError for other options and values.
     """
     set_up_logging()
     options = dict(options or {})
-    time_budget, levers = options.pop("time_budget", 2.0), options.pop("levers", None)
-    wanted = planning("all", time_budget, levers=levers)
+    given = {name: options.pop(name, None) for name in ("memory_budget", "levers")}
+    wanted = planning("all", options.pop("time_budget", 2.0), **given, offered=ALL_LEVERS)
     if options:
         raise ValueError(
-            f"the backend torch_ext has no option '{next(iter(options))}'; it has 'levers' and "
-            "'time_budget'"
+            f"the backend torch_ext has no option '{next(iter(options))}'; it has 'levers', "
+            "'memory_budget' and 'time_budget'"
         )
     compile_with = aot_autograd(
         fw_compiler=_boxed,
         bw_compiler=_boxed,
         inference_compiler=functools.partial(_compile_inference, wanted),
-        partition_fn=functools.partial(_partition, wanted),
+        partition_fn=functools.partial(_partition, without(wanted, "slice")),
         keep_inference_input_mutations=True,
     )
     return compile_with(module, example_inputs)
@@ -73,8 +77,14 @@ def backend(
 def _compile_inference(
     wanted: Planning, module: fx.GraphModule, _: Sequence[Any]
 ) -> Callable[..., Any]:
-    _edit(module, wanted)
-    return _boxed(module, _)
+    def compile_graph(graph: fx.GraphModule, *, edits: bool) -> Callable[..., Any]:
+        if edits:
+            _edit(graph, without(wanted, "slice"))
+        return _boxed(graph, _)
+
+    if "slice" in wanted.levers and not is_symbolic(module):
+        return CutAtFirstCall(module, wanted, compile_graph)
+    return compile_graph(module, edits=True)
 
 
 def _partition(

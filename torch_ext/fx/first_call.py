@@ -1,0 +1,90 @@
+"""A compiled graph without gradients that is cut in its first call.
+
+Slices are chosen by trying, on real values, which a compiler does not have. The first call has
+them: it plans, verifies and times, and so takes as long as torch_ext.fx.reorder does.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from torch_ext.arguments import Planning
+from torch_ext.fx.optimize import reorder
+from torch_ext.logs import Peaks
+
+MIB = 2**20
+_log = logging.getLogger("torch_ext")
+
+Run = Callable[[list[Any]], Any]
+
+
+class CutAtFirstCall:
+    """Calls a graph with slices, or the one without where these are not for the call.
+
+    A graph with slices raises with another number of threads than it was cut for. Sizes, strides
+    and dtypes are the compiler's to ask for: it compiles again for others.
+    """
+
+    _boxed_call = True  # torch hands over a list, which is emptied
+
+    def __init__(self, module: fx.GraphModule, wanted: Planning, compile_graph: Any) -> None:
+        """`compile_graph`: makes a function of one list of a graph, without slices."""
+        self._module = module
+        self._wanted = wanted
+        self._compile = compile_graph
+        self._plain: Run | None = None
+        self._sliced: Run | None = None
+        self._threads = 0  # of the first call
+
+    def __call__(self, inputs: list[Any]) -> Any:
+        """Run the graph."""
+        if not self._threads:
+            self._threads = torch.get_num_threads()
+            self._cut(inputs)
+        if self._sliced is not None and torch.get_num_threads() == self._threads:
+            return self._sliced(inputs)
+        if self._plain is None:
+            self._plain = self._compile(self._module, edits=True)
+        return self._plain(inputs)
+
+    def _cut(self, inputs: list[Any]) -> None:
+        wanted = self._wanted
+        try:
+            sliced, report = reorder(
+                self._module,
+                inputs,
+                time_budget=wanted.time_budget,
+                memory_budget=wanted.memory_budget,
+                levers=wanted.levers,
+            )
+        except Exception as error:
+            _log.warning("a graph is not cut: %s: %s", type(error).__name__, error)
+            return
+        reason = report.levers[-1].reason
+        if not report.slices:
+            _log.info("a graph is not cut: %s", reason or report.reason)
+            return
+        self._sliced = self._compile(sliced, edits=False)
+        _log.info(
+            "a graph with %d slices: %.2f MiB, was %.2f",
+            len(report.slices),
+            report.peak_bytes / MIB,
+            report.original_peak_bytes / MIB,
+            extra={"peaks": Peaks.of(report)},
+        )
+
+
+def is_symbolic(module: fx.GraphModule) -> bool:
+    """Are sizes of inputs symbols, so that other calls have others?"""
+    values = [node.meta.get("val") for node in module.graph.find_nodes(op="placeholder")]
+    return any(
+        isinstance(value, torch.SymInt)
+        or (
+            isinstance(value, torch.Tensor)
+            and any(isinstance(n, torch.SymInt) for n in (*value.shape, *value.stride()))
+        )
+        for value in values
+    )
