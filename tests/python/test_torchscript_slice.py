@@ -72,6 +72,16 @@ def test_what_is_read_again_by_the_next_op_is_freed():
     assert abs(report.measured_peak_bytes - report.peak_bytes) <= A_FEW_BYTES
 
 
+def test_what_runs_whole_beside_slices_overwrites():
+    x = torch.randn(64, 256)
+    script = frozen(Residual(), x)
+    report = torch_ext.optimize(script, (x,), memory_budget=1)[1]
+    without = torch_ext.optimize(script, (x,), memory_budget=1, levers=("order", "slice"))[1]
+    assert report.slices
+    assert report.overwrites
+    assert report.peak_bytes < without.peak_bytes
+
+
 def test_a_budget_that_order_meets_has_no_slices():
     _, _, report = sliced(Convolutions(), image(), memory_budget="1GiB")
     assert not report.slices

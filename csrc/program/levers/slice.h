@@ -36,7 +36,6 @@
 // Then no part reads the argument's numbers later (a result that is read behind the stretch has
 // been copied to its place), and what the part takes is less by what the op makes.
 //
-//
 // CHOICE. Over one order, by dynamic programming over its places: of all sets of stretches that do
 // not overlap, with parts of some sizes (PartSizes), one with the lowest peak, or one with the
 // least added work among those below a limit. What is alive before a place does not depend on

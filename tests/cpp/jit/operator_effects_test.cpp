@@ -64,6 +64,7 @@ TEST(OperatorEffects, ACustomOpIsKnownByItsAliasAnnotation) {
   EXPECT_NE(EffectsOf("torch_ext_table_test::unmarked", "", {}).undeclared, "");
   EXPECT_EQ(EffectsOf("torch_ext_table_test::marked", "", {}).undeclared, "");
   EXPECT_EQ(EffectsOf("aten::sin", "", {}).undeclared, "");
+  EXPECT_EQ(EffectsOf("aten::is_grad_enabled", "", {}).undeclared, "");
 }
 
 TEST(OperatorEffects, ABackwardPassWritesToWhatItIsNotGiven) {
