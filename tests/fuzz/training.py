@@ -97,7 +97,7 @@ class Block(nn.Module):
 
 
 class Rows(nn.Module):
-    """An LSTM along the features."""
+    """An LSTM along the features, which not every processor has in bfloat16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,8 @@ class Rows(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The last of its results."""
-        result: torch.Tensor = self.layers(x[..., None])[0][:, -1]
+        with torch.autocast("cpu", enabled=False):
+            result: torch.Tensor = self.layers(x.float()[..., None])[0][:, -1]
         return result
 
 

@@ -30,11 +30,10 @@ def peak_of(run, x: Tensor) -> int:
     return memory.peak_bytes
 
 
-@pytest.mark.parametrize("options", [LEAST, LEAST | {"levers": ["order", "slice"]}])
-def test_a_budget_that_order_does_not_meet_is_met_by_slices(options, caplog):
+def test_a_budget_that_order_does_not_meet_is_met_by_slices(caplog):
     network, x = Elementwise(), torch.randn(64, 256)
     expected = network(x)
-    plain, sliced = compiled(network, {}), compiled(network, options)
+    plain, sliced = compiled(network, {}), compiled(network, LEAST)
     with caplog.at_level(logging.INFO, logger="torch_ext"):
         assert torch.equal(sliced(x), expected)
     [record] = [r for r in caplog.records if hasattr(r, "peaks")]
@@ -53,7 +52,7 @@ def test_parameters_and_convolutions():
 
 
 def test_other_numbers_of_threads_run_the_graph_without_slices():
-    network, x = Elementwise(), torch.randn(64, 256)
+    network, x = Elementwise(), torch.randn(16, 64)
     threads = torch.get_num_threads()
     sliced = compiled(network, LEAST)
     sliced(x)
@@ -69,11 +68,10 @@ def test_other_sizes_strides_and_dtypes_are_compiled_again():
     network = Elementwise()
     sliced = compiled(network, LEAST)
     for x in (
-        torch.randn(64, 256),
-        torch.randn(32, 256),
-        torch.randn(7, 256),
-        torch.randn(256, 64).t(),
-        torch.randn(64, 256).double(),
+        torch.randn(16, 64),
+        torch.randn(7, 64),
+        torch.randn(64, 16).t(),
+        torch.randn(16, 64).double(),
     ):
         for _ in range(2):
             assert torch.equal(sliced(x), network(x))
@@ -114,7 +112,7 @@ def test_inputs_that_change_are_changed_once():
             return self.body(x) + self.calls
 
     ours, theirs = Counted(), Counted()
-    sliced, x = compiled(ours, LEAST), torch.randn(64, 256)
+    sliced, x = compiled(ours, LEAST), torch.randn(16, 64)
     for calls in range(1, 4):
         assert torch.equal(sliced(x), theirs(x))
         assert ours.calls.item() == calls
