@@ -183,7 +183,7 @@ def image(batch: int = 1) -> Tensor:
 SLICEABLE = {
     "rows": (Convolutions(), (image(),)),
     "batch": (Convolutions(), (image(3),)),
-    "elements": (Elementwise(), (torch.randn(64, 256),)),
+    "elements": (Elementwise(), (torch.randn(32, 256),)),
     "channels last": (ChannelsLast(), (torch.randn(1, 24, 24, 8),)),
     "dense": (Dense(), (torch.randn(1, 8, 24, 24),)),
 }

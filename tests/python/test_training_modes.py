@@ -72,6 +72,16 @@ class CastsInside(Encoder):
             return super().forward(x)
 
 
+def has_lstm(around) -> bool:
+    """Has this processor one of that dtype? With AVX2 there is none of bfloat16."""
+    try:
+        with torch.no_grad(), around():
+            nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
+    except RuntimeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("model", [Encoder, Images, Sequences, CastsInside])
 @pytest.mark.parametrize(
     ("constructed", "called"),
@@ -85,8 +95,10 @@ class CastsInside(Encoder):
 )
 def test_autocast_around_forward_and_loss(model, constructed, called):
     """As in the loop, wherever the step was constructed: backward pass and update are outside."""
-    if model is Sequences and called == "float16":
-        pytest.skip("torch has no LSTM of this dtype")
+    if model is Sequences and not (
+        has_lstm(AUTOCASTS[constructed]) and has_lstm(AUTOCASTS[called])
+    ):
+        pytest.skip("torch has no LSTM of this dtype here")
     around = AUTOCASTS[called]
     network = model()
     loop = Loop(network, OPTIMIZERS["adamw"], loss_fn, around)
@@ -223,7 +235,7 @@ def test_a_mode_is_noticed_before_anything_is_written():
     def failing(*_):
         raise ZeroDivisionError
 
-    network.last.forward = failing
+    network.layers.forward = failing
     with BFLOAT16(), pytest.raises(ZeroDivisionError):
         step(*batches()[1])
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
