@@ -34,7 +34,7 @@ from torch.fx.graph import _BoxedCodeGen
 from torch_ext.arguments import ALL_LEVERS, Planning, planning, without
 from torch_ext.fx.apply import apply_order, arrange, chosen_of, copied
 from torch_ext.fx.estimate import estimate_probe
-from torch_ext.fx.first_call import CutAtFirstCall, is_symbolic
+from torch_ext.fx.first_call import CutAtFirstCall, has_symbolic_inputs
 from torch_ext.fx.overwritable import Overwritable, find_overwritable, overwrite
 from torch_ext.fx.probe import Probe
 from torch_ext.fx.program import program_of
@@ -82,7 +82,7 @@ def _compile_inference(
             _edit(graph, without(wanted, "slice"))
         return _boxed(graph, _)
 
-    if "slice" in wanted.levers and not is_symbolic(module):
+    if "slice" in wanted.levers and not has_symbolic_inputs(module):
         return CutAtFirstCall(module, wanted, compile_graph)
     return compile_graph(module, edits=True)
 

@@ -13,6 +13,7 @@ from torch import fx
 
 from torch_ext.arguments import Planning
 from torch_ext.fx.optimize import reorder
+from torch_ext.fx.overwritable import is_symbolic
 from torch_ext.logs import Peaks
 
 MIB = 2**20
@@ -77,14 +78,9 @@ class CutAtFirstCall:
         )
 
 
-def is_symbolic(module: fx.GraphModule) -> bool:
-    """Are sizes of inputs symbols, so that other calls have others?"""
-    values = [node.meta.get("val") for node in module.graph.find_nodes(op="placeholder")]
+def has_symbolic_inputs(module: fx.GraphModule) -> bool:
+    """Are numbers or sizes of inputs symbols, so that other calls have others?"""
     return any(
-        isinstance(value, torch.SymInt)
-        or (
-            isinstance(value, torch.Tensor)
-            and any(isinstance(n, torch.SymInt) for n in (*value.shape, *value.stride()))
-        )
-        for value in values
+        isinstance(node.meta.get("val"), torch.SymInt) or is_symbolic(node)
+        for node in module.graph.find_nodes(op="placeholder")
     )

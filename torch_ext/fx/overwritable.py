@@ -45,7 +45,7 @@ def find_overwritable(probe: Probe) -> list[Overwritable]:
     for op in probe.ops:
         for storage in {s for held in op.storages.values() for s in held} | op.made.keys():
             touching.setdefault(storage, []).append(op)
-    is_symbolic = has_symbols(probe)
+    with_symbols = has_symbols(probe)
     bases: set[fx.Node] = set()  # tensors that are no views, whatever is overwritten
     found = []
     for index, op in enumerate(probe.ops):
@@ -57,7 +57,7 @@ def find_overwritable(probe: Probe) -> list[Overwritable]:
                 continue  # it has to run before and after this one
             if any(map(_keeps_unseen, others)):
                 continue
-            if is_symbolic and any(map(_may_alias_elsewhere, others)):
+            if with_symbols and any(map(_may_alias_elsewhere, others)):
                 continue
             is_over_base = arguments_of(op.node)[form.argument] in bases
             if result.storage in probe.results and not is_over_base:
@@ -233,10 +233,11 @@ def _numbers(node: fx.Node) -> list[Any]:
 
 def has_symbols(probe: Probe) -> bool:
     """Are sizes or strides of some value symbols?"""
-    return any(map(_is_symbolic, probe.values))
+    return any(map(is_symbolic, probe.values))
 
 
-def _is_symbolic(node: fx.Node) -> bool:
+def is_symbolic(node: fx.Node) -> bool:
+    """Are sizes or strides of its tensor symbols?"""
     return any(isinstance(number, torch.SymInt) for number in _numbers(node))
 
 
@@ -247,7 +248,7 @@ def _has_numeric_strides(node: fx.Node) -> bool:
 
 def _are_alike_always(a: fx.Node, b: fx.Node) -> bool:
     """Have they the same shape and strides, whatever the symbols stand for?"""
-    if not _is_symbolic(a) and not _is_symbolic(b):
+    if not is_symbolic(a) and not is_symbolic(b):
         return True
     ours, theirs = _numbers(a), _numbers(b)
     return len(ours) == len(theirs) and all(
