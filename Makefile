@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 JOBS   ?= $(shell nproc)
+# Files of tests run side by side. Each uses two threads of torch, which must not wait by spinning.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 # What torch the suite runs with; `make test-latest` sets both.
 REQUIREMENTS ?= requirements.txt
 TORCHVISION  ?= 0.28.0
@@ -61,11 +63,11 @@ asan-test: $(STAMPS)/packages
 	$(BIN)/ctest --test-dir build-asan --output-on-failure -j $(JOBS)
 
 python-test: build $(STAMPS)/browser
-	$(BIN)/python -m pytest -q tests/python
+	$(PYTEST) tests/python
 
 # Every command and example of README.md and docs.
 docs-test: build
-	$(BIN)/python -m pytest -q -p tests.documents README.md docs csrc/README.md benchmarks/README.md
+	$(PYTEST) -p tests.documents README.md docs csrc/README.md benchmarks/README.md
 
 # The suite against the newest torch. The modules are built in place, so it runs in a copy of the
 # tree; what the copy built and installed stays, and kept file times keep it up to date.

@@ -247,14 +247,18 @@ double Median(std::vector<double> values) {
 
 PairedSeconds TimeInTurns(const torch::jit::Module& a, const torch::jit::Module& b,
                           const Stack& example, bool copy_state, const QuietRun& quiet) {
-  constexpr int kUnsettled = 2, kCalls = 7;
+  constexpr int kUnsettled = 2, kFewest = 3, kMost = 7;
+  constexpr double kEnoughSeconds = 4;  // what takes that long varies little
   std::vector<double> seconds_a, seconds_b;
-  for (int i = 0; i < kUnsettled + kCalls; ++i) {
+  double all_seconds = 0;
+  for (int i = 0; i < kUnsettled + kMost; ++i) {
+    if (i >= kUnsettled + kFewest && all_seconds > kEnoughSeconds) break;
     // Each is first in half of the turns.
     const auto time_a = [&] { seconds_a.push_back(SecondsOfCall(a, example, copy_state, quiet)); };
     if (i % 2 == 0) time_a();
     seconds_b.push_back(SecondsOfCall(b, example, copy_state, quiet));
     if (i % 2 == 1) time_a();
+    all_seconds += seconds_a.back() + seconds_b.back();
   }
   const auto settled = [](const std::vector<double>& seconds) {
     return Median({seconds.begin() + kUnsettled, seconds.end()});

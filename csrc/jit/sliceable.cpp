@@ -60,6 +60,14 @@ std::optional<Slicing> SlicingOfList(const Program& program, const Node* node, i
   return slicing;
 }
 
+// Attention has weights as a second result, an undefined tensor where they are not asked for.
+bool IsFirstAllThatIsMade(const Node* node, const NodeProbe& seen) {
+  for (std::size_t i = 1; i < node->outputs().size(); ++i) {
+    if (seen.written[i] || node->output(i)->hasUses()) return false;
+  }
+  return !node->outputs().empty();
+}
+
 // The list is seen as its first tensor: dimensions in which the others differ cannot be sliced.
 bool AddList(Program& program, const Node* node) {
   const auto is_known = [&](const Value* value) {
@@ -105,9 +113,10 @@ void AddSlicings(Program& program, const std::vector<Node*>& nodes, const Probe&
   for (std::size_t i = 0; i < nodes.size(); ++i) AddTensors(program, nodes[i], probe.nodes[i]);
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     const Node* node = nodes[i];
-    if (node->outputs().size() != 1 || !node->blocks().empty()) continue;
+    if (!IsFirstAllThatIsMade(node, probe.nodes[i]) || !node->blocks().empty()) continue;
+    program.ops[i].outputs.resize(1);
     const bool is_list = AddList(program, node);
-    const auto tensor = program.tensors.find(node->output()->debugName());
+    const auto tensor = program.tensors.find(node->output(0)->debugName());
     if (tensor == program.tensors.end()) continue;
     if (is_list) {
       for (int d = 0; d < static_cast<int>(tensor->second.shape.size()); ++d) {

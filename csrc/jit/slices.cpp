@@ -92,24 +92,27 @@ class PartWatch {
            std::ranges::any_of(facts_, [](const Seen& seen) { return !seen.keeps_bits; });
   }
 
-  void Insert(const program::Program& program, const std::vector<Node*>& nodes, const Probe& probe,
-              const FormsOfArguments& forms, ValueNames& names, Trial trial) {
+  // Returns the node that runs the parts.
+  Node* Insert(const program::Program& program, const std::vector<Node*>& nodes, const Probe& probe,
+               const FormsOfArguments& forms, ValueNames& names, Trial trial) {
     is_alone_ = trial == Trial::kAlone;
-    ApplyStretch(program, stretch_, nodes, probe, forms, names, /*may_run=*/nullptr, trial,
-                 [&](std::size_t place, Node* node, Value* part, Value* number) {
-                   InsertAround(place, node, part, number);
-                 });
+    Node* parts =
+        ApplyStretch(program, stretch_, nodes, probe, forms, names, /*may_run=*/nullptr, trial,
+                     [&](std::size_t place, Node* node, Value* part, Value* number) {
+                       InsertAround(place, node, part, number);
+                     });
     // In front of the parts, which are behind the last node.
     Graph& graph = *nodes[0]->owningGraph();
     for (std::size_t place = 0; place < stretch_.ops.size(); ++place) {
       Node* node = nodes[stretch_.ops[place].op];
       observers_
-          .Create(graph, {node->output()},
+          .Create(graph, {node->output(0)},
                   [this, place](at::ArrayRef<c10::IValue> values) {
                     if (values[0].isTensor()) whole_[place] = values[0].toTensor().clone();
                   })
           ->insertAfter(node);
     }
+    return parts;
   }
 
   // What has been seen; an op that has not run to its end is none to run in parts.
@@ -239,6 +242,14 @@ void MakeRandom(const program::Program& program, const std::vector<Node*>& nodes
       continue;
     }
     observers.Create(graph, {value}, FillWithNumbers)->insertAfter(value->node());
+  }
+}
+
+// Nothing runs behind the node.
+void EndAt(Graph& graph, const Node* last) {
+  while (!graph.outputs().empty()) graph.eraseOutput(graph.outputs().size() - 1);
+  while (graph.block()->return_node()->prev() != last) {
+    graph.block()->return_node()->prev()->destroy();
   }
 }
 
@@ -388,7 +399,12 @@ void Slicer::Learn(const std::vector<Stretch>& stretches) {
       FillAtRandom(stack);
       MakeRandom(program, nodes, names, observers);
     }
-    for (const auto& watch : watches) watch->Insert(program, nodes, probe_, forms_, names, trial);
+    const Node* last = nullptr;
+    for (const auto& watch : watches) {
+      const Node* parts = watch->Insert(program, nodes, probe_, forms_, names, trial);
+      if (last == nullptr || parts->isAfter(last)) last = parts;
+    }
+    EndAt(*copy, last);
     const torch::jit::Code code(copy, "parts");
     try {
       torch::jit::InterpreterState(code).run(stack);

@@ -66,7 +66,7 @@ class StretchBuilder : public Builder {
   const std::vector<Value*>& results() const { return results_; }
 
  private:
-  Value* OutputOf(std::size_t place) const { return nodes_[stretch_.ops[place].op]->output(); }
+  Value* OutputOf(std::size_t place) const { return nodes_[stretch_.ops[place].op]->output(0); }
 
   // Constants that are inputs have none, and no needs.
   std::string NameOf(const Value* value) const {
@@ -202,16 +202,16 @@ class StretchBuilder : public Builder {
     }
     // A part of a view may have strides that `view` does not take.
     const bool is_view = node->kind() == c10::aten::view;
-    Node* made =
-        graph().insertNode(graph().create(is_view ? c10::aten::reshape : node->kind(), inputs, 1));
+    Node* made = graph().insertNode(graph().create(is_view ? c10::aten::reshape : node->kind(),
+                                                   inputs, node->outputs().size()));
     made->copyMetadata(node);
     made->copyAttributes(*node);
     if (!part_op.overwrites.empty()) made = PutForm(made, FormOf(part_op, node));
-    Value* part = made->output(0)->setType(node->output()->type()->kind() == c10::TypeKind::ListType
-                                               ? node->output()->type()
-                                               : c10::TensorType::get());
+    Value* whole = node->output(0);
+    const bool is_list = whole->type()->kind() == c10::TypeKind::ListType;
+    Value* part = made->output(0)->setType(is_list ? whole->type() : c10::TensorType::get());
     if (!padded.empty()) part = CutToPart(part, part_op, padded);
-    part_of_[node->output()] = part;
+    part_of_[whole] = part;
     if (visit) visit(place, made, part, counter_);
   }
 
@@ -272,7 +272,7 @@ class StretchBuilder : public Builder {
     for (const SlicedStretch::PartOp& op : stretch_.ops) {
       Node* node = nodes_[op.op];
       Node* copy = graph().insertNode(graph().createClone(node, copy_of));
-      copies[node->output()] = copy->output();
+      copies[node->output(0)] = copy->output(0);
     }
     for (Value* result : results_) block->registerOutput(copies.at(result));
   }
@@ -310,7 +310,10 @@ Node* ApplyStretch(const program::Program& program, const SlicedStretch& stretch
                    const VisitPart& visit) {
   Node* first = nodes[stretch.ops.front().op];
   Node* last = nodes[stretch.ops.back().op];
-  for (const program::OpId v : stretch.ahead) nodes[v]->moveBefore(first);
+  // In a trial all nodes stay: other stretches take in parts what runs ahead of this one.
+  if (trial == Trial::kNone) {
+    for (const program::OpId v : stretch.ahead) nodes[v]->moveBefore(first);
+  }
   Graph& graph = *first->owningGraph();
   const WithInsertPoint behind(last->next());
   StretchBuilder builder(graph, program, stretch, nodes, probe, forms, names, trial);

@@ -131,6 +131,31 @@ class Changed(nn.Module):
         return c.sum(1)
 
 
+class WindowAttention(nn.Module):
+    """Inside of windows of an image; the mask, written into zeros, is cut into windows as well."""
+
+    def __init__(self, windows: int, side: int, width: int) -> None:
+        super().__init__()
+        self.sizes = (windows, side, windows, side)
+        self.project = nn.Linear(width, width)
+        self.join = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows, side = self.sizes[:2]
+        mask = x.new_zeros(x.shape[:2])
+        mask[:side] = 1
+        mask = mask.view(self.sizes).permute(0, 2, 1, 3).reshape(-1, side * side)
+        mask = (mask.unsqueeze(1) - mask.unsqueeze(2)) * 9
+        y = x.roll((-1, -1), (0, 1)).view(*self.sizes, -1)
+        y = self.project(y.permute(0, 2, 1, 3, 4).reshape(-1, side * side, x.shape[-1]))
+        y = self.join((y @ y.transpose(1, 2) + mask).softmax(-1) @ y)
+        y = y.view(windows, windows, side, side, -1).permute(0, 2, 1, 3, 4)
+        x = x + y.reshape(x.shape)
+        return x + self.down(nn.functional.gelu(self.up(x)))
+
+
 class Masked(nn.Module):
     """A mask of zeros hides how products are summed up."""
 

@@ -126,6 +126,14 @@ def attention(rng):
     return [*(tensor(*shape) for shape in arguments), mask, 0.0, causal]
 
 
+def projected_attention(rng):
+    batch, rows, heads, width = sizes(rng, 4)
+    size = 4 * heads * width
+    x = tensor(batch, rows, size)
+    weights = [tensor(3 * size, size), tensor(3 * size), tensor(size, size), tensor(size)]
+    return [x, x, x, size, heads, *weights, None, False]
+
+
 def reduced(rng):
     rank = rng.randint(2, 4)
     dims = rng.sample(range(-rank, 0), rng.randint(1, rank - 1))
@@ -267,6 +275,7 @@ CALLS = {
     "bmm": batches,
     "addmm": lambda rng: [tensor((m := matrices(rng))[1].shape[1]), *m],
     "scaled_dot_product_attention": attention,
+    "_native_multi_head_attention": projected_attention,
     **dict.fromkeys(("mean", "sum", "amax"), reduced),
     "transpose": lambda rng: [tensor(*sizes(rng, 3)), rng.randint(-3, 2), rng.randint(-3, 2)],
     "permute": permuted,
@@ -300,6 +309,10 @@ def operator(name, arguments):
             continue
         return operator
     raise AssertionError(f"no overload of {name} takes {arguments}")
+
+
+def first_of(made):
+    return made[0] if isinstance(made, tuple) else made
 
 
 def shape_of(value):
@@ -338,7 +351,8 @@ def part_of(operator, arguments, slicing, dimension, begin, end):
         place = names.index(slicing.sizes)
         part[place] = list(part[place])
         part[place][slicing.sizes_place] = end - begin
-    made = operator(*part) if operator._schema.name != "aten::view" else part[0].reshape(part[1])
+    is_view = operator._schema.name == "aten::view"
+    made = part[0].reshape(part[1]) if is_view else first_of(operator(*part))
     return made.narrow(dimension, offset, end - begin)
 
 
@@ -374,7 +388,7 @@ def test_parts_are_the_whole(name):
         torch.manual_seed(seed)
         arguments = CALLS.get(name, unary)(rng)
         call = operator(name, arguments)
-        whole = call(*arguments)
+        whole = first_of(call(*arguments))
         for dimension in range(whole.dim()):
             slicing = slicing_of(call, arguments, whole, dimension)
             if slicing is None:

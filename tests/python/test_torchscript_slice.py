@@ -17,6 +17,7 @@ from models import (
     Lists,
     Masked,
     Residual,
+    WindowAttention,
     image,
 )
 from torch import Tensor, nn
@@ -80,6 +81,30 @@ def test_what_runs_whole_beside_slices_overwrites():
     assert report.slices
     assert report.overwrites
     assert report.peak_bytes < without.peak_bytes
+
+
+def test_what_runs_ahead_of_one_stretch_is_tried_in_parts_of_another():
+    network, x = WindowAttention(windows=4, side=7, width=16), torch.randn(28, 28, 16)
+    module, report = torch_ext.optimize(frozen(network, x), (x,), levers=ALL)
+    assert report.identical
+    assert same(module(x), frozen(network, x)(x))
+
+
+def test_attention_runs_one_sample_after_the_other():
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x, x, x, need_weights=False)[0].amax((1, 2))
+
+    x = torch.randn(6, 16, 32)
+    script, module, report = sliced(Attention(), x)
+    op = next(op for op in report.graph.ops if "multi_head" in op.kind)
+    assert len(op.outputs) == 2  # of which the weights are nothing
+    assert report.floor_bytes < x.nbytes  # the op may be cut, whether or not its bits stay here
+    assert same(module(x), script(x))
 
 
 def test_a_budget_that_order_meets_has_no_slices():

@@ -134,7 +134,7 @@ class Slicer:
         ]
         with no_collections():
             try:
-                with torch.random.fork_rng(devices=[]):
+                with torch.random.fork_rng(devices=[]), contextlib.suppress(_AllIsSeenError):
                     trial = _Trial(with_own_state(self.module), self.graph, watches)
                     trial.run(*self.inputs(), enable_io_processing=False)
             except Exception:
@@ -289,15 +289,23 @@ class _Watch:
                 )
 
 
+class _AllIsSeenError(Exception):
+    """All stretches have run."""
+
+
 class _Trial(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, graph: fx.Graph, watches: Sequence[_Watch]) -> None:
         super().__init__(module, graph=graph)
         self.watches = watches
+        self.last_nodes = {watch.nodes[-1] for watch in watches}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         for watch in self.watches:
             watch.see(n, value)
+        self.last_nodes.discard(n)
+        if not self.last_nodes:
+            raise _AllIsSeenError
         return value
 
 

@@ -641,6 +641,11 @@ bool SliceFacts::Knows(const Part& part) const {
   return known != nullptr && known->contains(part.length);
 }
 
+SliceFacts::Part SliceFacts::Twin(Part part) const {
+  part.op = twin_of_[part.op];
+  return part;
+}
+
 bool SliceFacts::MayKeepBits(OpId op, int dimension, std::int64_t length) const {
   for (const bool reads_older : {false, true}) {
     const ByLength* known = Find(op, dimension, reads_older);

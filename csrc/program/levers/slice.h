@@ -72,6 +72,8 @@ class SliceFacts {
     int dimension = 0;         // of its result
     std::int64_t length = 0;   // at most
     bool reads_older = false;  // some interval that it reads is a view of an older tensor
+
+    auto operator<=>(const Part&) const = default;
   };
   struct Fact {
     bool keeps_bits = true;
@@ -82,6 +84,8 @@ class SliceFacts {
 
   void Learn(const Part& part, Fact fact);
   bool Knows(const Part& part) const;
+  // That of the first op that is called alike: what is learned of one is known of the other.
+  Part Twin(Part part) const;
 
   // From here on what is not known is not allowed.
   void AllowKnownAlone() { allows_known_alone_ = true; }

@@ -19,6 +19,18 @@ bool IsKnown(const Program& program, const Stretch& stretch, const SliceFacts& f
   return sliced && sliced->is_known;
 }
 
+// Will more be known when the stretch has run, beside those that `asked` stands for?
+bool AsksMore(const Program& program, const Stretch& stretch, const SliceFacts& facts,
+              std::set<SliceFacts::Part>& asked) {
+  const SlicedStretch sliced = *Sliced(program, stretch, facts);
+  bool asks_more = false;
+  for (const SlicedStretch::PartOp& op : sliced.ops) {
+    if (facts.Knows(op.Longest())) continue;
+    asks_more |= asked.insert(facts.Twin(op.Longest())).second;
+  }
+  return asks_more;
+}
+
 std::string Rounded(double ratio) {
   std::ostringstream text;
   text << std::fixed << std::setprecision(2) << ratio;
@@ -53,11 +65,11 @@ std::vector<Stretches::Choice> ChooseStretches(const Program& program, const sch
     const Stretches all(program, order, facts);
     std::vector<Stretches::Choice> choices;
     std::vector<Stretch> unknown;
+    std::set<SliceFacts::Part> asked;
     for (const std::optional<std::int64_t> bytes : targets) {
       Stretches::Choice& choice = choices.emplace_back(bytes ? all.Within(*bytes) : all.Lowest());
       for (const Stretch& stretch : choice.stretches) {
-        if (IsKnown(program, stretch, facts)) continue;
-        if (std::ranges::find(unknown, stretch) == unknown.end()) unknown.push_back(stretch);
+        if (AsksMore(program, stretch, facts, asked)) unknown.push_back(stretch);
       }
     }
     if (unknown.empty()) return choices;

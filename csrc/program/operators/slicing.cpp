@@ -224,6 +224,16 @@ Answer Attention(const Asked& call) {
   return slicing;
 }
 
+// One sample after the other; in other dimensions keys need what queries are, whole.
+Answer ProjectedAttention(const Asked& call) {
+  if (call.Of("mask") != nullptr || call.dimension() != 0) return std::nullopt;
+  Slicing slicing;
+  for (const char* name : {"query", "key", "value"}) {
+    slicing.needs.push_back({name, {.dimension = 0}});
+  }
+  return slicing;
+}
+
 Answer Reduced(const Asked& call) {
   const int rank = call.RankOf("self");
   const auto dimensions = call.Dimensions("dim", rank);
@@ -444,6 +454,7 @@ const std::unordered_map<std::string, Rule>& Rules() {
     }
     add("addmm", AddedProduct);
     add("scaled_dot_product_attention", Attention);
+    add("_native_multi_head_attention", ProjectedAttention);
     for (const char* name : {"mean", "sum", "amax"}) add(name, Reduced);
     add("transpose", Transpose);
     add("t", [](const Asked& call) { return Same("self", call.rank() - 1 - call.dimension()); });

@@ -1,0 +1,71 @@
+#include "program/levers/slice_search.h"
+
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace torch_ext::program {
+namespace {
+
+// Layers that are called alike: each makes much of little, in rows, and little of much again. No
+// stretch is longer than one.
+Program Layers(int count) {
+  constexpr std::int64_t kRows = 4;
+  Program program;
+  const auto add_value = [&](const std::string& name, std::int64_t columns) {
+    const auto buffer = static_cast<BufferId>(program.buffers.size());
+    program.buffers.push_back({.name = name, .bytes = 8 * kRows * columns});
+    program.tensors[name] = {{kRows, columns}, "", buffer, true};
+  };
+  const auto add_op = [&](const std::string& oper, const std::string& from, const std::string& to) {
+    Op& op = program.ops.emplace_back();
+    op.name = "make_" + to;
+    op.oper = oper;
+    op.inputs = {from};
+    op.outputs = {to};
+    op.reads = {program.tensors.at(from).buffer};
+    op.writes = {program.tensors.at(to).buffer};
+    op.slicings.resize(2);
+    if (oper != "test::mix") op.slicings[0] = Slicing{.needs = {{from, {.dimension = 0}}}};
+  };
+  add_value("mixed0", 1);
+  program.buffers[0].is_input = true;
+  for (int layer = 0; layer < count; ++layer) {
+    const auto name = [&](const std::string& stem, int number) {
+      return stem + std::to_string(number);
+    };
+    add_value(name("many", layer), 16);
+    add_value(name("few", layer), 1);
+    add_value(name("mixed", layer + 1), 1);
+    add_op("test::grow", name("mixed", layer), name("many", layer));
+    add_op("test::shrink", name("many", layer), name("few", layer));
+    add_op("test::mix", name("few", layer), name("mixed", layer + 1));
+  }
+  program.results = {"mixed" + std::to_string(count)};
+  program.buffers.back().kept = true;
+  return program;
+}
+
+TEST(SliceSearch, OfAlikeStretchesTheFirstRunsAlone) {
+  const Program program = Layers(3);
+  const sched::Order order{0, 1, 2, 3, 4, 5, 6, 7, 8};
+  SliceFacts facts(program);
+  std::vector<Stretch> learned;
+  const auto learn = [&](const std::vector<Stretch>& stretches) {
+    for (const Stretch& stretch : stretches) {
+      learned.push_back(stretch);
+      const SlicedStretch sliced = *Sliced(program, stretch, facts);
+      for (const SlicedStretch::PartOp& op : sliced.ops) facts.Learn(op.Longest(), {});
+    }
+  };
+  const auto choices = ChooseStretches(program, order, facts, {std::nullopt}, learn);
+  ASSERT_EQ(choices.size(), 1);
+  EXPECT_EQ(choices[0].stretches.size(), 3);
+  ASSERT_EQ(learned.size(), 1);
+  EXPECT_EQ(learned[0], choices[0].stretches[0]);
+}
+
+}  // namespace
+}  // namespace torch_ext::program
