@@ -58,14 +58,18 @@ def run_one(
 
 
 def row_of(
-    script: str, one: Sequence[str], *options: str, seconds: float | None = None
+    script: str,
+    one: Sequence[str],
+    *options: str,
+    seconds: float | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """As run_one, but a child that ends without a result leaves a `remark`.
 
     Too much time or memory is no failure; all else is one of the row's `failures`.
     """
     try:
-        return run_one(script, one, *options, seconds=seconds)
+        return run_one(script, one, *options, seconds=seconds, environment=environment)
     except subprocess.TimeoutExpired:
         return {"remark": f"skipped: more than {seconds:.0f} s", "failures": []}
     except ChildError as error:

@@ -1,4 +1,4 @@
-"""The mallocs under which the resident memory of a process is measured."""
+"""The mallocs under which processes are measured."""
 
 from __future__ import annotations
 
@@ -35,8 +35,13 @@ def check_preloaded() -> None:
         raise RuntimeError(f"{preload} was not preloaded")
 
 
-def add_malloc(parser: argparse.ArgumentParser) -> None:
-    """Argument --malloc: under glibc's own, equal processes differ by more than most gains."""
+def best_for_resident() -> str:
+    """Under glibc's own, the resident memory of equal processes differs by more than most gains."""
+    return "jemalloc" if ctypes.util.find_library("jemalloc") else GLIBC
+
+
+def add_malloc(parser: argparse.ArgumentParser, default: str) -> None:
+    """Argument --malloc, of the processes that are measured."""
 
     def installed(malloc: str) -> str:
         if malloc not in MALLOCS:
@@ -45,13 +50,13 @@ def add_malloc(parser: argparse.ArgumentParser) -> None:
             environment(malloc)
         except LookupError as error:
             raise argparse.ArgumentTypeError(
-                f"{error}; install it, or see resident memory under --malloc {GLIBC}"
+                f"{error}; install it, or measure under --malloc {GLIBC}"
             ) from None
         return malloc
 
     parser.add_argument(
         "--malloc",
         type=installed,
-        default="jemalloc" if ctypes.util.find_library("jemalloc") else GLIBC,
-        help="of the processes whose resident memory is measured; default: jemalloc if it is here",
+        default=default,
+        help=f"of the processes that are measured; default: {default}",
     )

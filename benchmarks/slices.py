@@ -10,6 +10,7 @@ and overwriting):
                     slower (by more than 2 %)
   to 1.15, time     the lowest peak of those tried that take at most 1.15 of the time
   least, time       the lowest peak of all that were tried
+  whole time        of what optimize takes, beside the module as it was
   hand, hand time, hand bits
                     what people do: the whole model on one sample after the other, and a cat; the
                     time beside the module as it was
@@ -21,15 +22,18 @@ Exits with 1 if a module is not identical, uses more memory than before or was p
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from children import add_one, row_of
-from measuring import mib, settled_peak, time_ratios
+from mallocs import GLIBC, add_malloc, check_preloaded, environment
+from measuring import Run, mib, settled_peak, time_ratios
 from results import (
     Growing,
     Row,
@@ -61,10 +65,17 @@ HEADER = (
     "to 1.15 time",
     "least MiB",
     "least time",
+    "whole time",
     "floor MiB",
     "hand MiB",
     "hand time",
     "hand bits",
+    "inference MiB",
+    "inference time",
+    "compile MiB",
+    "compile time",
+    "freezing MiB",
+    "freezing time",
     "identical",
     "seconds",
     "remark",
@@ -72,7 +83,7 @@ HEADER = (
 WORDS = ("model", "hand bits", "identical", "remark")
 LEVERS = ("order", "overwrite", "slice")
 MOST_RATIO = 1.15
-HAND_SECONDS = 10.0  # at most
+LATENCY_SECONDS = 10.0  # at most
 
 
 def _lowest(trials: tuple[SliceTrial, ...], most_ratio: float) -> tuple[str, str]:
@@ -100,12 +111,41 @@ def _by_hand(subject: Subject, pairs: int) -> dict[str, str]:
     expected = whole()
     expected = expected[0] if isinstance(expected, tuple) else expected
     peak_bytes = settled_peak(one_by_one)
-    ratios = time_ratios(whole, one_by_one, pairs, HAND_SECONDS)
+    ratios = time_ratios(whole, one_by_one, pairs, LATENCY_SECONDS)
     return {
         "hand MiB": mib(peak_bytes),
         "hand time": f"{statistics.median(ratios):.3f}",
         "hand bits": "same" if torch.equal(expected, one_by_one()) else "others",
     }
+
+
+def _compiled(subject: Subject, *, freezing: bool) -> Any:
+    torch._inductor.config.layout_optimization = False
+    torch._inductor.config.freezing = freezing
+    return torch.compile(subject.network)
+
+
+PEERS: dict[str, Callable[[Subject], Any]] = {
+    "inference": lambda subject: torch.jit.optimize_for_inference(subject.frozen()),
+    "compile": functools.partial(_compiled, freezing=False),
+    "freezing": functools.partial(_compiled, freezing=True),
+}
+
+
+def _of_peers(subject: Subject, ours: Run, pairs: int) -> dict[str, str]:
+    """What they need, and their time beside ours; what a peer cannot do is a remark."""
+    found: dict[str, str] = {}
+    remarks = []
+    for name, make in PEERS.items():
+        try:
+            theirs = functools.partial(make(subject), *subject.inputs)
+            found[f"{name} MiB"] = mib(settled_peak(theirs))
+        except Exception as error:  # of another's code
+            remarks.append(f"{name}: {type(error).__name__}")
+            continue
+        ratios = time_ratios(ours, theirs, pairs, LATENCY_SECONDS)
+        found[f"{name} time"] = f"{statistics.median(ratios):.3f}"
+    return {**found, "remark": "; ".join(remarks)}
 
 
 def _failures(report: ProgramReport) -> list[str]:
@@ -141,31 +181,49 @@ def _step(name: str, batch: int) -> tuple[TrainingReport, float]:
     return step.report, time.perf_counter() - start
 
 
-def _sliced(subject: Subject) -> tuple[ProgramReport, float]:
-    """The report, and the seconds that it took."""
+def _sliced(subject: Subject) -> tuple[Run, ProgramReport, float]:
+    """A call of the program, its report, and the seconds that it took."""
+    run: Any
+    report: ProgramReport
     if subject.form == "exported":
         program = torch.export.export(subject.network.requires_grad_(False), subject.inputs)
         start = time.perf_counter()
-        report: ProgramReport = fx.reorder(program, subject.inputs, levers=LEVERS)[1]
+        exported, report = fx.reorder(program, subject.inputs, levers=LEVERS)
+        run = exported.module()
     else:
         script = subject.script
         start = time.perf_counter()
-        report = optimize(script, subject.inputs, levers=LEVERS)[1]
-    return report, time.perf_counter() - start
+        run, report = optimize(script, subject.inputs, levers=LEVERS)
+    seconds = time.perf_counter() - start
+    return functools.partial(run, *subject.inputs), report, seconds
 
 
-def measure(name: str, batch: str, form: str, pairs: int) -> dict[str, Any]:
+def _beside(subject: Subject, ours: Run, options: argparse.Namespace) -> dict[str, str]:
+    """The module as it was, sliced by hand, and as others make it."""
+    module: Any = subject.network if subject.form == "exported" else subject.script
+    before = functools.partial(module, *subject.inputs)
+    settled_peak(before)
+    settled_peak(ours)
+    ratios = time_ratios(before, ours, options.pairs, LATENCY_SECONDS)
+    return {
+        "whole time": f"{statistics.median(ratios):.3f}",
+        **_by_hand(subject, options.pairs),
+        **(_of_peers(subject, ours, options.pairs) if options.peers else {}),
+    }
+
+
+def measure(name: str, batch: str, options: argparse.Namespace) -> dict[str, Any]:
     """One row as a dictionary of texts; `failures` are the promises broken."""
-    by_hand: dict[str, str] = {}
+    others: dict[str, str] = {}
     report: ProgramReport
-    if form == "training":
+    if options.form == "training":
         step_report, seconds = _step(name, int(batch))
         report, before_bytes = step_report, step_report.measured_original_peak_bytes
     else:
-        subject = Subject(CASES[name], int(batch), form)
-        report, seconds = _sliced(subject)
+        subject = Subject(CASES[name], int(batch), options.form)
+        ours, report, seconds = _sliced(subject)
         before_bytes = report.original_peak_bytes
-        by_hand = _by_hand(subject, pairs)
+        others = _beside(subject, ours, options)
     order, edits, slices = report.levers
     used = [trial for trial in report.slice_trials if trial.peak_bytes == report.peak_bytes]
     to_ratio, at_ratio = _lowest(report.slice_trials, MOST_RATIO)
@@ -182,10 +240,10 @@ def measure(name: str, batch: str, form: str, pairs: int) -> dict[str, Any]:
         "least MiB": least,
         "least time": at_least,
         "floor MiB": mib(report.floor_bytes),
-        **by_hand,
+        **others,
         "identical": "yes" if report.identical else "NO",
         "seconds": f"{seconds:.1f}",
-        "remark": slices.reason,
+        "remark": "; ".join(filter(None, (slices.reason, others.get("remark")))),
         "failures": _failures(report),
     }
 
@@ -197,7 +255,9 @@ def main() -> None:
     parser.add_argument("--batches", type=lambda text: text.split(","), default=["1", "8"])
     parser.add_argument("--form", choices=("frozen", "exported", "training"), default="frozen")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=5, help="of calls, by hand; default: 5")
+    parser.add_argument("--pairs", type=int, default=5, help="of calls; default: 5")
+    parser.add_argument("--peers", action="store_true", help="measure what others offer, too")
+    add_malloc(parser, GLIBC)
     parser.add_argument("--seconds", type=float, default=900, help="per row, at most")
     add_resume(parser)
     add_one(parser, "MODEL", "BATCH")
@@ -208,9 +268,15 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         with torch.no_grad():
             name, batch = options.one
-            print(json.dumps(measure(name, batch, options.form, options.pairs)))
+            check_preloaded()
+            print(json.dumps(measure(name, batch, options)))
         return
-    comments = [*circumstances(), f"threads: {options.threads}", f"form: {options.form}"]
+    comments = [
+        *circumstances(),
+        f"threads: {options.threads}",
+        f"form: {options.form}",
+        f"malloc: {options.malloc}",
+    ]
     growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     models = list(STEPS) if options.form == "training" else options.models
     tasks: list[Row] = [(name, batch) for name in models for batch in options.batches]
@@ -218,9 +284,13 @@ def main() -> None:
         *("--threads", str(options.threads)),
         *("--pairs", str(options.pairs)),
         *("--form", options.form),
+        *(["--peers"] if options.peers else ()),
     )
+    malloc = environment(options.malloc)
     growing.measure(
-        "models", tasks, lambda task: row_of(__file__, task, *settings, seconds=options.seconds)
+        "models",
+        tasks,
+        lambda task: row_of(__file__, task, *settings, seconds=options.seconds, environment=malloc),
     )
     growing.table.show(options.markdown)
     growing.end()

@@ -37,7 +37,7 @@ from typing import Any
 
 import torch
 from children import add_one, row_of, run_one
-from mallocs import add_malloc, check_preloaded, environment
+from mallocs import add_malloc, best_for_resident, check_preloaded, environment
 from measuring import joules, mib, resident_peak, settled_peak, time_ratios
 from results import (
     Growing,
@@ -400,7 +400,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of torch; default: 2")
     parser.add_argument("--pairs", type=_pairs, default=20, help="of timed calls; default: 20")
     parser.add_argument("--seconds", type=float, default=900, help="per process; default: 900")
-    add_malloc(parser)
+    add_malloc(parser, best_for_resident())
     add_one(parser, "MODEL", "BATCH", "FORM", "WHAT")
     add_resume(parser)
     add_output(parser, "models")

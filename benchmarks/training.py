@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import zoo
 from children import ChildError, add_one, run_one
-from mallocs import add_malloc, check_preloaded, environment
+from mallocs import add_malloc, best_for_resident, check_preloaded, environment
 from measuring import highest_resident, mib, resident_peak, settled_peak, time_ratios
 from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
 from torch import Tensor, fx, nn
@@ -324,7 +324,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch; default: 1")
     parser.add_argument("--pairs", type=int, default=20, help="of timed steps; default: 20")
-    add_malloc(parser)
+    add_malloc(parser, best_for_resident())
     add_resume(parser)
     add_one(parser, "MODEL", "WHAT")
     add_output(parser, "training")

@@ -562,7 +562,7 @@ class SliceTrials {
     }
     program::LeverUse use{"slice", plain_bytes(), plain_bytes(), 0};
     if (is_wanted) {
-      use.reasons = {program::WhyNoSlices(trials_, budget.has_value(), slicer.Forbidden())};
+      use.reasons = {program::WhyNoSlices(trials_, budget.has_value(), slicer.Obstacles())};
     }
     plain_.report.levers.push_back(std::move(use));
     plain_.report.slice_trials = std::move(trials_);
@@ -699,7 +699,7 @@ class SliceTrials {
     plan.bottleneck.reset();  // of a program that nobody wrote
     if (plan.budget_met.has_value() && !*plan.budget_met) {
       report.levers.back().reasons = {
-          program::WhyNoSlices(trials_, /*has_budget=*/true, slicer.Forbidden())};
+          program::WhyNoSlices(trials_, /*has_budget=*/true, slicer.Obstacles())};
     }
   }
 

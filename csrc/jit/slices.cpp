@@ -293,8 +293,8 @@ void Slicer::NameBuffersLike(const program::Program& named) {
   }
 }
 
-std::string Slicer::Forbidden() const {
-  return program::ForbiddenText(program_, facts_);
+std::string Slicer::Obstacles() const {
+  return program::ObstaclesText(program_, facts_, choices_);
 }
 
 program::SliceFloor Slicer::Floor() const {
@@ -313,7 +313,8 @@ program::SliceFloor Slicer::Floor() const {
 
 std::vector<program::Stretches::Choice> Slicer::Choose(const program::SliceTargets& targets) {
   const auto learn = [this](const std::vector<Stretch>& stretches) { Learn(stretches); };
-  return program::ChooseStretches(program_, order_, facts_, targets, learn);
+  choices_ = program::ChooseStretches(program_, order_, facts_, targets, learn);
+  return choices_;
 }
 
 std::vector<Stretch> Slicer::Random(std::uint64_t seed) {

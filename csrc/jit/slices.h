@@ -46,7 +46,8 @@ class Slicer {
   // As the functions of levers/slice_search.h; runs the graph to learn.
   std::vector<program::Stretches::Choice> Choose(const program::SliceTargets& targets);
   std::vector<program::Stretch> Random(std::uint64_t seed);
-  std::string Forbidden() const;
+  // Of what was chosen last.
+  std::string Obstacles() const;
 
   // The ops of a stretch that run in parts.
   std::vector<program::OpId> OpsInParts(const program::Stretch& stretch) const;
@@ -77,6 +78,7 @@ class Slicer {
   FormsOfArguments forms_;
   program::Program program_;
   program::SliceFacts facts_;
+  std::vector<program::Stretches::Choice> choices_;
 };
 
 // Nodes of a sliced graph that are in the original are marked with their op, those that are a

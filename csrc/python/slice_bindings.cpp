@@ -112,13 +112,7 @@ void AddStretches(py::module_& m) {
              std::int64_t workspace_bytes) {
             facts.Learn(op.Longest(), {keeps_bits, workspace_bytes});
           },
-          py::arg("op"), py::kw_only(), py::arg("keeps_bits"), py::arg("workspace_bytes"))
-      .def(
-          "forbidden",
-          [](const SliceFacts& facts, const program::Program& p) {
-            return program::ForbiddenText(p, facts);
-          },
-          py::arg("program"));
+          py::arg("op"), py::kw_only(), py::arg("keeps_bits"), py::arg("workspace_bytes"));
   m.def("sliced", &program::Sliced, py::arg("program"), py::arg("stretch"), py::arg("facts"));
 }
 
@@ -143,10 +137,12 @@ void AddSearch(py::module_& m) {
   m.def(
       "why_no_slices",
       [](const std::vector<program::SliceTrial>& trials, bool has_budget,
-         const std::string& forbidden) {
-        return ReasonFields(program::WhyNoSlices(trials, has_budget, forbidden));
+         const std::string& obstacles) {
+        return ReasonFields(program::WhyNoSlices(trials, has_budget, obstacles));
       },
-      py::arg("trials"), py::arg("has_budget"), py::arg("forbidden"));
+      py::arg("trials"), py::arg("has_budget"), py::arg("obstacles"));
+  m.def("slice_obstacles", &program::ObstaclesText, py::arg("program"), py::arg("facts"),
+        py::arg("choices"));
   m.def(
       "floor_bytes", [](const program::Program& p) { return program::FloorOf(p).bytes; },
       py::arg("program"));

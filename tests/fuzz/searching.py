@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import gc
 import itertools
 import multiprocessing
 import warnings
@@ -159,5 +160,8 @@ def _work(
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with contextlib.suppress(BrokenPipeError):
-        for seed in seeds:
+        for number, seed in enumerate(seeds):
             connection.send(examine(seed, without, shrink_seconds, door))
+            if number == 0:  # each measurement collects garbage, over all that is imported by now
+                gc.collect()
+                gc.freeze()

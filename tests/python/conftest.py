@@ -1,3 +1,4 @@
+import gc
 import pathlib
 import sys
 
@@ -5,6 +6,13 @@ import pytest
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _old_objects_are_not_collected():
+    """Each measurement collects garbage, which takes long over all that torch imports."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -223,7 +223,7 @@ def test_mallocs_that_are_not_here_are_refused_with_a_remedy(monkeypatch, capsys
 
     monkeypatch.setattr(mallocs.ctypes.util, "find_library", lambda name: None)
     parser = argparse.ArgumentParser()
-    mallocs.add_malloc(parser)
+    mallocs.add_malloc(parser, mallocs.best_for_resident())
     assert parser.parse_args([]).malloc == "glibc"
     for malloc, told in (("jemalloc", "not installed; install it"), ("hoard", "there are: glibc")):
         with pytest.raises(SystemExit):

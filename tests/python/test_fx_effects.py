@@ -176,13 +176,13 @@ def test_collectives_meet_other_processes():
         math.trunc,
         round,
     ],
-    ids=str,
+    ids=lambda function: function.__name__,
 )
 def test_what_computes_sizes_is_pure(function):
     assert is_pure(call(function, ..., ...))
 
 
-@pytest.mark.parametrize("function", [operator.iadd, operator.setitem], ids=str)
+@pytest.mark.parametrize("function", [operator.iadd, operator.setitem])
 def test_operators_in_place_write_to_their_first_argument(function):
     node = call(function, ..., ...)
     assert written(node) == [node.args[0]]
@@ -198,7 +198,7 @@ def test_operators_in_place_write_to_their_first_argument(function):
         torch.add,
         print,
     ],
-    ids=str,
+    ids=lambda function: function.__name__,
 )
 def test_other_functions_are_barriers(function):
     assert is_barrier(call(function, ...))

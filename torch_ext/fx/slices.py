@@ -52,6 +52,7 @@ class Slicer:
             self.floor_bytes = min(self.floor_bytes, _sched.floor_bytes(self.program))
         self.facts = _sched.SliceFacts(self.program)
         self.order = list(range(len(self.probe.ops)))
+        self.choices: list[_sched.Choice] = []
 
     def _look_at(self, module: fx.GraphModule) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -63,7 +64,10 @@ class Slicer:
     def choose(self, peak_bytes: int, budget_bytes: int | None) -> list[_sched.Choice]:
         """Stretches for each target below the peak that the program has without slices."""
         targets = _sched.slice_targets(peak_bytes, budget_bytes)
-        return _sched.choose_stretches(self.program, self.order, self.facts, targets, self._learn)
+        self.choices = _sched.choose_stretches(
+            self.program, self.order, self.facts, targets, self._learn
+        )
+        return self.choices
 
     def random(self, seed: int) -> list[_sched.Stretch]:
         """Return stretches at random, for tests: of those that keep their bits here."""
@@ -114,8 +118,10 @@ class Slicer:
 
     def why_none(self, trials: Sequence[_sched.SliceTrial], has_budget: bool) -> Reason:
         """Return why no slices are used, or no more of them."""
-        forbidden = why_not_sliced(self.probe) or self.facts.forbidden(self.program)
-        return Reason(**_sched.why_no_slices(trials, has_budget, forbidden))
+        obstacles = why_not_sliced(self.probe) or _sched.slice_obstacles(
+            self.program, self.facts, self.choices
+        )
+        return Reason(**_sched.why_no_slices(trials, has_budget, obstacles))
 
     def _sliced(self, stretch: _sched.Stretch) -> _sched.SlicedStretch:
         sliced = _sched.sliced(self.program, stretch, self.facts)

@@ -665,6 +665,15 @@ std::vector<OpId> SliceFacts::OpsOfOtherBits() const {
   return ops;
 }
 
+std::vector<SliceFacts::Fact> SliceFacts::Known(OpId op) const {
+  std::vector<Fact> all;
+  for (const auto& [key, known] : facts_) {
+    if (std::get<0>(key) != twin_of_[op]) continue;
+    for (const auto& [length, fact] : known) all.push_back(fact);
+  }
+  return all;
+}
+
 std::int64_t SliceFacts::WorkspaceBytes(const Program& program, const Part& part) const {
   const auto& [op, dimension, length, reads_older] = part;
   const std::int64_t whole_bytes = program.ops[op].workspace_bytes;
@@ -811,14 +820,18 @@ Stretches::Choice Stretches::Within(std::int64_t peak_bytes) const {
   }
   if (extra_bytes.back() >= kNever) return Lowest();
   Choice choice;
+  const auto add_hill = [&](std::int64_t bytes, OpId op) {
+    if (choice.highest == sched::kNoOp || bytes > choice.peak_bytes) choice.highest = op;
+    choice.peak_bytes = std::max(choice.peak_bytes, bytes);
+  };
   for (std::size_t end = order_.size(); end > 0;) {
     const Candidate* candidate = last[end];
     if (candidate == nullptr) {
       --end;
-      choice.peak_bytes = std::max(choice.peak_bytes, hill_bytes_[end]);
+      add_hill(hill_bytes_[end], order_[end]);
       continue;
     }
-    choice.peak_bytes = std::max(choice.peak_bytes, candidate->hill_bytes);
+    add_hill(candidate->hill_bytes, order_[end - 1]);
     choice.stretches.push_back({{order_.begin() + static_cast<std::ptrdiff_t>(candidate->begin),
                                  order_.begin() + static_cast<std::ptrdiff_t>(candidate->end)},
                                 candidate->dimension,

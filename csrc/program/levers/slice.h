@@ -95,6 +95,8 @@ class SliceFacts {
   bool MayKeepBits(OpId op, int dimension, std::int64_t length) const;
   // One op of each kind of call that was learned to have other bits in some parts.
   std::vector<OpId> OpsOfOtherBits() const;
+  // All that is known of the op in parts.
+  std::vector<Fact> Known(OpId op) const;
   // Known; or between what is known and the whole, in a straight line; else in proportion.
   std::int64_t WorkspaceBytes(const Program& program, const Part& part) const;
 
@@ -160,6 +162,7 @@ class Stretches {
   struct Choice {
     std::int64_t peak_bytes = 0;
     std::vector<Stretch> stretches;  // in their order
+    OpId highest = sched::kNoOp;     // runs at the peak; the last of a stretch stands for all of it
   };
   // The lowest peak; of equal ones the least work.
   Choice Lowest() const;

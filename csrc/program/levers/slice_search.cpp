@@ -48,6 +48,52 @@ bool IsSlower(const SliceTrial& trial) {
   return trial.TimeRatio() > 1 + kTimeNoise;
 }
 
+// Why an op that runs whole does not run in parts.
+std::string WhyWhole(const Program& program, const SliceFacts& facts, OpId v) {
+  const Op& op = program.ops[v];
+  if (std::ranges::none_of(op.slicings, [](const auto& slicing) { return slicing.has_value(); })) {
+    return "no rule runs " + op.oper + " in parts";
+  }
+  const std::vector<SliceFacts::Fact> known = facts.Known(v);
+  if (known.empty()) return "what it reads and makes is needed whole";
+  const auto has_other_bits = [](const SliceFacts::Fact& fact) { return !fact.keeps_bits; };
+  if (std::ranges::all_of(known, has_other_bits)) return "its bits are others in parts";
+  const auto takes_as_much = [&](const SliceFacts::Fact& fact) {
+    return has_other_bits(fact) || 10 * fact.workspace_bytes >= 9 * op.workspace_bytes;
+  };
+  if (op.workspace_bytes > 0 && std::ranges::all_of(known, takes_as_much)) {
+    return "its scratch memory is as large in parts";
+  }
+  return "what it reads and makes is needed whole";
+}
+
+std::string WhatKeepsThePeak(const Program& program, const SliceFacts& facts,
+                             const Stretches::Choice& lowest) {
+  if (lowest.highest == sched::kNoOp) return {};
+  const auto ends_there = [&](const Stretch& stretch) {
+    return stretch.ops.back() == lowest.highest;
+  };
+  const bool is_in_parts = std::ranges::any_of(lowest.stretches, ends_there);
+  return program.ops[lowest.highest].name + " keeps the peak: " +
+         (is_in_parts ? "it runs in parts as small as are tried"
+                      : WhyWhole(program, facts, lowest.highest));
+}
+
+// Operators whose bits are others in parts that were tried.
+std::string ForbiddenText(const Program& program, const SliceFacts& facts) {
+  constexpr std::size_t kMost = 4;
+  std::set<std::string> operators;
+  for (const OpId v : facts.OpsOfOtherBits()) operators.insert(program.ops[v].oper);
+  if (operators.empty()) return {};
+  std::string text = "in some of the parts tried the bits are others of ";
+  std::size_t shown = 0;
+  for (const std::string& oper : operators) {
+    if (shown == kMost) return text + ", ...";
+    text += (shown++ == 0 ? "" : ", ") + oper;
+  }
+  return text;
+}
+
 }  // namespace
 
 SliceTargets TargetsBelow(std::int64_t peak_bytes, std::optional<std::int64_t> budget_bytes) {
@@ -140,28 +186,23 @@ std::optional<std::size_t> BestChoice(const std::vector<Stretches::Choice>& choi
 }
 
 Reason WhyNoSlices(const std::vector<SliceTrial>& trials, bool has_budget,
-                   const std::string& forbidden) {
+                   const std::string& obstacles) {
   const auto slower = std::ranges::find_if(trials, IsSlower);
   if (has_budget || slower == trials.end()) {
-    return {.kind = ReasonKind::kNoStretch, .detail = forbidden};
+    return {.kind = ReasonKind::kNoStretch, .detail = obstacles};
   }
   return {.kind = ReasonKind::kSlower,
           .detail = Rounded(slower->TimeRatio()),
           .bytes = slower->peak_bytes};
 }
 
-std::string ForbiddenText(const Program& program, const SliceFacts& facts) {
-  constexpr std::size_t kMost = 4;
-  std::set<std::string> operators;
-  for (const OpId v : facts.OpsOfOtherBits()) operators.insert(program.ops[v].oper);
-  if (operators.empty()) return {};
-  std::string text = "in some of the parts tried the bits are others of ";
-  std::size_t shown = 0;
-  for (const std::string& oper : operators) {
-    if (shown == kMost) return text + ", ...";
-    text += (shown++ == 0 ? "" : ", ") + oper;
-  }
-  return text;
+std::string ObstaclesText(const Program& program, const SliceFacts& facts,
+                          const std::vector<Stretches::Choice>& choices) {
+  const auto lowest = std::ranges::min_element(choices, {}, &Stretches::Choice::peak_bytes);
+  std::string text;
+  if (lowest != choices.end()) text = WhatKeepsThePeak(program, facts, *lowest);
+  const std::string forbidden = ForbiddenText(program, facts);
+  return text + (text.empty() || forbidden.empty() ? "" : "; ") + forbidden;
 }
 
 }  // namespace torch_ext::program

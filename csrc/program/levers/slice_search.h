@@ -56,12 +56,14 @@ std::optional<std::size_t> BestChoice(const std::vector<Stretches::Choice>& choi
                                       std::optional<std::int64_t> budget_bytes,
                                       const Attempt& attempt);
 
-// Why the program stays without slices, or misses its budget with them; `forbidden`: of
-// ForbiddenText.
+// Why the program stays without slices, or misses its budget with them; `obstacles`: of
+// ObstaclesText, or whatever else an adaptor knows.
 Reason WhyNoSlices(const std::vector<SliceTrial>& trials, bool has_budget,
-                   const std::string& forbidden);
+                   const std::string& obstacles);
 
-// Operators whose bits are others in parts that were tried: for people.
-std::string ForbiddenText(const Program& program, const SliceFacts& facts);
+// What keeps the lowest peak of the choices where it is, and whose bits are others in parts that
+// were tried: for people.
+std::string ObstaclesText(const Program& program, const SliceFacts& facts,
+                          const std::vector<Stretches::Choice>& choices);
 
 }  // namespace torch_ext::program

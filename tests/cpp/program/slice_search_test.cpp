@@ -67,5 +67,30 @@ TEST(SliceSearch, OfAlikeStretchesTheFirstRunsAlone) {
   EXPECT_EQ(learned[0], choices[0].stretches[0]);
 }
 
+TEST(SliceSearch, ItIsToldWhatKeepsThePeak) {
+  Program program = Layers(1);
+  program.ops[0].workspace_bytes = 40;
+  const auto obstacles = [&](OpId highest, const std::optional<SliceFacts::Fact>& of_first = {},
+                             const std::vector<Stretch>& stretches = {}) {
+    SliceFacts facts(program);
+    if (of_first) facts.Learn({0, 0, 1, false}, *of_first);
+    const Stretches::Choice high{.peak_bytes = 2}, low{1, stretches, highest};
+    return ObstaclesText(program, facts, {high, low});
+  };
+  const std::string first = "make_many0 keeps the peak: ";
+  EXPECT_EQ(ObstaclesText(program, SliceFacts(program), {}), "");
+  EXPECT_EQ(obstacles(2), "make_mixed1 keeps the peak: no rule runs test::mix in parts");
+  EXPECT_EQ(obstacles(0), first + "what it reads and makes is needed whole");
+  EXPECT_EQ(obstacles(0, SliceFacts::Fact{false, 0}),
+            first + "its bits are others in parts; "
+                    "in some of the parts tried the bits are others of test::grow");
+  EXPECT_EQ(obstacles(0, SliceFacts::Fact{true, 40}),
+            first + "its scratch memory is as large in parts");
+  EXPECT_EQ(obstacles(0, SliceFacts::Fact{true, 10}),
+            first + "what it reads and makes is needed whole");
+  EXPECT_EQ(obstacles(1, {}, {{{0, 1}, 0, 1}}),
+            "make_few0 keeps the peak: it runs in parts as small as are tried");
+}
+
 }  // namespace
 }  // namespace torch_ext::program
