@@ -151,7 +151,7 @@ def _slices_gpt() -> str:
     (record,) = _table("slices-training").records()
     loop, edits = f"{record['before MiB']} MiB in the eager loop", f"{record['edits MiB']} by edits"
     return (
-        f"{loop}, {edits} and {record['sliced MiB']} with slices, at {record['time']} of the time"
+        f"{loop}, {edits} and {record['least MiB']} with slices, at {record['least time']} of the time"
     )
 
 

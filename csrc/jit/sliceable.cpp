@@ -61,7 +61,7 @@ std::optional<Slicing> SlicingOfList(const Program& program, const Node* node, i
 }
 
 // Attention has weights as a second result, an undefined tensor where they are not asked for.
-bool IsFirstAllThatIsMade(const Node* node, const NodeProbe& seen) {
+bool MakesFirstAlone(const Node* node, const NodeProbe& seen) {
   for (std::size_t i = 1; i < node->outputs().size(); ++i) {
     if (seen.written[i] || node->output(i)->hasUses()) return false;
   }
@@ -113,7 +113,7 @@ void AddSlicings(Program& program, const std::vector<Node*>& nodes, const Probe&
   for (std::size_t i = 0; i < nodes.size(); ++i) AddTensors(program, nodes[i], probe.nodes[i]);
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     const Node* node = nodes[i];
-    if (!IsFirstAllThatIsMade(node, probe.nodes[i]) || !node->blocks().empty()) continue;
+    if (!MakesFirstAlone(node, probe.nodes[i]) || !node->blocks().empty()) continue;
     program.ops[i].outputs.resize(1);
     const bool is_list = AddList(program, node);
     const auto tensor = program.tensors.find(node->output(0)->debugName());
