@@ -61,6 +61,7 @@ WORDS = {
     "resident": resident.WORDS,
     "resident-training": resident.WORDS,
     "slices": slices.WORDS,
+    "slices-batch8": slices.WORDS,
     "slices-exported": slices.WORDS,
     "slices-training": slices.WORDS,
     "timeline": timeline.WORDS,
@@ -147,12 +148,17 @@ def _slices_table(name: str = "slices") -> str:
     return Table(tuple(shown), rows, ("model", "hand's bits")).markdown()
 
 
+def _slices_mean() -> str:
+    """Geometric mean of the times beside the modules as they were."""
+    times = [float(record["whole time"]) for record in _table("slices-batch8").records()]
+    return f"{statistics.geometric_mean(times):.2f}"
+
+
 def _slices_gpt() -> str:
     (record,) = _table("slices-training").records()
-    loop, edits = f"{record['before MiB']} MiB in the eager loop", f"{record['edits MiB']} by edits"
-    return (
-        f"{loop}, {edits} and {record['least MiB']} with slices, at {record['least time']} of the time"
-    )
+    loop, edits = record["before MiB"], record["edits MiB"]
+    sliced = f"{record['least MiB']} with slices, at {record['least time']} of the time"
+    return f"{loop} MiB in the eager loop, {edits} by edits and {sliced}"
 
 
 def _edited_totals() -> str:
@@ -436,8 +442,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "overwrite-machine": lambda: _comment("models-overwrite", "machine"),
     "overwrite-threads": lambda: _comment("models-overwrite", "threads").partition(",")[0],
     "slices-table": _slices_table,
+    "slices-batch8-table": lambda: _slices_table("slices-batch8"),
+    "slices-mean": _slices_mean,
     "slices-gpt": _slices_gpt,
     "slices-exported-table": lambda: _slices_table("slices-exported"),
+    "slices-exported-machine": lambda: _comment("slices-exported", "machine"),
     "slices-machine": lambda: _comment("slices", "machine"),
     "slices-threads": lambda: _comment("slices", "threads"),
     "models-threads": lambda: _comment("models-quick", "threads").partition(",")[0],
