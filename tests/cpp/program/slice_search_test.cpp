@@ -82,8 +82,9 @@ TEST(SliceSearch, ItIsToldWhatKeepsThePeak) {
   EXPECT_EQ(obstacles(2), "make_mixed1 keeps the peak: no rule runs test::mix in parts");
   EXPECT_EQ(obstacles(0), first + "what it reads and makes is needed whole");
   EXPECT_EQ(obstacles(0, SliceFacts::Fact{false, 0}),
-            first + "its bits are others in parts; "
-                    "in some of the parts tried the bits are others of test::grow");
+            first +
+                "its bits are others in parts; "
+                "in some of the parts tried the bits are others of test::grow");
   EXPECT_EQ(obstacles(0, SliceFacts::Fact{true, 40}),
             first + "its scratch memory is as large in parts");
   EXPECT_EQ(obstacles(0, SliceFacts::Fact{true, 10}),
