@@ -30,6 +30,7 @@ import standard_models
 import timeline
 import torchvision_models
 import training
+from compilers import COMPILERS
 from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 from matplotlib.testing.exceptions import ImageComparisonFailure
@@ -326,7 +327,7 @@ def _against_ours(compiler: str) -> list[float]:
 
 def _compilers_against() -> str:
     rows: list[Row] = []
-    for compiler in standard_models.COMPILERS:
+    for compiler in COMPILERS:
         against = _against_ours(compiler)
         less, more = (sum(sign * each > 0 for each in against) for sign in (-1, 1))
         rows.append((compiler, str(less), str(more), str(len(against))))

@@ -14,6 +14,9 @@ and overwriting):
   hand, hand time, hand bits
                     what people do: the whole model on one sample after the other, and a cat; the
                     time beside the module as it was
+  inference, compile, freezing, their times
+                    what others offer (--peers): optimize_for_inference, torch.compile without
+                    layout optimisation, and with freezing; the time beside what optimize takes
   seconds           of optimize, with all trials
 
 Exits with 1 if a module is not identical, uses more memory than before or was predicted wrongly.
@@ -32,6 +35,7 @@ from typing import Any
 
 import torch
 from children import add_one, row_of
+from compilers import COMPILERS, for_inference
 from mallocs import GLIBC, add_malloc, check_preloaded, environment
 from measuring import Run, mib, settled_peak, time_ratios
 from results import (
@@ -119,16 +123,10 @@ def _by_hand(subject: Subject, pairs: int) -> dict[str, str]:
     }
 
 
-def _compiled(subject: Subject, *, freezing: bool) -> Any:
-    torch._inductor.config.layout_optimization = False
-    torch._inductor.config.freezing = freezing
-    return torch.compile(subject.network)
-
-
 PEERS: dict[str, Callable[[Subject], Any]] = {
-    "inference": lambda subject: torch.jit.optimize_for_inference(subject.frozen()),
-    "compile": functools.partial(_compiled, freezing=False),
-    "freezing": functools.partial(_compiled, freezing=True),
+    "inference": for_inference,
+    "compile": COMPILERS["compile plain"],
+    "freezing": COMPILERS["compile freezing"],
 }
 
 

@@ -37,6 +37,7 @@ from typing import Any
 
 import torch
 from children import add_one, row_of, run_one
+from compilers import COMPILERS, for_inference
 from mallocs import add_malloc, best_for_resident, check_preloaded, environment
 from measuring import joules, mib, resident_peak, settled_peak, time_ratios
 from results import (
@@ -56,7 +57,6 @@ from torch_ext import Report, analyze, measure_peak, optimize
 
 FORMS = ("traced", "frozen")
 LATENCY_SECONDS = 20.0  # at most
-COMPILERS = ("compile", "compile plain", "compile freezing")
 RESIDENT = "resident"
 FILE = "file"  # what a process of `resident` is told to measure
 GAINS = {"none": (-100, 0), "to 5 %": (0, 5), "to 20 %": (5, 20), "more": (20, 100)}
@@ -207,15 +207,13 @@ def _eager(subject: Subject, options: argparse.Namespace) -> Values:
 
 
 def _for_inference(subject: Subject, options: argparse.Namespace) -> Values:
-    fast: Any = torch.jit.optimize_for_inference(subject.frozen())
+    fast = for_inference(subject)
     return {"for inference MiB": mib(settled_peak(lambda: fast(*subject.inputs)))}
 
 
-def _compiled(column: str, subject: Subject, options: argparse.Namespace) -> Values:
-    torch._inductor.config.layout_optimization = "plain" not in column
-    torch._inductor.config.freezing = "freezing" in column
-    compiled = torch.compile(subject.network)
-    return {column: mib(settled_peak(lambda: compiled(*subject.inputs)))}
+def _compiled(compiler: str, subject: Subject, options: argparse.Namespace) -> Values:
+    program = COMPILERS[compiler](subject)
+    return {f"{compiler} MiB": mib(settled_peak(lambda: program(*subject.inputs)))}
 
 
 def _resident(subject: Subject, options: argparse.Namespace) -> Values:
@@ -246,7 +244,7 @@ MEASUREMENTS: dict[str, Callable[[Subject, argparse.Namespace], Values]] = {
     "orders": _orders,
     "eager": _eager,
     "for inference": _for_inference,
-    **{compiler: functools.partial(_compiled, f"{compiler} MiB") for compiler in COMPILERS},
+    **{compiler: functools.partial(_compiled, compiler) for compiler in COMPILERS},
     RESIDENT: _resident,
 }
 IN_QUICK = ("ours", "overwrite", "orders", "eager", "for inference")
