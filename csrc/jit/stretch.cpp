@@ -170,6 +170,7 @@ class StretchBuilder : public Builder {
     Node* node = nodes_[part_op.op];
     std::vector<Value*> inputs;
     std::vector<PaddedPart> padded;  // of the argument that is, if there is one
+    Value* argument = nullptr;       // the last that is placed
     for (Value* value : node->inputs()) {
       const auto need =
           std::ranges::find(slicing.needs, NameOf(value), &std::pair<std::string, Need>::first);
@@ -188,6 +189,10 @@ class StretchBuilder : public Builder {
       const bool is_changed = slicing.changes_argument || part_op.overwrites == NameOf(value);
       if (is_alone_ && is_changed) {  // others are given it, too
         inputs.back() = Tensor("aten::clone", {inputs.back(), Constant({})});
+      }
+      if (part_op.is_placed) {
+        argument = inputs.back();
+        inputs.back() = Placed(NameOf(value), argument, need->second.dimension, part_op.parts);
       }
     }
     if (!slicing.sizes.empty()) {
@@ -211,6 +216,11 @@ class StretchBuilder : public Builder {
     const bool is_list = whole->type()->kind() == c10::TypeKind::ListType;
     Value* part = made->output(0)->setType(is_list ? whole->type() : c10::TensorType::get());
     if (!padded.empty()) part = CutToPart(part, part_op, padded);
+    if (part_op.is_placed) {
+      part = Narrowed(part, part_op.dimension, part_op.parts);
+      part = slicing.changes_argument ? Tensor("aten::copy_", {argument, part, Constant(false)})
+                                      : Tensor("aten::clone", {part, Constant({})});
+    }
     part_of_[whole] = part;
     if (visit) visit(place, made, part, counter_);
   }
@@ -238,6 +248,17 @@ class StretchBuilder : public Builder {
       intervals[i].end -= made[i].begin;
     }
     return Narrowed(part, dimension, intervals);
+  }
+
+  // Zeros like the whole of a value, with the part in its place.
+  Value* Placed(const std::string& name, Value* part, int dimension,
+                const std::vector<Interval>& intervals) {
+    const program::Tensor& whole = program_.tensors.at(name);
+    Value* none = Constant({});
+    Value* zeros = Tensor("aten::zeros", {Constant(whole.shape), Constant(DtypeNamed(whole.dtype)),
+                                          none, none, none});
+    Tensor("aten::copy_", {Narrowed(zeros, dimension, intervals), part, Constant(false)});
+    return zeros;
   }
 
   // Rows that padding has spoilt go.

@@ -119,6 +119,8 @@ struct Program {
   // Where an op minds runs, parts are multiples of that: for all shares of so many threads.
   std::int64_t run_elements = 32;
   int threads = 1;
+  // An op may run placed (levers/slice.h) if none of its parts is of more numbers than that.
+  std::int64_t most_placed = std::int64_t{1} << 14;
 };
 
 }  // namespace torch_ext::program

@@ -97,6 +97,7 @@ void AddStretches(py::module_& m) {
       .def_readonly("op", &SlicedStretch::PartOp::op)
       .def_readonly("dimension", &SlicedStretch::PartOp::dimension)
       .def_readonly("overwrites", &SlicedStretch::PartOp::overwrites)
+      .def_readonly("is_placed", &SlicedStretch::PartOp::is_placed)
       .def_property_readonly("parts",
                              [](const SlicedStretch::PartOp& op) { return PairsOf(op.parts); });
   py::class_<SlicedStretch>(m, "SlicedStretch")

@@ -214,6 +214,7 @@ class _Part:
         given = dict(arguments_of(node))
         first_row = 0
         replaced: dict[fx.Node, fx.Node] = {}
+        argument: fx.Node | None = None  # the last that is placed
         for used in node.all_input_nodes:
             need = needs.get(used.name)
             if need is None:
@@ -228,6 +229,9 @@ class _Part:
                 replaced[used] = self.of.build.call(
                     _aten.clone.default, (replaced[used],), {}, node
                 )
+            if op.is_placed:
+                argument = replaced[used]
+                replaced[used] = self._placed(used, argument, node, need.dimension, begin, end)
             if slicing.padding:
                 _, _, padding, first_row = interval
                 paddings = given[slicing.padding]
@@ -246,6 +250,13 @@ class _Part:
             last_row = first_row + end - begin
             result = self._rows(result, node, op.dimension, first_row, last_row)
             self.of.made[result] = Made(place, self.number, runs=False)
+        if op.is_placed:
+            rows = self._rows(result, node, op.dimension, begin, end)
+            if slicing.changes_argument:
+                result = self.of.build.call(_aten.copy_.default, (argument, rows), {}, node)
+            else:
+                result = self.of.build.call(_aten.clone.default, (rows,), {}, node)
+            self.of.made[result] = Made(place, self.number, runs=False)
         self.made[node] = result
         if node in self.of.whole:
             target_rows = self._rows(self.of.whole[node], node, op.dimension, begin, end)
@@ -261,6 +272,17 @@ class _Part:
         if (begin, end) == (0, size):
             return value
         return self._rows(value, node, dimension, begin, end)
+
+    def _placed(
+        self, used: fx.Node, part: fx.Node, of: fx.Node, dimension: int, begin: int, end: int
+    ) -> fx.Node:
+        """Zeros like the whole of a value, with the part in its place."""
+        look = self.of.probe.looks[used]
+        options = {"dtype": look.dtype, "device": torch.device("cpu")}
+        zeros = self.of.build.call(_aten.zeros.default, ([*look.shape],), options, of)
+        rows = self._rows(zeros, of, dimension, begin, end)
+        self.of.build.call(_aten.copy_.default, (rows, part), {}, of)
+        return zeros
 
     def _rows(self, value: fx.Node, of: fx.Node, dimension: int, begin: int, end: int) -> fx.Node:
         key = value, dimension, begin, end

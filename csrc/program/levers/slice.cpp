@@ -19,15 +19,11 @@ namespace {
 
 // What running an op once more costs beside its bytes, in bytes written in that time.
 constexpr std::int64_t kCallBytes = std::int64_t{1} << 14;
+constexpr std::int64_t kCallsToPlace = 3;  // zeros, there, and back
 constexpr std::int64_t kMostParts = 64;
 constexpr std::size_t kLongestStretch = 512;  // in ops
 // Ops that make something and not in parts; with more of them nearly any run would be a stretch.
 constexpr int kMostAside = 16;
-
-std::int64_t Scaled(std::int64_t bytes, std::int64_t length, std::int64_t size) {
-  return static_cast<std::int64_t>(static_cast<double>(bytes) * static_cast<double>(length) /
-                                   static_cast<double>(size));
-}
 
 std::int64_t SizeOf(const Program& program, OpId op, int dimension) {
   return program.tensors.at(program.ops[op].outputs[0]).shape[dimension];
@@ -81,6 +77,25 @@ bool AlignRuns(const Program& program, const Op& op, const Slicing& slicing, int
     part.end = std::min(size, (part.end + step - 1) / step * step);
   }
   return true;
+}
+
+// May the op run placed in parts of that dimension? Each element that a part needs has to have a
+// place in the whole of its argument.
+bool MayRunPlaced(const Program& program, const Op& op, const Slicing& slicing, int dimension) {
+  const auto is_small = [&](const Tensor& tensor) {
+    const std::int64_t elements = std::accumulate(tensor.shape.begin(), tensor.shape.end(),
+                                                  std::int64_t{1}, std::multiplies<>());
+    return elements <= program.most_placed;
+  };
+  const Tensor& result = program.tensors.at(op.outputs[0]);
+  if (slicing.may_be_view || !slicing.padding.empty() || !slicing.sizes.empty()) return false;
+  return is_small(result) && std::ranges::all_of(slicing.needs, [&](const auto& of_value) {
+    const auto& [value, need] = of_value;
+    const Tensor& tensor = program.tensors.at(value);
+    return is_small(tensor) && tensor.strides.empty() && !tensor.is_list &&
+           need == Need{.dimension = need.dimension} &&
+           tensor.shape[need.dimension] == result.shape[dimension];
+  });
 }
 
 // A program in an order of its ops, or of some of them.
@@ -429,9 +444,8 @@ class Growing {
     const std::int64_t size = SizeOf(program, v, dimension);
     const bool leaves = index_.IsReadFrom(end_, result) || read_behind_.contains(result);
     if (leaves) Cover(needed.parts, size);
-    if (!AlignRuns(program, op, slicing, dimension, needed.parts)) return false;
-    const std::int64_t longest = LongestOf(needed.parts);
-    if (!facts_.MayKeepBits(v, dimension, longest)) return false;
+    const std::optional<bool> is_placed = IsPlaced(v, dimension, needed.parts);
+    if (!is_placed) return false;
     const auto would_pass = [&](std::int32_t later) { return ahead_.places.contains(later); };
     if (std::ranges::any_of(index_.ConflictsOf(place), would_pass)) return false;
     const std::optional<Needs> needs = NeedsOf(slicing, needed.parts);
@@ -465,13 +479,33 @@ class Growing {
     }
     SetMade(result);
     DecideOverwrite(result, needed.parts, is_new && !slicing.changes_argument);
-    const std::string argument = index_.OverwritableAt(place, end_);
+    const std::string argument = *is_placed ? "" : index_.OverwritableAt(place, end_);
     if (!argument.empty()) writers_over_.emplace(argument, ops_.size());
     hill_of_.push_back(end_ - 1 - place);
-    spared_bytes_.push_back(Account(place, dimension, needed.parts, size, !argument.empty()));
     ops_.push_back({v, dimension, std::move(needed.parts)});
+    ops_.back().is_placed = *is_placed;
+    spared_bytes_.push_back(Account(place, ops_.back(), size, !argument.empty()));
     AddReader(ops_.size() - 1, slicing);
     return true;
+  }
+
+  // Whether the op runs placed; if not, its parts may grow. Nothing if it does not run in parts.
+  std::optional<bool> IsPlaced(OpId v, int dimension, std::vector<Interval>& parts) const {
+    const Program& program = index_.program();
+    const Op& op = program.ops[v];
+    const Slicing& slicing = *op.slicings[dimension];
+    const auto may_keep_bits = [&](const std::vector<Interval>& of, bool is_placed) {
+      return facts_.MayKeepBits({v, dimension, LongestOf(of), false, is_placed});
+    };
+    std::vector<Interval> grown = parts;
+    const bool may_grow = AlignRuns(program, op, slicing, dimension, grown) &&
+                          may_keep_bits(grown, /*is_placed=*/false);
+    if (may_grow && grown == parts) return false;
+    if (MayRunPlaced(program, op, slicing, dimension) && may_keep_bits(parts, /*is_placed=*/true)) {
+      return true;
+    }
+    parts = std::move(grown);
+    return may_grow ? std::optional(false) : std::nullopt;
   }
 
   using Needs = std::vector<std::pair<std::string, NeededParts>>;
@@ -521,10 +555,11 @@ class Growing {
   }
 
   // Returns the bytes that the op is not counted with because it may write over its argument.
-  std::int64_t Account(std::size_t place, int dimension, const std::vector<Interval>& parts,
-                       std::int64_t size, bool may_overwrite) {
+  std::int64_t Account(std::size_t place, const SlicedStretch::PartOp& op, std::int64_t size,
+                       bool may_overwrite) {
     const Program& program = index_.program();
-    const OpId v = index_.OpAt(place);
+    const OpId v = op.op;
+    const std::vector<Interval>& parts = op.parts;
     const std::int64_t longest = LongestOf(parts);
     std::int64_t made_bytes = 0, all = 0;
     for (const Interval& part : parts) all += part.length();
@@ -542,10 +577,12 @@ class Growing {
     }
     std::int64_t& hill_bytes = hill_bytes_.back();
     const std::int64_t spared_bytes = may_overwrite ? made_bytes : 0;
-    hill_bytes =
-        made_bytes - spared_bytes + facts_.WorkspaceBytes(program, {v, dimension, longest, false});
+    const std::int64_t workspace_bytes = facts_.WorkspaceBytes(program, op.Longest());
+    hill_bytes = made_bytes - spared_bytes + workspace_bytes;
     part_bytes_ = std::max(part_bytes_, hill_bytes);
-    extra_bytes_ += kCallBytes * static_cast<std::int64_t>(parts.size());
+    std::int64_t each_bytes = kCallBytes;  // of a part
+    if (op.is_placed) each_bytes += kCallBytes * kCallsToPlace + workspace_bytes;
+    extra_bytes_ += each_bytes * static_cast<std::int64_t>(parts.size());
     return spared_bytes;
   }
 
@@ -577,124 +614,6 @@ class Growing {
 };
 
 }  // namespace
-
-namespace {
-
-// Two ops with equal texts are called alike.
-std::string CallText(const Program& program, const Op& op) {
-  std::string text = op.oper + ' ' + std::to_string(op.workspace_bytes);
-  const auto add_tensors = [&](const std::vector<std::string>& values) {
-    for (const std::string& value : values) {
-      const auto tensor = program.tensors.find(value);
-      if (tensor == program.tensors.end()) continue;
-      text += ' ' + tensor->second.dtype + (tensor->second.fills_buffer ? "[" : "(");
-      for (const std::int64_t size : tensor->second.shape) text += std::to_string(size) + ',';
-      if (!tensor->second.strides.empty()) text += "by ";
-      for (const std::int64_t stride : tensor->second.strides) text += std::to_string(stride) + ',';
-    }
-    text += ';';
-  };
-  add_tensors(op.inputs);
-  add_tensors(op.outputs);
-  for (const auto& [name, constant] : op.constants) {
-    text += name + '=' +
-            std::visit([](const auto& value) { return std::to_string(value); }, constant) + ' ';
-  }
-  for (const std::optional<Slicing>& slicing : op.slicings) {
-    text += '/';
-    if (!slicing) continue;
-    for (const auto& [value, need] : slicing->needs) {
-      for (const std::int64_t number :
-           {std::int64_t{need.dimension}, need.step, need.per, need.before, need.extent}) {
-        text += std::to_string(number) + ',';
-      }
-    }
-  }
-  return text;
-}
-
-}  // namespace
-
-SliceFacts::SliceFacts(const Program& program) {
-  std::unordered_map<std::string, OpId> first;
-  for (std::size_t v = 0; v < program.ops.size(); ++v) {
-    const auto op = static_cast<OpId>(v);
-    twin_of_.push_back(first.emplace(CallText(program, program.ops[v]), op).first->second);
-  }
-}
-
-void SliceFacts::Learn(const Part& part, Fact fact) {
-  ByLength& known = facts_[{twin_of_[part.op], part.dimension, part.reads_older}];
-  const auto [found, is_new] = known.emplace(part.length, fact);
-  if (is_new) return;
-  found->second.keeps_bits &= fact.keeps_bits;
-  found->second.workspace_bytes = std::max(found->second.workspace_bytes, fact.workspace_bytes);
-}
-
-const SliceFacts::ByLength* SliceFacts::Find(OpId op, int dimension, bool reads_older) const {
-  const auto found = facts_.find({twin_of_[op], dimension, reads_older});
-  return found == facts_.end() ? nullptr : &found->second;
-}
-
-bool SliceFacts::Knows(const Part& part) const {
-  const ByLength* known = Find(part.op, part.dimension, part.reads_older);
-  return known != nullptr && known->contains(part.length);
-}
-
-SliceFacts::Part SliceFacts::Twin(Part part) const {
-  part.op = twin_of_[part.op];
-  return part;
-}
-
-bool SliceFacts::MayKeepBits(OpId op, int dimension, std::int64_t length) const {
-  for (const bool reads_older : {false, true}) {
-    const ByLength* known = Find(op, dimension, reads_older);
-    if (known == nullptr) continue;
-    const auto fact = known->find(length);
-    if (fact != known->end() && !fact->second.keeps_bits) return false;
-  }
-  return true;
-}
-
-std::vector<OpId> SliceFacts::OpsOfOtherBits() const {
-  std::vector<OpId> ops;
-  for (const auto& [key, known] : facts_) {
-    const auto differs = [](const auto& fact) { return !fact.second.keeps_bits; };
-    if (std::ranges::any_of(known, differs)) ops.push_back(std::get<0>(key));
-  }
-  return ops;
-}
-
-std::vector<SliceFacts::Fact> SliceFacts::Known(OpId op) const {
-  std::vector<Fact> all;
-  for (const auto& [key, known] : facts_) {
-    if (std::get<0>(key) != twin_of_[op]) continue;
-    for (const auto& [length, fact] : known) all.push_back(fact);
-  }
-  return all;
-}
-
-std::int64_t SliceFacts::WorkspaceBytes(const Program& program, const Part& part) const {
-  const auto& [op, dimension, length, reads_older] = part;
-  const std::int64_t whole_bytes = program.ops[op].workspace_bytes;
-  const std::int64_t size = SizeOf(program, op, dimension);
-  const ByLength* found = Find(op, dimension, reads_older);
-  if (found == nullptr) found = Find(op, dimension, !reads_older);
-  if (found == nullptr) return Scaled(whole_bytes, length, size);
-  const ByLength& known = *found;
-  const auto above = known.lower_bound(length);
-  if (above != known.end() && above->first == length) return above->second.workspace_bytes;
-  const std::pair<std::int64_t, std::int64_t> high =
-      above == known.end() ? std::pair(size, whole_bytes)
-                           : std::pair(above->first, above->second.workspace_bytes);
-  if (above == known.begin()) {
-    return above == known.end() ? Scaled(high.second, length, high.first) : high.second;
-  }
-  const auto low = std::prev(above);
-  return low->second.workspace_bytes + Scaled(high.second - low->second.workspace_bytes,
-                                              length - low->first,
-                                              std::max<std::int64_t>(1, high.first - low->first));
-}
 
 std::optional<SlicedStretch> Sliced(const Program& program, const Stretch& stretch,
                                     const SliceFacts& facts) {

@@ -28,6 +28,14 @@
 // Then every part of each value is computed from the same numbers as in the whole. Whether by the
 // same bits is up to kernels: that is tried, op by op, and verified by running.
 //
+// PLACED. A small op of which parts alone would have other bits may run placed: its part of each
+// argument is copied to its place in zeros of the whole's size, the op runs on those, and its part
+// of what that makes is copied out. The kernel is called with the sizes and strides of the whole,
+// and what an element of the part is computed from is the same: so its bits are, by whatever code
+// the kernel computes an element at that place. It costs the work of the whole for each part, and
+// the whole of these values while the op runs; hence for small ones alone (Program::most_placed):
+// the few numbers of a squeeze-and-excite block, between large images that are cut by samples.
+//
 // OVERWRITES. A part may be written over the part of an argument that dies with it. So an op that
 // can write over an argument (Program::overwritable) does so in parts if
 //   made here  the argument is what another op of the stretch makes new, in the same intervals
@@ -52,62 +60,15 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
+#include "program/levers/slice_facts.h"
 #include "program/program.h"
 #include "sched/graph.h"
 
 namespace torch_ext::program {
-
-// What was found out about ops in parts. Ops that are called alike share it: of the same operator,
-// with the same shapes, numbers and scratch memory.
-class SliceFacts {
- public:
-  struct Part {
-    OpId op = sched::kNoOp;
-    int dimension = 0;         // of its result
-    std::int64_t length = 0;   // at most
-    bool reads_older = false;  // some interval that it reads is a view of an older tensor
-
-    auto operator<=>(const Part&) const = default;
-  };
-  struct Fact {
-    bool keeps_bits = true;
-    std::int64_t workspace_bytes = 0;
-  };
-
-  explicit SliceFacts(const Program& program);
-
-  void Learn(const Part& part, Fact fact);
-  bool Knows(const Part& part) const;
-  // That of the first op that is called alike: what is learned of one is known of the other.
-  Part Twin(Part part) const;
-
-  // From here on what is not known is not allowed.
-  void AllowKnownAlone() { allows_known_alone_ = true; }
-  bool allows_known_alone() const { return allows_known_alone_; }
-
-  // False if it is known that the bits are others, in parts of that length or longer ones.
-  bool MayKeepBits(OpId op, int dimension, std::int64_t length) const;
-  // One op of each kind of call that was learned to have other bits in some parts.
-  std::vector<OpId> OpsOfOtherBits() const;
-  // All that is known of the op in parts.
-  std::vector<Fact> Known(OpId op) const;
-  // Known; or between what is known and the whole, in a straight line; else in proportion.
-  std::int64_t WorkspaceBytes(const Program& program, const Part& part) const;
-
- private:
-  using ByLength = std::map<std::int64_t, Fact>;
-  const ByLength* Find(OpId op, int dimension, bool reads_older) const;
-
-  std::vector<OpId> twin_of_;  // of each op the first that is called alike
-  std::map<std::tuple<OpId, int, bool>, ByLength> facts_;
-  bool allows_known_alone_ = false;
-};
 
 struct Stretch {
   std::vector<OpId> ops;  // in the order in which they run
@@ -127,8 +88,11 @@ struct SlicedStretch {
     std::vector<Interval> parts;  // of it
     bool reads_older = false;     // see SliceFacts
     std::string overwrites = {};  // an argument whose parts it writes its own over; none: empty
+    bool is_placed = false;
 
-    SliceFacts::Part Longest() const { return {op, dimension, LongestOf(parts), reads_older}; }
+    SliceFacts::Part Longest() const {
+      return {op, dimension, LongestOf(parts), reads_older, is_placed};
+    }
   };
   std::vector<OpId> ahead, behind;  // each in their order
   std::vector<PartOp> ops;

@@ -45,6 +45,8 @@ Program RandomSliceable(std::uint64_t seed) {
     return static_cast<BufferId>(program.buffers.size()) - 1;
   };
   const std::vector<std::int64_t> shape{random.Between(2, 6), random.Between(2, 4)};
+  program.run_elements = random.Between(2, 5);
+  program.most_placed = random.Chance(50) ? 0 : 100;
   for (int i = 0; i < 2; ++i) {
     const std::string name = "in" + std::to_string(i);
     add_value(name, add_buffer(name, shape, true), shape);
@@ -93,13 +95,20 @@ Program RandomSliceable(std::uint64_t seed) {
       const bool is_sliceable = !slicing.needs.empty() && random.Chance(90);
       op.slicings.push_back(is_sliceable ? std::optional(slicing) : std::nullopt);
     }
-    // Element by element the result may take the place of an argument.
     const auto is_same_in = [&](const std::string& value, int d) {
       const auto is_same = [&](const auto& need) {
         return need.first == value && need.second == Need{.dimension = d};
       };
       return op.slicings[d] && std::ranges::any_of(op.slicings[d]->needs, is_same);
     };
+    // Element by element a kernel may mind runs.
+    const bool is_elementwise = std::ranges::all_of(op.inputs, [&](const std::string& value) {
+      return is_same_in(value, 0) && is_same_in(value, 1);
+    });
+    if (is_elementwise && !is_view && random.Chance(50)) {
+      for (std::optional<Slicing>& slicing : op.slicings) slicing->minds_runs = true;
+    }
+    // And the result may take the place of an argument.
     for (const std::string& value : op.inputs) {
       const BufferId b = program.tensors[value].buffer;
       const auto shares = [&](const std::string& other) {
@@ -207,10 +216,18 @@ class Machine {
           arguments.push_back(matrix.Narrow(need->second.dimension, *need->second.Of(part, size)));
         }
         const std::vector<std::int64_t>& shape = program_.tensors.at(op.outputs[0]).shape;
+        const std::vector<Matrix> parts_of_arguments = arguments;
+        if (part_op.is_placed) PlaceAll(op, slicing, arguments);
         const bool in_rows = part_op.dimension == 0;
         const Interval rows = in_rows ? part : Interval{0, shape[0]};
         const Interval columns = in_rows ? Interval{0, shape[1]} : part;
-        if (part_op.overwrites.empty()) {
+        if (part_op.is_placed) {
+          const Matrix whole = Made(part_op.op, {0, shape[0]}, {0, shape[1]}, arguments);
+          const Matrix part =
+              slicing.changes_argument ? parts_of_arguments[0] : NewMatrix(rows, columns);
+          Copy(whole.Narrow(0, rows).Narrow(1, columns), part);
+          parts[op.outputs[0]] = part;
+        } else if (part_op.overwrites.empty()) {
           parts[op.outputs[0]] = Made(part_op.op, rows, columns, arguments);
         } else {
           const Matrix& over = parts.at(part_op.overwrites);
@@ -247,6 +264,19 @@ class Machine {
     }
   }
 
+  // Each part that is needed in its place, in zeros.
+  void PlaceAll(const Op& op, const Slicing& slicing, std::vector<Matrix>& arguments) const {
+    for (std::size_t a = 0; a < arguments.size(); ++a) {
+      const auto is_it = [&](const auto& need) { return need.first == op.inputs[a]; };
+      if (std::ranges::none_of(slicing.needs, is_it)) continue;
+      const std::vector<std::int64_t>& shape = program_.tensors.at(op.inputs[a]).shape;
+      const Matrix placed = NewMatrix({0, shape[0]}, {0, shape[1]});
+      std::ranges::fill(*placed.numbers, 0);
+      Copy(arguments[a], placed);
+      arguments[a] = placed;
+    }
+  }
+
   // What an element depends on, along one dimension of the argument.
   Interval Region(const Op& op, const std::string& value, int dimension, std::int64_t index) const {
     const std::int64_t size = program_.tensors.at(value).shape[dimension];
@@ -273,9 +303,13 @@ class Machine {
 
   void Make(OpId v, const std::vector<Matrix>& arguments, const Matrix& made) const {
     const Op& op = program_.ops[v];
+    const bool minds_runs = op.slicings[0] && op.slicings[0]->minds_runs;
+    const bool is_one_run =
+        IsOneRun(made) && std::ranges::all_of(arguments, [](const Matrix& m) { return IsOneRun(m); });
     for (std::int64_t i = made.rows.begin; i < made.rows.end; ++i) {
       for (std::int64_t j = made.columns.begin; j < made.columns.end; ++j) {
         std::int64_t number = v + 1;
+        if (minds_runs && IsAtTheEnd(made, i, j, is_one_run)) number += 500;
         for (std::size_t a = 0; a < arguments.size(); ++a) {
           const Interval along = Region(op, op.inputs[a], 0, i);
           const Interval across = Region(op, op.inputs[a], 1, j);
@@ -288,6 +322,18 @@ class Machine {
         made.At(i, j) = number;
       }
     }
+  }
+
+  static bool IsOneRun(const Matrix& matrix) {
+    return matrix.columns.length() == matrix.stride || matrix.rows.length() == 1;
+  }
+
+  // Of a run, which is all of the matrix or one row.
+  bool IsAtTheEnd(const Matrix& made, std::int64_t i, std::int64_t j, bool is_one_run) const {
+    const std::int64_t width = made.columns.length();
+    const std::int64_t size = is_one_run ? made.rows.length() * width : width;
+    const std::int64_t before = is_one_run ? (i - made.rows.begin) * width : 0;
+    return before + j - made.columns.begin >= size / program_.run_elements * program_.run_elements;
   }
 
   const Program& program_;
@@ -324,6 +370,7 @@ std::string Shown(const Program& program, std::uint64_t seed) {
       text += op.slicings[d] ? " |" : " | whole";
       if (!op.slicings[d]) continue;
       if (op.slicings[d]->changes_argument) text += " in place";
+      if (op.slicings[d]->minds_runs) text += " minds runs";
       for (const auto& [value, need] : op.slicings[d]->needs) {
         text += " " + value + "-" + std::to_string(need.before) + "+" + std::to_string(need.extent);
       }
@@ -369,7 +416,7 @@ std::int64_t PeakOfParts(const Program& program, const SlicedStretch& stretch) {
   for (std::size_t k = 0; k < stretch.ops[0].parts.size(); ++k) {
     std::map<BufferId, std::int64_t> live;
     for (std::size_t i = 0; i < stretch.ops.size(); ++i) {
-      const auto& [v, dimension, parts, reads_older, overwrites] = stretch.ops[i];
+      const auto& [v, dimension, parts, reads_older, overwrites, is_placed] = stretch.ops[i];
       const Op& op = program.ops[v];
       const std::int64_t size = program.tensors.at(op.outputs[0]).shape[dimension];
       if (!overwrites.empty()) {
@@ -380,7 +427,8 @@ std::int64_t PeakOfParts(const Program& program, const SlicedStretch& stretch) {
       for (const BufferId b : op.writes) {
         live.emplace(b, program.buffers[b].bytes * parts[k].length() / size);
       }
-      std::int64_t bytes = nothing.WorkspaceBytes(program, {v, dimension, parts[k].length()});
+      std::int64_t bytes = nothing.WorkspaceBytes(
+          program, {v, dimension, parts[k].length(), false, is_placed});
       for (const auto& [b, held] : live) bytes += held;
       peak_bytes = std::max(peak_bytes, bytes);
       std::erase_if(live, [&](const auto& held) {
@@ -453,6 +501,7 @@ std::int64_t PeakWith(const Program& program, const SlicedStretch& stretch, OpId
 TEST(Slice, EveryStretchComputesTheSame) {
   std::uint64_t stretches = 0, with_changes = 0, with_halo = 0, several_results = 0;
   std::uint64_t alongside = 0, with_ops_ahead = 0, with_ops_behind = 0, with_overwrites = 0;
+  std::uint64_t with_runs = 0, placed = 0, placed_in_place = 0;
   for (std::uint64_t seed = 0; seed < Cases(1500); ++seed) {
     const Program program = RandomSliceable(seed);
     SCOPED_TRACE(Shown(program, seed));
@@ -481,8 +530,12 @@ TEST(Slice, EveryStretchComputesTheSame) {
                 sliced->ahead, [&](OpId v) { return !program.ops[v].writes.empty(); });
             several_results += sliced->results.size() > 1;
             for (const SlicedStretch::PartOp& op : sliced->ops) {
-              with_changes += program.ops[op.op].slicings[op.dimension]->changes_argument;
               with_overwrites += !op.overwrites.empty();
+              const Slicing& slicing = *program.ops[op.op].slicings[op.dimension];
+              with_changes += slicing.changes_argument;
+              with_runs += slicing.minds_runs && !op.is_placed;
+              placed += op.is_placed;
+              placed_in_place += op.is_placed && slicing.changes_argument;
               with_halo += op.parts.size() > 1 && op.parts[0].end > op.parts[1].begin;
             }
           }
@@ -498,6 +551,9 @@ TEST(Slice, EveryStretchComputesTheSame) {
   EXPECT_GT(with_ops_behind, Cases(100));
   EXPECT_GT(with_ops_ahead, Cases(100));
   EXPECT_GT(with_overwrites, Cases(100));
+  EXPECT_GT(with_runs, Cases(100));
+  EXPECT_GT(placed, Cases(100));
+  EXPECT_GT(placed_in_place, Cases(10));
 }
 
 // All sets of stretches that do not overlap, one after the other.
@@ -749,6 +805,7 @@ TEST(Slice, EndsOfRunsStayWhereTheyAre) {
     op.slicings[1]->needs[0].second.dimension = 1;
   }
   program.run_elements = 32;
+  program.most_placed = 0;
   const auto parts_of = [&](int dimension, std::int64_t part_size) {
     const auto sliced = Sliced(program, {{0, 1}, dimension, part_size}, SliceFacts(program));
     return sliced ? sliced->ops[0].parts : std::vector<Interval>();
@@ -771,6 +828,38 @@ TEST(Slice, EndsOfRunsStayWhereTheyAre) {
   EXPECT_TRUE(parts_of(1, 64).empty());
 }
 
+TEST(Slice, SmallOpsWhoseRunsWouldEndElsewhereRunPlaced) {
+  Program program = Chain();
+  program.ops[1].slicings[0]->minds_runs = true;
+  program.run_elements = 3;  // of four rows
+  const auto sliced = [&](const SliceFacts& facts) { return *Sliced(program, kWholeChain, facts); };
+  const SliceFacts nothing(program);
+  EXPECT_FALSE(sliced(nothing).ops[0].is_placed);
+  EXPECT_TRUE(sliced(nothing).ops[1].is_placed);
+  EXPECT_EQ(sliced(nothing).ops[1].parts.size(), 4);
+  EXPECT_EQ(sliced(nothing).part_bytes, 16 + 2 * 4 * 8);  // a row of each, and both whole
+  program.overwritable = {{1, 2, 1}};
+  EXPECT_EQ(sliced(nothing).ops[1].overwrites, "");
+  program.most_placed = 3;
+  EXPECT_EQ(sliced(nothing).ops[1].parts[0], (Interval{0, 3}));  // grown
+  program.most_placed = 4;
+  program.tensors["a"].strides = {2, 1};
+  EXPECT_FALSE(IsStretch(program));  // neither grown nor placed
+  program.tensors["a"].strides.clear();
+  // Whatever else has other bits in parts, too.
+  program.ops[1].slicings[0]->minds_runs = false;
+  SliceFacts facts(program);
+  EXPECT_FALSE(sliced(facts).ops[1].is_placed);
+  facts.Learn({1, 0, 1}, {false, 0});
+  EXPECT_TRUE(sliced(facts).ops[1].is_placed);
+  EXPECT_FALSE(sliced(facts).is_known);
+  Program window = program;
+  window.ops[1].slicings[0]->needs[0].second.extent = 2;
+  EXPECT_FALSE(IsStretch(window, kWholeChain, facts));
+  facts.Learn(sliced(facts).ops[1].Longest(), {false, 0});
+  EXPECT_FALSE(IsStretch(program, kWholeChain, facts));
+}
+
 TEST(Slice, RunsFollowMemory) {
   Program program = Chain();
   // Memory has the dimension of 6 inside of that of 16.
@@ -786,6 +875,7 @@ TEST(Slice, RunsFollowMemory) {
     }
   }
   program.run_elements = 12;
+  program.most_placed = 0;
   const auto parts_of = [&](int dimension, std::int64_t part_size) {
     const auto sliced = Sliced(program, {{0, 1}, dimension, part_size}, SliceFacts(program));
     return sliced ? sliced->ops[0].parts : std::vector<Interval>();
@@ -808,6 +898,7 @@ TEST(Slice, RunsFollowMemory) {
 TEST(Slice, FactsForbidAndTellScratchMemory) {
   Program program = Chain();
   program.ops[0].workspace_bytes = 40;
+  program.most_placed = 0;
   SliceFacts facts(program);
   const auto workspace_bytes = [&](std::int64_t length) {
     return facts.WorkspaceBytes(program, {0, 0, length});
