@@ -205,10 +205,20 @@ def image(batch: int = 1) -> Tensor:
     return torch.randn(batch, 8, 48, 48)
 
 
+class Excitation(nn.Module):
+    """Images, each with a few numbers of its own, as in a squeeze-and-excite block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = torch.exp(x)
+        numbers = torch.nn.functional.silu(2 * images.mean((2, 3), keepdim=True), inplace=True)
+        return (images * torch.sigmoid(numbers)).amax((2, 3))
+
+
 SLICEABLE = {
     "rows": (Convolutions(), (image(),)),
     "batch": (Convolutions(), (image(3),)),
     "elements": (Elementwise(), (torch.randn(32, 256),)),
     "channels last": (ChannelsLast(), (torch.randn(1, 24, 24, 8),)),
     "dense": (Dense(), (torch.randn(1, 8, 24, 24),)),
+    "excitation": (Excitation(), (torch.randn(8, 6, 32, 32),)),
 }

@@ -13,6 +13,7 @@ from models import (
     Changed,
     Convolutions,
     Elementwise,
+    Excitation,
     Layer,
     Lists,
     Masked,
@@ -78,6 +79,14 @@ def test_a_budget_that_order_does_not_meet_is_met_by_slices(door, network, input
     again = torch_ext.fx.reorder(program, inputs, memory_budget=budget)[1]
     assert again.budget_met
     assert again.measured_peak_bytes <= budget
+
+
+def test_the_few_numbers_of_a_sample_keep_no_images_together():
+    """They end within a run of a kernel, so they run placed."""
+    program = exported(Excitation(), x := torch.randn(8, 6, 32, 32))
+    result, report = torch_ext.fx.reorder(program, (x,), memory_budget=1)
+    assert report.peak_bytes < x.nbytes / 4
+    assert torch.equal(run(program, x), run(result, x))
 
 
 def test_a_budget_that_order_meets_has_no_slices():

@@ -13,6 +13,7 @@ from models import (
     Changed,
     Convolutions,
     Elementwise,
+    Excitation,
     Layer,
     Lists,
     Masked,
@@ -104,6 +105,14 @@ def test_attention_runs_one_sample_after_the_other():
     op = next(op for op in report.graph.ops if "multi_head" in op.kind)
     assert len(op.outputs) == 2  # of which the weights are nothing
     assert report.floor_bytes < x.nbytes  # the op may be cut, whether or not its bits stay here
+    assert same(module(x), script(x))
+
+
+def test_the_few_numbers_of_a_sample_keep_no_images_together():
+    """They end within a run of a kernel, so they run placed."""
+    x = torch.randn(8, 6, 32, 32)
+    script, module, report = sliced(Excitation(), x)
+    assert report.peak_bytes < x.nbytes / 4
     assert same(module(x), script(x))
 
 
