@@ -195,9 +195,12 @@ class StretchBuilder : public Builder {
         inputs.back() = Placed(NameOf(value), argument, need->second.dimension, part_op.parts);
       }
     }
+    IntList lengths;
+    for (const Interval& part : part_op.parts) lengths.push_back(part.length());
+    if (!slicing.size.empty()) {
+      inputs[*node->schema().argumentIndexWithName(slicing.size)] = OfPart(lengths);
+    }
     if (!slicing.sizes.empty()) {
-      IntList lengths;
-      for (const Interval& part : part_op.parts) lengths.push_back(part.length());
       SetNumber(node, slicing.sizes, slicing.sizes_place, lengths, inputs);
     }
     if (!slicing.padding.empty()) {

@@ -61,6 +61,7 @@ void AddTable(py::module_& m) {
       .def_readonly("needs", &Slicing::needs)
       .def_readonly("sizes", &Slicing::sizes)
       .def_readonly("sizes_place", &Slicing::sizes_place)
+      .def_readonly("size", &Slicing::size)
       .def_readonly("padding", &Slicing::padding)
       .def_readonly("padding_place", &Slicing::padding_place)
       .def_readonly("changes_argument", &Slicing::changes_argument)

@@ -66,10 +66,11 @@ def window(rng, spatial):
 def convolution(spatial):
     def make(rng):
         kernel, stride, dilation, padding = window(rng, spatial)
-        groups = rng.choice([1, 1, 2])
         channels = 2 * rng.randint(1, 2)
+        groups = rng.choice([1, 1, 2, channels])
         image = tensor(rng.randint(2, 3), channels, *(rng.randint(7, 13) for _ in kernel))
-        weight = tensor(2 * rng.randint(1, 2), channels // groups, *kernel)
+        made = rng.choice([channels, 2 * channels])
+        weight = tensor(made, channels // groups, *kernel)
         bias = tensor(weight.shape[0]) if rng.random() < 0.7 else None
         return [image, weight, bias, stride, padding, dilation, groups]
 
@@ -347,6 +348,8 @@ def part_of(operator, arguments, slicing, dimension, begin, end):
                 return None
             first, last = interval
         part[place] = narrowed(part[place], need.dimension, first, last)
+    if slicing.size:
+        part[names.index(slicing.size)] = end - begin
     if slicing.sizes:
         place = names.index(slicing.sizes)
         part[place] = list(part[place])

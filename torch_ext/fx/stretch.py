@@ -236,6 +236,8 @@ class _Part:
                 _, _, padding, first_row = interval
                 paddings = given[slicing.padding]
                 given[slicing.padding] = _with(paddings, slicing.padding_place, padding)
+        if slicing.size:
+            given[slicing.size] = end - begin
         if slicing.sizes:
             given[slicing.sizes] = _with(given[slicing.sizes], slicing.sizes_place, end - begin)
         # A part of a view may have strides that `view` does not take.

@@ -88,7 +88,9 @@ bool MayRunPlaced(const Program& program, const Op& op, const Slicing& slicing, 
     return elements <= program.most_placed;
   };
   const Tensor& result = program.tensors.at(op.outputs[0]);
-  if (slicing.may_be_view || !slicing.padding.empty() || !slicing.sizes.empty()) return false;
+  const bool depends_on_part =
+      !slicing.padding.empty() || !slicing.sizes.empty() || !slicing.size.empty();
+  if (slicing.may_be_view || depends_on_part) return false;
   return is_small(result) && std::ranges::all_of(slicing.needs, [&](const auto& of_value) {
     const auto& [value, need] = of_value;
     const Tensor& tensor = program.tensors.at(value);

@@ -157,9 +157,15 @@ Answer Convolution(const Asked& call) {
   const int dimension = call.dimension();
   if (dimension == 0) return Same("input", 0);
   if (dimension == 1) {
-    if (call.Constant<std::int64_t>("groups") != 1) return std::nullopt;
+    const auto groups = call.Constant<std::int64_t>("groups");
+    const bool is_by_channel = groups == call.size() && call.RankOf("input") > 1 &&
+                               (*call.Of("input"))[1] == call.size();  // depthwise
+    if (groups != 1 && !is_by_channel) return std::nullopt;
     Answer slicing = Same("weight", 0);
     if (call.Of("bias") != nullptr) slicing->needs.push_back({"bias", {.dimension = 0}});
+    if (groups == 1) return slicing;
+    slicing->needs.push_back({"input", {.dimension = 1}});
+    slicing->size = "groups";
     return slicing;
   }
   return Window(call, "input", dimension - 2, (*weight)[dimension],

@@ -59,6 +59,8 @@ struct Slicing {
   // A list of numbers that names the size of the result in this dimension, and the place in it.
   std::string sizes;
   std::size_t sizes_place = 0;
+  // A number that is the size of the result in this dimension.
+  std::string size;
   // A list of numbers with the padding of this dimension. A part that does not touch a border has
   // none; one that does keeps it on both sides, and rows that are spoilt by it are cut off again.
   std::string padding;
