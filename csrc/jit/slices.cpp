@@ -193,7 +193,7 @@ class PartWatch {
 
   at::Tensor Expected(std::size_t place, std::int64_t number) const {
     const SlicedStretch::PartOp& op = stretch_.ops[place];
-    const Interval& interval = op.parts[number];
+    const Interval interval = op.Computed()[number];
     return WithNewStrides(whole_[place].narrow(op.dimension, interval.begin, interval.length()));
   }
 

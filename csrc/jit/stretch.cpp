@@ -138,9 +138,8 @@ class StretchBuilder : public Builder {
       block->registerOutput(whole[result]);
     }
     const auto parts = static_cast<std::int64_t>(stretch_.ops.back().parts.size());
-    Node* loop =
-        graph().insertNode(graph().create(c10::prim::Loop, {Constant(parts), Constant(true)}, 0));
-    Block* body = loop->addBlock();
+    loop_ = graph().insertNode(graph().create(c10::prim::Loop, {Constant(parts), Constant(true)}, 0));
+    Block* body = loop_->addBlock();
     counter_ = body->addInput()->setType(c10::IntType::get());
     const WithInsertPoint in_loop(body);
     for (std::size_t place = 0; place < stretch_.ops.size(); ++place) {
@@ -152,6 +151,7 @@ class StretchBuilder : public Builder {
       Tensor("aten::copy_", {target, part_of_.at(OutputOf(place)), is_true});
     }
     body->registerOutput(Constant(true));
+    for (Value* rows : kept_rows_) body->registerOutput(rows);
   }
 
   Value* Empty(const Value* result) {
@@ -167,6 +167,7 @@ class StretchBuilder : public Builder {
     const SlicedStretch::PartOp& part_op = stretch_.ops[place];
     const program::Op& op = program_.ops[part_op.op];
     const Slicing& slicing = *op.slicings[part_op.dimension];
+    const std::vector<Interval> computed = part_op.Computed();
     Node* node = nodes_[part_op.op];
     std::vector<Value*> inputs;
     std::vector<PaddedPart> padded;  // of the argument that is, if there is one
@@ -180,7 +181,7 @@ class StretchBuilder : public Builder {
       }
       const std::int64_t size = program_.tensors.at(NameOf(value)).shape[need->second.dimension];
       std::vector<Interval> intervals;
-      for (const Interval& part : part_op.parts) {
+      for (const Interval& part : computed) {
         const PaddedPart given = *slicing.ArgumentOf(need->second, part, size);
         intervals.push_back(given.argument);
         if (!slicing.padding.empty()) padded.push_back(given);
@@ -196,7 +197,7 @@ class StretchBuilder : public Builder {
       }
     }
     IntList lengths;
-    for (const Interval& part : part_op.parts) lengths.push_back(part.length());
+    for (const Interval& part : computed) lengths.push_back(part.length());
     if (!slicing.size.empty()) {
       inputs[*node->schema().argumentIndexWithName(slicing.size)] = OfPart(lengths);
     }
@@ -218,14 +219,42 @@ class StretchBuilder : public Builder {
     Value* whole = node->output(0);
     const bool is_list = whole->type()->kind() == c10::TypeKind::ListType;
     Value* part = made->output(0)->setType(is_list ? whole->type() : c10::TensorType::get());
-    if (!padded.empty()) part = CutToPart(part, part_op, padded);
+    if (!padded.empty()) part = CutToPart(part, part_op.dimension, lengths, padded);
     if (part_op.is_placed) {
       part = Narrowed(part, part_op.dimension, part_op.parts);
       part = slicing.changes_argument ? Tensor("aten::copy_", {argument, part, Constant(false)})
                                       : Tensor("aten::clone", {part, Constant({})});
     }
-    part_of_[whole] = part;
     if (visit) visit(place, made, part, counter_);
+    part_of_[whole] = part_op.keeps_rows && !is_alone_ ? WithKeptRows(part, whole, part_op) : part;
+  }
+
+  // The rows behind those that are kept of the part before; keeps what the next one needs.
+  Value* WithKeptRows(Value* rows, const Value* whole, const SlicedStretch::PartOp& op) {
+    const program::Tensor& tensor = program_.tensors.at(NameOf(whole));
+    IntList begins, lengths, shape = tensor.shape;
+    for (std::size_t i = 0; i < op.parts.size(); ++i) {
+      const bool is_last = i + 1 == op.parts.size();
+      const std::int64_t next = is_last ? op.parts[i].end : op.parts[i + 1].begin;
+      lengths.push_back(std::max<std::int64_t>(0, op.parts[i].end - next));
+      begins.push_back(op.parts[i].length() - lengths.back());
+    }
+    shape[op.dimension] = 0;
+    Value* kept = loop_->blocks()[0]->addInput()->setType(c10::TensorType::get());
+    {
+      const WithInsertPoint before(loop_);
+      Value* none = Constant({});
+      loop_->addInput(Tensor("aten::empty", {Constant(shape), Constant(DtypeNamed(tensor.dtype)),
+                                             none, none, none, none}));
+      loop_->addOutput()->setType(c10::TensorType::get());
+    }
+    Value* both = Call("prim::ListConstruct", {kept, rows}, c10::ListType::ofTensors());
+    Value* joined =
+        Tensor("aten::cat", {both, Constant(static_cast<std::int64_t>(op.dimension))});
+    Value* next = Tensor("aten::narrow", {joined, Constant(static_cast<std::int64_t>(op.dimension)),
+                                          OfPart(begins), OfPart(lengths)});
+    kept_rows_.push_back(Tensor("aten::clone", {next, Constant({})}));
+    return joined;
   }
 
   const program::OverwritingForm& FormOf(const SlicedStretch::PartOp& op, const Node* node) const {
@@ -265,13 +294,13 @@ class StretchBuilder : public Builder {
   }
 
   // Rows that padding has spoilt go.
-  Value* CutToPart(Value* rows, const SlicedStretch::PartOp& op,
+  Value* CutToPart(Value* rows, int dimension, const IntList& lengths,
                    const std::vector<PaddedPart>& padded) {
     std::vector<Interval> intervals;
     for (std::size_t i = 0; i < padded.size(); ++i) {
-      intervals.push_back({padded[i].offset, padded[i].offset + op.parts[i].length()});
+      intervals.push_back({padded[i].offset, padded[i].offset + lengths[i]});
     }
-    return Narrowed(rows, op.dimension, intervals);
+    return Narrowed(rows, dimension, intervals);
   }
 
   // One number of a constant list depends on the part.
@@ -311,7 +340,9 @@ class StretchBuilder : public Builder {
   std::unordered_map<const Value*, std::size_t> made_by_;  // places in the stretch
   std::vector<std::pair<Value*, SeenTensor>> older_;
   std::vector<Value*> results_;
+  Node* loop_ = nullptr;
   Value* counter_ = nullptr;
+  std::vector<Value*> kept_rows_;  // for the next part
   std::unordered_map<const Value*, Value*> part_of_;
   std::map<IntList, Value*> numbers_;
   std::map<std::tuple<Value*, int, IntList, IntList>, Value*> views_;

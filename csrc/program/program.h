@@ -49,6 +49,7 @@ struct Op {
   std::vector<OpId> makers;                   // earlier ops that made a value it reads
   std::vector<BufferId> reads, writes;        // touches what was made before, makes
   std::int64_t workspace_bytes = 0;           // scratch that it takes and gives back
+  std::int64_t multiplications = 0;           // that it computes (operators/work.h)
   Effects effects;
   // For each dimension of its only result: how parts of it are made, if they can be. Needs are by
   // value, constants among them.

@@ -6,6 +6,8 @@
 #include <optional>
 #include <utility>
 
+#include "program/operators/work.h"
+
 namespace torch_ext::program {
 namespace {
 
@@ -72,6 +74,7 @@ void AddSlicings(Program& program, OpId op, const std::vector<Argument>& argumen
     const Tensor* first = Find(program, argument.values[0]);
     if (first != nullptr) call.shapes[argument.name] = first->shape;
   }
+  called.multiplications = Multiplications(call);
   for (int d = 0; d < static_cast<int>(result->shape.size()); ++d) {
     const std::optional<Slicing> slicing = SlicingOf(call, d);
     called.slicings.push_back(slicing ? OfValues(program, *slicing, arguments) : std::nullopt);

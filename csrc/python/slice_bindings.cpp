@@ -99,8 +99,11 @@ void AddStretches(py::module_& m) {
       .def_readonly("dimension", &SlicedStretch::PartOp::dimension)
       .def_readonly("overwrites", &SlicedStretch::PartOp::overwrites)
       .def_readonly("is_placed", &SlicedStretch::PartOp::is_placed)
+      .def_readonly("keeps_rows", &SlicedStretch::PartOp::keeps_rows)
       .def_property_readonly("parts",
-                             [](const SlicedStretch::PartOp& op) { return PairsOf(op.parts); });
+                             [](const SlicedStretch::PartOp& op) { return PairsOf(op.parts); })
+      .def_property_readonly(
+          "computed", [](const SlicedStretch::PartOp& op) { return PairsOf(op.Computed()); });
   py::class_<SlicedStretch>(m, "SlicedStretch")
       .def_readonly("ahead", &SlicedStretch::ahead)
       .def_readonly("behind", &SlicedStretch::behind)

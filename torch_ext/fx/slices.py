@@ -276,7 +276,7 @@ class _Watch:
         """A part of the value of an op is there."""
         seen, op = self.seen[place], self.stretch.ops[place]
         has_others = any(part in self.seen[before].differs for before in self.before[place])
-        begin, end = op.parts[part]
+        begin, end = op.computed[part]
         expected = self.whole[self.nodes[place]].narrow(op.dimension, begin, end - begin)
         if _same(rows.contiguous(), expected.contiguous()):
             return
@@ -339,7 +339,7 @@ class _PartRun(fx.Interpreter):
         else:
             value = super().run_node(n)
         op = self.watch.stretch.ops[made.place]
-        begin, end = op.parts[made.part]
+        begin, end = op.computed[made.part]
         is_part = isinstance(value, torch.Tensor) and value.shape[op.dimension] == end - begin
         if not made.runs or is_part:
             self.watch.look(made.place, made.part, value)

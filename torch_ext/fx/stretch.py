@@ -166,8 +166,9 @@ class _Unroller:
         for node in self.nodes:
             if node.name in self.stretch.results and not self.alone:
                 self.whole[node] = self._empty(node)
+        part: _Part | None = None
         for number in range(len(self.stretch.ops[-1].parts)):
-            part = _Part(self, number)
+            part = _Part(self, number, part.kept if part else {})
             for place in range(len(self.nodes)):
                 part.add(place)
         self.graph.output(tuple(self.whole.values()))
@@ -198,16 +199,20 @@ class _Unroller:
 class _Part:
     """One part of each op of a stretch."""
 
-    def __init__(self, stretch: _Unroller, number: int) -> None:
+    def __init__(
+        self, stretch: _Unroller, number: int, before: Mapping[fx.Node, fx.Node]
+    ) -> None:
         self.of = stretch
         self.number = number
+        self.before = before  # rows that the part before has kept
+        self.kept: dict[fx.Node, fx.Node] = {}  # for the next part
         self.made: dict[fx.Node, fx.Node] = {}
         self.views: dict[tuple[fx.Node, int, int, int], fx.Node] = {}
 
     def add(self, place: int) -> None:
         """Add the op, as its slicing says, and copy what it makes to its place in a result."""
         node, op = self.of.nodes[place], self.of.stretch.ops[place]
-        begin, end = op.parts[self.number]
+        begin, end = op.computed[self.number]
         slicing = self.of.program.slicing(op.op, op.dimension)
         assert slicing is not None
         needs = dict(slicing.needs)
@@ -259,10 +264,25 @@ class _Part:
             else:
                 result = self.of.build.call(_aten.clone.default, (rows,), {}, node)
             self.of.made[result] = Made(place, self.number, runs=False)
-        self.made[node] = result
         if node in self.of.whole:
             target_rows = self._rows(self.of.whole[node], node, op.dimension, begin, end)
             self.of.build.call(_aten.copy_.default, (target_rows, result), {}, node)
+        keeps_rows = op.keeps_rows and not self.of.alone
+        self.made[node] = self._with_kept_rows(result, node, op) if keeps_rows else result
+
+    def _with_kept_rows(self, rows: fx.Node, node: fx.Node, op: _sched.PartOp) -> fx.Node:
+        """Return the rows behind those kept of the part before; keep what the next one needs."""
+        begin, end = op.parts[self.number]
+        joined = rows
+        if node in self.before:
+            arguments = [self.before[node], rows], op.dimension
+            joined = self.of.build.call(_aten.cat.default, arguments, {}, node)
+        if self.number + 1 < len(op.parts):
+            next_begin = op.parts[self.number + 1][0]
+            if next_begin < end:
+                last = self._rows(joined, node, op.dimension, next_begin - begin, end - begin)
+                self.kept[node] = self.of.build.call(_aten.clone.default, (last,), {}, node)
+        return joined
 
     def _argument(self, node: fx.Node, dimension: int, begin: int, end: int) -> fx.Node:
         if node in self.made and not self.of.alone:

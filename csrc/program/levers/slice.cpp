@@ -19,7 +19,10 @@ namespace {
 
 // What running an op once more costs beside its bytes, in bytes written in that time.
 constexpr std::int64_t kCallBytes = std::int64_t{1} << 14;
+// How many numbers a core multiplies while it writes a byte.
+constexpr std::int64_t kMultiplicationsPerByte = 4;
 constexpr std::int64_t kCallsToPlace = 3;  // zeros, there, and back
+constexpr std::int64_t kCallsToKeep = 2;   // to join, and to copy
 constexpr std::int64_t kMostParts = 64;
 constexpr std::size_t kLongestStretch = 512;  // in ops
 // Ops that make something and not in parts; with more of them nearly any run would be a stretch.
@@ -99,6 +102,8 @@ bool MayRunPlaced(const Program& program, const Op& op, const Slicing& slicing, 
            tensor.shape[need.dimension] == result.shape[dimension];
   });
 }
+
+}  // namespace
 
 // A program in an order of its ops, or of some of them.
 class Index {
@@ -219,6 +224,8 @@ class Index {
   std::unordered_map<OpId, std::string> overwritable_;
 };
 
+namespace {
+
 std::vector<Interval> Cut(std::int64_t size, std::int64_t part_size) {
   std::vector<Interval> parts;
   for (std::int64_t begin = 0; begin < size; begin += part_size) {
@@ -230,10 +237,14 @@ std::vector<Interval> Cut(std::int64_t size, std::int64_t part_size) {
 // A stretch that grows towards the start of the order, one op at a time.
 class Growing {
  public:
-  // The stretch ends before `end`, with the op there is.
-  Growing(const Index& index, const SliceFacts& facts, std::size_t end, int dimension,
-          std::int64_t part_size)
-      : index_(index), facts_(facts), end_(end), part_size_(part_size) {
+  // The stretch ends before `end`, with the op there is; how it runs is taken from `like`.
+  Growing(const Index& index, const SliceFacts& facts, std::size_t end, const Stretch& like)
+      : index_(index),
+        facts_(facts),
+        end_(end),
+        part_size_(like.part_size),
+        keeps_rows_(like.keeps_rows) {
+    const int dimension = like.dimension;
     const Op& last = index.program().ops[index.OpAt(end - 1)];
     if (last.outputs.size() != 1) return;
     const auto tensor = index.program().tensors.find(last.outputs[0]);
@@ -241,7 +252,7 @@ class Growing {
     if (dimension >= static_cast<int>(tensor->second.shape.size())) return;
     if (!index.IsReadFrom(end, last.outputs[0])) return;
     size_ = tensor->second.shape[dimension];
-    needed_[last.outputs[0]] = {dimension, Cut(size_, part_size)};
+    needed_[last.outputs[0]] = {dimension, Cut(size_, part_size_)};
   }
 
   // Takes the op in front of the others. False: no stretch holds it and all behind it.
@@ -267,12 +278,16 @@ class Growing {
     return AddBehind(place) || AddAhead(place);
   }
 
+  // Does any part need rows that the one before it has?
+  bool has_rows_of_two_parts() const { return has_rows_of_two_parts_; }
+
   // Is the stretch as good without the op that was taken last?
   bool BeginsInVain() const { return begins_in_vain_; }
 
   bool IsStretch() const {
     if (!to_make_.empty() || !memory_to_make_.empty() || ops_.empty()) return false;
-    return !facts_.allows_known_alone() || IsKnown();
+    const bool may_ask = keeps_rows_ ? facts_.may_ask_of_kept_rows() : facts_.may_ask();
+    return may_ask || IsKnown();
   }
 
   // Of what runs ahead and behind all is counted that it makes, and the most that an op takes.
@@ -329,7 +344,7 @@ class Growing {
     for (const std::size_t i : readers_of_older_) {
       bytes = std::max(bytes, hill_bytes_[hill_of_[i]] + older_bytes_[i] + spared_bytes_[i]);
     }
-    return bytes;
+    return bytes + kept_bytes_;
   }
 
   // The op writes over what is made here, if its parts are the same.
@@ -338,7 +353,7 @@ class Growing {
     const auto found = writers_over_.find(argument);
     if (found == writers_over_.end()) return;
     const std::size_t i = found->second;
-    if (is_made_new && parts == ops_[i].parts) {
+    if (is_made_new && parts == ops_[i].Computed()) {
       ops_[i].overwrites = argument;
     } else {
       hill_bytes_[hill_of_[i]] += spared_bytes_[i];
@@ -446,11 +461,15 @@ class Growing {
     const std::int64_t size = SizeOf(program, v, dimension);
     const bool leaves = index_.IsReadFrom(end_, result) || read_behind_.contains(result);
     if (leaves) Cover(needed.parts, size);
-    const std::optional<bool> is_placed = IsPlaced(v, dimension, needed.parts);
+    const bool keeps_rows = keeps_rows_ && GrowToKeepRows(v, dimension, needed.parts);
+    std::vector<Interval> computed = keeps_rows ? NewRows(needed.parts) : needed.parts;
+    const std::optional<bool> is_placed =
+        keeps_rows ? std::optional(false) : IsPlaced(v, dimension, computed);
     if (!is_placed) return false;
+    if (!keeps_rows) needed.parts = computed;
     const auto would_pass = [&](std::int32_t later) { return ahead_.places.contains(later); };
     if (std::ranges::any_of(index_.ConflictsOf(place), would_pass)) return false;
-    const std::optional<Needs> needs = NeedsOf(slicing, needed.parts);
+    const std::optional<Needs> needs = NeedsOf(slicing, computed);
     if (!needs) return false;
     const Tensor& tensor = program.tensors.at(result);
     const bool is_new = !slicing.may_be_view && (slicing.changes_argument || IsOf(op, tensor));
@@ -480,14 +499,40 @@ class Growing {
       }
     }
     SetMade(result);
-    DecideOverwrite(result, needed.parts, is_new && !slicing.changes_argument);
+    DecideOverwrite(result, needed.parts, keeps_rows || (is_new && !slicing.changes_argument));
     const std::string argument = *is_placed ? "" : index_.OverwritableAt(place, end_);
     if (!argument.empty()) writers_over_.emplace(argument, ops_.size());
     hill_of_.push_back(end_ - 1 - place);
     ops_.push_back({v, dimension, std::move(needed.parts)});
     ops_.back().is_placed = *is_placed;
+    ops_.back().keeps_rows = keeps_rows;
+    has_rows_of_two_parts_ |= HasRowsOfTwoParts(ops_.back().parts);
     spared_bytes_.push_back(Account(place, ops_.back(), size, !argument.empty()));
     AddReader(ops_.size() - 1, slicing);
+    return true;
+  }
+
+  static bool HasRowsOfTwoParts(const std::vector<Interval>& parts) {
+    const auto meet = [](const Interval& a, const Interval& b) { return b.begin < a.end; };
+    return std::ranges::adjacent_find(parts, meet) != parts.end();
+  }
+
+  // Can the op compute the new rows of its parts alone? The parts may grow, as far as runs ask.
+  bool GrowToKeepRows(OpId v, int dimension, std::vector<Interval>& parts) const {
+    const Program& program = index_.program();
+    const Op& op = program.ops[v];
+    const Tensor& tensor = program.tensors.at(op.outputs[0]);
+    if (tensor.is_list || !tensor.strides.empty() || !tensor.fills_buffer) return false;
+    std::vector<Interval> grown = parts;
+    if (!AlignRuns(program, op, *op.slicings[dimension], dimension, grown)) return false;
+    const auto falls_back = [](const Interval& a, const Interval& b) {
+      return b.begin < a.begin || b.end <= a.end;
+    };
+    if (!HasRowsOfTwoParts(grown)) return false;
+    if (std::ranges::adjacent_find(grown, falls_back) != grown.end()) return false;
+    std::vector<Interval> computed = NewRows(grown);
+    if (IsPlaced(v, dimension, computed) != false || computed != NewRows(grown)) return false;
+    parts = std::move(grown);
     return true;
   }
 
@@ -561,29 +606,52 @@ class Growing {
                        bool may_overwrite) {
     const Program& program = index_.program();
     const OpId v = op.op;
-    const std::vector<Interval>& parts = op.parts;
+    const std::vector<Interval> parts = op.Computed();
     const std::int64_t longest = LongestOf(parts);
     std::int64_t made_bytes = 0, all = 0;
     for (const Interval& part : parts) all += part.length();
     hill_bytes_.resize(end_ - place, 0);  // by distance from the end
-    for (const BufferId b : program.ops[v].writes) {
-      const std::int64_t bytes = Scaled(program.buffers[b].bytes, longest, size);
-      made_bytes += bytes;
-      const std::size_t last = index_.LastReader(b, place, end_);
+    const auto hold = [&](BufferId b, std::int64_t bytes) {
+      const auto joined = joined_at_.find(b);
+      const std::size_t last =
+          joined != joined_at_.end() ? joined->second : index_.LastReader(b, place, end_);
       for (std::size_t at = place + 1; at <= last; ++at) {
         std::int64_t& hill_bytes = hill_bytes_[end_ - 1 - at];
         hill_bytes += bytes;
         part_bytes_ = std::max(part_bytes_, hill_bytes);
       }
+    };
+    for (const BufferId b : program.ops[v].writes) {
+      const std::int64_t bytes = Scaled(program.buffers[b].bytes, longest, size);
+      made_bytes += bytes;
+      if (!op.keeps_rows) hold(b, bytes);
       extra_bytes_ += Scaled(program.buffers[b].bytes, all - size, size);
     }
     std::int64_t& hill_bytes = hill_bytes_.back();
     const std::int64_t spared_bytes = may_overwrite ? made_bytes : 0;
-    const std::int64_t workspace_bytes = facts_.WorkspaceBytes(program, op.Longest());
+    std::int64_t workspace_bytes = facts_.WorkspaceBytes(program, op.Longest());
+    std::int64_t each_bytes = kCallBytes;  // of a part
+    const std::int64_t work_bytes = program.ops[v].multiplications / kMultiplicationsPerByte;
+    extra_bytes_ += Scaled(work_bytes, all - size, size);
+    if (op.is_placed) {
+      each_bytes += kCallBytes * kCallsToPlace + workspace_bytes + work_bytes;
+    }
+    if (op.keeps_rows) {
+      const BufferId b = program.tensors.at(program.ops[v].outputs[0]).buffer;
+      const std::int64_t joined_bytes =
+          Scaled(program.buffers[b].bytes, LongestOf(op.parts), size);
+      hold(b, joined_bytes);
+      if (program.ops[v].slicings[op.dimension]->changes_argument) joined_at_[b] = place;
+      workspace_bytes = std::max(workspace_bytes, joined_bytes);
+      std::int64_t kept = 0;
+      for (std::size_t i = 1; i < op.parts.size(); ++i) {
+        kept = std::max(kept, op.parts[i - 1].end - op.parts[i].begin);
+      }
+      kept_bytes_ += Scaled(program.buffers[b].bytes, kept, size);
+      each_bytes += kCallBytes * kCallsToKeep + joined_bytes;
+    }
     hill_bytes = made_bytes - spared_bytes + workspace_bytes;
     part_bytes_ = std::max(part_bytes_, hill_bytes);
-    std::int64_t each_bytes = kCallBytes;  // of a part
-    if (op.is_placed) each_bytes += kCallBytes * kCallsToPlace + workspace_bytes;
     extra_bytes_ += each_bytes * static_cast<std::int64_t>(parts.size());
     return spared_bytes;
   }
@@ -592,6 +660,7 @@ class Growing {
   const SliceFacts& facts_;
   std::size_t end_;
   std::int64_t part_size_, size_ = 0;  // of the last result
+  bool keeps_rows_, has_rows_of_two_parts_ = false;
   std::unordered_map<std::string, NeededParts> needed_;
   std::set<std::string> whole_;    // values that must be older
   std::set<std::string> to_make_;  // by the stretch: what is changed in place, and lists
@@ -612,7 +681,9 @@ class Growing {
   std::vector<std::size_t> readers_of_older_;
   std::unordered_map<std::string, std::vector<std::size_t>> readers_of_;
   std::vector<std::int64_t> hill_bytes_;
-  std::int64_t result_bytes_ = 0, part_bytes_ = 0, extra_bytes_ = 0;
+  // Where memory that was changed in place is joined with kept rows: from there on in a new one.
+  std::unordered_map<BufferId, std::size_t> joined_at_;
+  std::int64_t result_bytes_ = 0, part_bytes_ = 0, kept_bytes_ = 0, extra_bytes_ = 0;
 };
 
 }  // namespace
@@ -622,7 +693,7 @@ std::optional<SlicedStretch> Sliced(const Program& program, const Stretch& stret
   if (stretch.ops.empty()) return std::nullopt;
   const Index index(program, stretch.ops);
   const std::size_t end = stretch.ops.size();
-  Growing growing(index, facts, end, stretch.dimension, stretch.part_size);
+  Growing growing(index, facts, end, stretch);
   for (std::size_t place = end; place-- > 0;) {
     if (!growing.Add(place)) return std::nullopt;
   }
@@ -633,6 +704,14 @@ std::int64_t LongestOf(const std::vector<Interval>& parts) {
   std::int64_t longest = 0;
   for (const Interval& part : parts) longest = std::max(longest, part.length());
   return longest;
+}
+
+std::vector<Interval> NewRows(const std::vector<Interval>& parts) {
+  std::vector<Interval> rows = parts;
+  for (std::size_t i = 1; i < rows.size(); ++i) {
+    rows[i].begin = std::max(rows[i].begin, parts[i - 1].end);
+  }
+  return rows;
 }
 
 std::vector<std::int64_t> PartSizes(std::int64_t size) {
@@ -680,37 +759,50 @@ SliceFloor FloorOf(const Program& program) {
   return floor;
 }
 
-Stretches::Stretches(const Program& program, const sched::Order& order, const SliceFacts& facts)
+Stretches::Stretches(const Program& program, const sched::Order& order, const SliceFacts& facts,
+                     bool may_keep_rows)
     : order_(order), candidates_(order.size() + 1) {
   // Overwriting changes hills and no valleys.
   const std::optional<Edited> edited = WithOverwrites(program, ForcedOverwrites(program));
   const sched::Profile profile = sched::Simulate(Lower(edited->program), order);
   hill_bytes_ = profile.hill_bytes;
   const Index index(program, order_);
-  const std::int64_t highest_bytes = profile.PeakBytes();
   for (std::size_t end = 1; end <= order_.size(); ++end) {
-    const std::size_t first = end > kLongestStretch ? end - kLongestStretch : 0;
-    const std::vector<std::optional<Slicing>>& slicings = program.ops[order_[end - 1]].slicings;
-    for (std::size_t dimension = 0; dimension < slicings.size(); ++dimension) {
-      if (!slicings[dimension]) continue;
-      const std::int64_t size = SizeOf(program, order_[end - 1], static_cast<int>(dimension));
-      for (const std::int64_t part_size : PartSizes(size)) {
-        Growing growing(index, facts, end, static_cast<int>(dimension), part_size);
-        std::int64_t whole_bytes = 0;
-        for (std::size_t place = end; place-- > first && growing.Add(place);) {
-          whole_bytes = std::max(whole_bytes, hill_bytes_[place]);
-          if (growing.LeastBytes() >= highest_bytes) break;
-          if (growing.BeginsInVain() || !growing.IsStretch()) continue;
-          const std::int64_t before_bytes =
-              place == 0 ? profile.start_bytes : profile.valley_bytes[place - 1];
-          const std::int64_t hill_bytes = before_bytes + growing.TakenBytes();
-          if (hill_bytes >= whole_bytes) continue;
-          candidates_[end].push_back({place, end, static_cast<int>(dimension), part_size,
-                                      hill_bytes, growing.ExtraBytes()});
-        }
+    const OpId last = order_[end - 1];
+    const std::vector<std::optional<Slicing>>& slicings = program.ops[last].slicings;
+    for (std::size_t d = 0; d < slicings.size(); ++d) {
+      if (!slicings[d]) continue;
+      const int dimension = static_cast<int>(d);
+      for (const std::int64_t part_size : PartSizes(SizeOf(program, last, dimension))) {
+        const bool have_rows_of_two_parts = AddCandidates(
+            index, facts, profile, end, {{}, dimension, part_size, /*keeps_rows=*/false});
+        if (!have_rows_of_two_parts || !may_keep_rows) continue;
+        AddCandidates(index, facts, profile, end,
+                      {{}, dimension, part_size, /*keeps_rows=*/true});
       }
     }
   }
+}
+
+bool Stretches::AddCandidates(const Index& index, const SliceFacts& facts,
+                              const sched::Profile& profile, std::size_t end,
+                              const Stretch& like) {
+  const std::size_t first = end > kLongestStretch ? end - kLongestStretch : 0;
+  const std::int64_t highest_bytes = profile.PeakBytes();
+  Growing growing(index, facts, end, like);
+  std::int64_t whole_bytes = 0;
+  for (std::size_t place = end; place-- > first && growing.Add(place);) {
+    whole_bytes = std::max(whole_bytes, hill_bytes_[place]);
+    if (growing.LeastBytes() >= highest_bytes) break;
+    if (growing.BeginsInVain() || !growing.IsStretch()) continue;
+    const std::int64_t before_bytes =
+        place == 0 ? profile.start_bytes : profile.valley_bytes[place - 1];
+    const std::int64_t hill_bytes = before_bytes + growing.TakenBytes();
+    if (hill_bytes >= whole_bytes) continue;
+    candidates_[end].push_back({place, end, like.dimension, like.part_size, like.keeps_rows,
+                                hill_bytes, growing.ExtraBytes()});
+  }
+  return growing.has_rows_of_two_parts();
 }
 
 Stretches::Choice Stretches::Lowest() const {
@@ -756,7 +848,8 @@ Stretches::Choice Stretches::Within(std::int64_t peak_bytes) const {
     choice.stretches.push_back({{order_.begin() + static_cast<std::ptrdiff_t>(candidate->begin),
                                  order_.begin() + static_cast<std::ptrdiff_t>(candidate->end)},
                                 candidate->dimension,
-                                candidate->part_size});
+                                candidate->part_size,
+                                candidate->keeps_rows});
     end = candidate->begin;
   }
   std::ranges::reverse(choice.stretches);

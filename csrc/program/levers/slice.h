@@ -4,7 +4,7 @@
 // from that result, the rules of the operators (operators/slicing.h) tell which interval of every
 // value a part needs. What is read after the stretch (its results) is allocated whole before it,
 // and each part writes its interval. Everything else that the stretch makes exists one part at a
-// time: rows that two parts need are computed twice.
+// time. Rows that two parts need are computed twice, or kept (KEPT ROWS).
 //
 // In the program a stretch becomes ONE op: it reads what is made before, writes its results, and
 // its workspace is the peak of a part. So the program lowers to an ordinary graph, and nothing in
@@ -28,6 +28,14 @@
 // Then every part of each value is computed from the same numbers as in the whole. Whether by the
 // same bits is up to kernels: that is tried, op by op, and verified by running.
 //
+// KEPT ROWS. A stretch either computes again what a part needs of rows that the part before it had,
+// or keeps them. Then an op computes the rows alone that are new, a copy of those that are had is
+// joined with them, and what the next part will need is copied. So nothing in front of it computes
+// anything twice, however many windows there are, for one more copy of the value and the kept rows,
+// which are alive through the whole stretch. The same elements are computed, from the same numbers,
+// in other parts: facts tell of those. Lists, and tensors in other memory than a new one, are
+// computed again.
+//
 // PLACED. A small op of which parts alone would have other bits may run placed: its part of each
 // argument is copied to its place in zeros of the whole's size, the op runs on those, and its part
 // of what that makes is copied out. The kernel is called with the sizes and strides of the whole,
@@ -46,7 +54,8 @@
 //
 // CHOICE. Over one order, by dynamic programming over its places: of all sets of stretches that do
 // not overlap, with parts of some sizes (PartSizes), one with the lowest peak, or one with the
-// least added work among those below a limit. What is alive before a place does not depend on
+// least added work among those below a limit (bytes that are written and numbers that are
+// multiplied once more). What is alive before a place does not depend on
 // stretches before it; what a stretch reads is counted as alive until it ends. Ops that are in none
 // do the overwrites that are forced (levers/overwrite.h). O(ops * length of stretches * sizes *
 // dimensions), times the length for what a part takes.
@@ -67,31 +76,40 @@
 #include "program/levers/slice_facts.h"
 #include "program/program.h"
 #include "sched/graph.h"
+#include "sched/simulate.h"
 
 namespace torch_ext::program {
+
+class Index;
 
 struct Stretch {
   std::vector<OpId> ops;  // in the order in which they run
   int dimension = 0;      // of the result of the last
   std::int64_t part_size = 0;
+  bool keeps_rows = false;
 
   bool operator==(const Stretch&) const = default;
 };
 
 std::int64_t LongestOf(const std::vector<Interval>& parts);
 
+// Of each interval what is behind the one before.
+std::vector<Interval> NewRows(const std::vector<Interval>& parts);
+
 // How a stretch runs.
 struct SlicedStretch {
   struct PartOp {
     OpId op = sched::kNoOp;
     int dimension = 0;            // of its result
-    std::vector<Interval> parts;  // of it
+    std::vector<Interval> parts;  // of it, as others read them
     bool reads_older = false;     // see SliceFacts
     std::string overwrites = {};  // an argument whose parts it writes its own over; none: empty
     bool is_placed = false;
+    bool keeps_rows = false;
 
+    std::vector<Interval> Computed() const { return keeps_rows ? NewRows(parts) : parts; }
     SliceFacts::Part Longest() const {
-      return {op, dimension, LongestOf(parts), reads_older, is_placed};
+      return {op, dimension, LongestOf(Computed()), reads_older, is_placed};
     }
   };
   std::vector<OpId> ahead, behind;  // each in their order
@@ -121,7 +139,8 @@ SliceFloor FloorOf(const Program& program);
 // All stretches of an order, as runs of its ops.
 class Stretches {
  public:
-  Stretches(const Program& program, const sched::Order& order, const SliceFacts& facts);
+  Stretches(const Program& program, const sched::Order& order, const SliceFacts& facts,
+            bool may_keep_rows = true);
 
   struct Choice {
     std::int64_t peak_bytes = 0;
@@ -138,8 +157,12 @@ class Stretches {
     std::size_t begin, end;  // places in the order
     int dimension;
     std::int64_t part_size;
+    bool keeps_rows;
     std::int64_t hill_bytes, extra_bytes;
   };
+  // Those that end there and run like that one. Do parts need rows that others have?
+  bool AddCandidates(const Index& index, const SliceFacts& facts, const sched::Profile& profile,
+                     std::size_t end, const Stretch& like);
 
   const sched::Order order_;
   std::vector<std::int64_t> hill_bytes_;            // of each place of the order

@@ -40,9 +40,11 @@ class SliceFacts {
   // That of the first op that is called alike: what is learned of one is known of the other.
   Part Twin(Part part) const;
 
-  // From here on what is not known is not allowed.
-  void AllowKnownAlone() { allows_known_alone_ = true; }
-  bool allows_known_alone() const { return allows_known_alone_; }
+  // May a stretch be chosen of which not all is known? One that keeps no rows, and one that does.
+  enum class Asking { kOfAll, kOfKeptRows, kOfNone };
+  void SetAsking(Asking asking) { asking_ = asking; }
+  bool may_ask() const { return asking_ == Asking::kOfAll; }
+  bool may_ask_of_kept_rows() const { return asking_ != Asking::kOfNone; }
 
   // False if it is known that the bits are others, whatever the part reads.
   bool MayKeepBits(Part part) const;
@@ -60,7 +62,7 @@ class SliceFacts {
 
   std::vector<OpId> twin_of_;  // of each op the first that is called alike
   std::map<Part, ByLength> facts_;  // by parts without a length
-  bool allows_known_alone_ = false;
+  Asking asking_ = Asking::kOfAll;
 };
 
 }  // namespace torch_ext::program

@@ -12,7 +12,8 @@
 namespace torch_ext::program {
 namespace {
 
-constexpr int kMostRounds = 24;
+constexpr int kMostRounds = 23;
+constexpr int kMostRoundsOfKeptRows = 12;
 
 bool IsKnown(const Program& program, const Stretch& stretch, const SliceFacts& facts) {
   const std::optional<SlicedStretch> sliced = Sliced(program, stretch, facts);
@@ -107,24 +108,33 @@ SliceTargets TargetsBelow(std::int64_t peak_bytes, std::optional<std::int64_t> b
 std::vector<Stretches::Choice> ChooseStretches(const Program& program, const sched::Order& order,
                                                SliceFacts& facts, const SliceTargets& targets,
                                                const Learn& learn) {
-  for (int round = 0;; ++round) {
-    const Stretches all(program, order, facts);
-    std::vector<Stretches::Choice> choices;
-    std::vector<Stretch> unknown;
-    std::set<SliceFacts::Part> asked;
-    for (const std::optional<std::int64_t> bytes : targets) {
-      Stretches::Choice& choice = choices.emplace_back(bytes ? all.Within(*bytes) : all.Lowest());
-      for (const Stretch& stretch : choice.stretches) {
-        if (AsksMore(program, stretch, facts, asked)) unknown.push_back(stretch);
+  using Asking = SliceFacts::Asking;
+  std::vector<Stretches::Choice> choices;
+  const auto choose = [&](Asking asking, bool may_keep_rows, int most_rounds) {
+    facts.SetAsking(asking);
+    for (int round = 0;; ++round) {
+      if (round == most_rounds) facts.SetAsking(Asking::kOfNone);
+      const Stretches all(program, order, facts, may_keep_rows);
+      std::vector<Stretch> unknown;
+      std::set<SliceFacts::Part> asked;
+      choices.clear();
+      for (const std::optional<std::int64_t> bytes : targets) {
+        Stretches::Choice& choice = choices.emplace_back(bytes ? all.Within(*bytes) : all.Lowest());
+        for (const Stretch& stretch : choice.stretches) {
+          if (AsksMore(program, stretch, facts, asked)) unknown.push_back(stretch);
+        }
       }
+      if (unknown.empty()) return;
+      if (round == most_rounds) {
+        throw std::logic_error("a stretch was chosen of which not all is known");
+      }
+      learn(unknown);
     }
-    if (unknown.empty()) return choices;
-    if (facts.allows_known_alone()) {
-      throw std::logic_error("a stretch was chosen of which not all is known");
-    }
-    learn(unknown);
-    if (round + 2 == kMostRounds) facts.AllowKnownAlone();
-  }
+  };
+  // What keeps rows is tried last: there are more ways to, and none is lost by it.
+  choose(Asking::kOfAll, /*may_keep_rows=*/false, kMostRounds);
+  choose(Asking::kOfKeptRows, /*may_keep_rows=*/true, kMostRoundsOfKeptRows);
+  return choices;
 }
 
 std::vector<Stretch> RandomStretches(const Program& program, const sched::Order& order,
@@ -146,6 +156,7 @@ std::vector<Stretch> RandomStretches(const Program& program, const sched::Order&
           PartSizes(program.tensors.at(last.outputs[0]).shape[stretch.dimension]);
       if (sizes.empty()) continue;
       stretch.part_size = sizes[below(sizes.size())];
+      stretch.keeps_rows = below(2) == 1;
       if (!Sliced(program, stretch, facts)) continue;
       begin += length - 1;
       stretches.push_back(std::move(stretch));

@@ -27,7 +27,7 @@ using SliceTargets = std::vector<std::optional<std::int64_t>>;
 SliceTargets TargetsBelow(std::int64_t peak_bytes, std::optional<std::int64_t> budget_bytes);
 
 // For each target the stretches with the least work below it, or with the lowest peak. `learn` runs
-// stretches in parts and tells the facts, at most 23 times; then only what is known is chosen. Of
+// stretches in parts and tells the facts, at most 35 times; then only what is known is chosen. Of
 // stretches that are alike, as layers are, it is given the first alone.
 using Learn = std::function<void(const std::vector<Stretch>&)>;
 std::vector<Stretches::Choice> ChooseStretches(const Program& program, const sched::Order& order,

@@ -197,12 +197,13 @@ class Machine {
       const std::vector<std::int64_t>& shape = program_.tensors.at(value).shape;
       results[value] = NewMatrix({0, shape[0]}, {0, shape[1]});
     }
+    std::map<std::string, Matrix> before;  // parts that were kept, as they were then
     for (std::size_t k = 0; k < stretch.ops.back().parts.size(); ++k) {
-      std::map<std::string, Matrix> parts;
+      std::map<std::string, Matrix> parts, kept;
       for (const SlicedStretch::PartOp& part_op : stretch.ops) {
         const Op& op = program_.ops[part_op.op];
         const Slicing& slicing = *op.slicings[part_op.dimension];
-        const Interval part = part_op.parts[k];
+        const Interval part = part_op.Computed()[k];
         std::vector<Matrix> arguments;
         for (const std::string& value : op.inputs) {
           const auto need =
@@ -234,10 +235,16 @@ class Machine {
           Make(part_op.op, arguments, over);
           parts[op.outputs[0]] = over;
         }
+        if (part_op.keeps_rows) {
+          Matrix& value = parts.at(op.outputs[0]);
+          value = Joined(before[op.outputs[0]], value, part_op.dimension, part_op.parts[k]);
+          kept[op.outputs[0]] = Joined({}, value, part_op.dimension, part_op.parts[k]);
+        }
         const Matrix& made = parts.at(op.outputs[0]);
         const auto result = results.find(op.outputs[0]);
         if (result != results.end()) Copy(made, result->second);
       }
+      before = std::move(kept);
     }
     for (const SlicedStretch::PartOp& op : stretch.ops) {
       values_.erase(program_.ops[op.op].outputs[0]);
@@ -262,6 +269,18 @@ class Machine {
         to.At(i, j) = from.At(i, j);
       }
     }
+  }
+
+  // New memory with those rows: the last from `rows`, and others from `before`.
+  static Matrix Joined(const Matrix& before, const Matrix& rows, int dimension, Interval all) {
+    const Interval have = dimension == 0 ? rows.rows : rows.columns;
+    const Matrix joined =
+        dimension == 0 ? NewMatrix(all, rows.columns) : NewMatrix(rows.rows, all);
+    if (all.begin < have.begin) {
+      Copy(before.Narrow(dimension, {all.begin, have.begin}), joined);
+    }
+    Copy(rows, joined);
+    return joined;
   }
 
   // Each part that is needed in its place, in zeros.
@@ -392,6 +411,10 @@ bool IsAnyAlongside(const Program& program, const SlicedStretch& stretch) {
   return false;
 }
 
+bool KeepsAny(const SlicedStretch& stretch) {
+  return std::ranges::any_of(stretch.ops, &SlicedStretch::PartOp::keeps_rows);
+}
+
 // What is claimed of the peak of a program with one stretch.
 std::int64_t HillOf(const sched::Profile& profile, std::size_t begin, const SlicedStretch& sliced) {
   const std::int64_t before_bytes =
@@ -412,11 +435,21 @@ std::int64_t HillWith(const Program& program, const Stretch& stretch, const Slic
 // What a part takes at most, op by op: who reads a piece of memory last lets it go.
 std::int64_t PeakOfParts(const Program& program, const SlicedStretch& stretch) {
   const SliceFacts nothing(program);
-  std::int64_t peak_bytes = 0;
+  std::int64_t peak_bytes = 0, kept_bytes = 0;
+  for (const SlicedStretch::PartOp& op : stretch.ops) {
+    std::int64_t most = 0;
+    for (std::size_t k = 1; op.keeps_rows && k < op.parts.size(); ++k) {
+      most = std::max(most, op.parts[k - 1].end - op.parts[k].begin);
+    }
+    const Tensor& tensor = program.tensors.at(program.ops[op.op].outputs[0]);
+    kept_bytes += program.buffers[tensor.buffer].bytes * most / tensor.shape[op.dimension];
+  }
   for (std::size_t k = 0; k < stretch.ops[0].parts.size(); ++k) {
-    std::map<BufferId, std::int64_t> live;
+    std::map<BufferId, std::int64_t> live, joined;  // `joined`: of views, beside what they show
     for (std::size_t i = 0; i < stretch.ops.size(); ++i) {
-      const auto& [v, dimension, parts, reads_older, overwrites, is_placed] = stretch.ops[i];
+      const SlicedStretch::PartOp& part_op = stretch.ops[i];
+      const auto& [v, dimension, shown, reads_older, overwrites, is_placed, keeps_rows] = part_op;
+      const std::vector<Interval> parts = part_op.Computed();
       const Op& op = program.ops[v];
       const std::int64_t size = program.tensors.at(op.outputs[0]).shape[dimension];
       if (!overwrites.empty()) {
@@ -430,14 +463,28 @@ std::int64_t PeakOfParts(const Program& program, const SlicedStretch& stretch) {
       std::int64_t bytes = nothing.WorkspaceBytes(
           program, {v, dimension, parts[k].length(), false, is_placed});
       for (const auto& [b, held] : live) bytes += held;
+      for (const auto& [b, held] : joined) bytes += held;
+      bytes += kept_bytes;
       peak_bytes = std::max(peak_bytes, bytes);
-      std::erase_if(live, [&](const auto& held) {
+      if (keeps_rows) {  // beside the new ones, whose memory may be that of another value
+        const BufferId b = program.tensors.at(op.outputs[0]).buffer;
+        const std::int64_t each_bytes = program.buffers[b].bytes / size;
+        bytes += each_bytes * shown[k].length();
+        bytes -= nothing.WorkspaceBytes(program, {v, dimension, parts[k].length()});
+        peak_bytes = std::max(peak_bytes, bytes);
+        const bool is_view = op.writes.empty() && !op.slicings[dimension]->changes_argument;
+        if (is_view) joined[b] += each_bytes * shown[k].length();
+        if (!is_view) live[b] = each_bytes * shown[k].length();
+      }
+      const auto is_dead = [&](const auto& held) {
         for (std::size_t later = i + 1; later < stretch.ops.size(); ++later) {
           const Op& other = program.ops[stretch.ops[later].op];
           if (std::ranges::count(other.reads, held.first) > 0) return false;
         }
         return true;
-      });
+      };
+      std::erase_if(live, is_dead);
+      std::erase_if(joined, is_dead);
     }
   }
   return peak_bytes;
@@ -501,7 +548,7 @@ std::int64_t PeakWith(const Program& program, const SlicedStretch& stretch, OpId
 TEST(Slice, EveryStretchComputesTheSame) {
   std::uint64_t stretches = 0, with_changes = 0, with_halo = 0, several_results = 0;
   std::uint64_t alongside = 0, with_ops_ahead = 0, with_ops_behind = 0, with_overwrites = 0;
-  std::uint64_t with_runs = 0, placed = 0, placed_in_place = 0;
+  std::uint64_t with_runs = 0, placed = 0, placed_in_place = 0, keeping = 0, kept_in_place = 0;
   for (std::uint64_t seed = 0; seed < Cases(1500); ++seed) {
     const Program program = RandomSliceable(seed);
     SCOPED_TRACE(Shown(program, seed));
@@ -513,13 +560,16 @@ TEST(Slice, EveryStretchComputesTheSame) {
         for (int dimension = 0; dimension < 2; ++dimension) {
           const std::int64_t size =
               program.tensors.at(program.ops[end - 1].outputs[0]).shape[dimension];
-          for (std::int64_t part_size = 1; part_size < size; ++part_size) {
+          for (std::int64_t way = 2; way < 2 * size; ++way) {
+            const std::int64_t part_size = way / 2;
+            const bool keeps_rows = way % 2 == 1;
             const Stretch stretch{
-                {order.begin() + begin, order.begin() + end}, dimension, part_size};
+                {order.begin() + begin, order.begin() + end}, dimension, part_size, keeps_rows};
             const std::optional<SlicedStretch> sliced = Sliced(program, stretch, nothing);
             if (!sliced) continue;
             ASSERT_EQ(Numbers(program, {stretch}), expected)
-                << begin << " to " << end << " along " << dimension << " by " << part_size;
+                << begin << " to " << end << " along " << dimension << " by " << part_size
+                << (keeps_rows ? " keeping rows" : "");
             ASSERT_GE(sliced->part_bytes, PeakOfParts(program, *sliced));
             ASSERT_LE(PeakWith(program, *sliced, stretch.ops[0], stretch.ops.size()),
                       HillWith(program, stretch, *sliced));
@@ -536,7 +586,10 @@ TEST(Slice, EveryStretchComputesTheSame) {
               with_runs += slicing.minds_runs && !op.is_placed;
               placed += op.is_placed;
               placed_in_place += op.is_placed && slicing.changes_argument;
-              with_halo += op.parts.size() > 1 && op.parts[0].end > op.parts[1].begin;
+              const std::vector<Interval> computed = op.Computed();
+              with_halo += computed.size() > 1 && computed[0].end > computed[1].begin;
+              keeping += op.keeps_rows;
+              kept_in_place += op.keeps_rows && slicing.changes_argument;
             }
           }
         }
@@ -554,6 +607,8 @@ TEST(Slice, EveryStretchComputesTheSame) {
   EXPECT_GT(with_runs, Cases(100));
   EXPECT_GT(placed, Cases(100));
   EXPECT_GT(placed_in_place, Cases(10));
+  EXPECT_GT(keeping, Cases(100));
+  EXPECT_GT(kept_in_place, Cases(10));
 }
 
 // All sets of stretches that do not overlap, one after the other.
@@ -596,11 +651,16 @@ class BruteForce {
         const std::int64_t size =
             program_.tensors.at(program_.ops[end - 1].outputs[0]).shape[dimension];
         for (const std::int64_t part_size : PartSizes(size)) {
-          const Stretch stretch{{order_.begin() + static_cast<std::ptrdiff_t>(begin),
-                                 order_.begin() + static_cast<std::ptrdiff_t>(end)},
-                                dimension,
-                                part_size};
-          if (const auto sliced = Sliced(program_, stretch, facts_)) visit(end, *sliced);
+          for (const bool keeps_rows : {false, true}) {
+            const Stretch stretch{{order_.begin() + static_cast<std::ptrdiff_t>(begin),
+                                   order_.begin() + static_cast<std::ptrdiff_t>(end)},
+                                  dimension,
+                                  part_size,
+                                  keeps_rows};
+            const auto sliced = Sliced(program_, stretch, facts_);
+            const bool is_new = !keeps_rows || (sliced && KeepsAny(*sliced));
+            if (sliced && is_new) visit(end, *sliced);
+          }
         }
       }
     }
@@ -860,6 +920,28 @@ TEST(Slice, SmallOpsWhoseRunsWouldEndElsewhereRunPlaced) {
   EXPECT_FALSE(IsStretch(program, kWholeChain, facts));
 }
 
+TEST(Slice, RowsOfThePartBeforeAreKept) {
+  Program program = Chain();
+  program.ops[1].slicings[0]->needs[0].second = {.dimension = 0, .before = 1, .extent = 3};
+  Stretch stretch = kWholeChain;
+  const auto first = [&] { return Sliced(program, stretch, SliceFacts(program))->ops[0]; };
+  const std::vector<Interval> parts{{0, 2}, {0, 3}, {1, 4}, {2, 4}};
+  EXPECT_EQ(first().Computed(), parts);
+  stretch.keeps_rows = true;
+  EXPECT_EQ(first().parts.size(), 4);
+  EXPECT_FALSE(first().keeps_rows);  // the last part has no new row
+  stretch.part_size = 2;
+  EXPECT_EQ(first().parts, (std::vector<Interval>{{0, 3}, {1, 4}}));
+  EXPECT_EQ(first().Computed(), (std::vector<Interval>{{0, 3}, {3, 4}}));
+  // Two rows are kept while three are computed, and again joined.
+  EXPECT_EQ(Sliced(program, stretch, SliceFacts(program))->part_bytes, 2 * 8 + 3 * 8 + 3 * 8);
+  program.tensors["a"].strides = {2, 1};
+  EXPECT_FALSE(first().keeps_rows);
+  program.tensors["a"].strides.clear();
+  program.tensors["a"].fills_buffer = false;
+  EXPECT_FALSE(first().keeps_rows);
+}
+
 TEST(Slice, RunsFollowMemory) {
   Program program = Chain();
   // Memory has the dimension of 6 inside of that of 16.
@@ -912,7 +994,7 @@ TEST(Slice, FactsForbidAndTellScratchMemory) {
   facts.Learn({0, 0, 1, true}, {false, 20});
   EXPECT_FALSE(IsStretch(program, kWholeChain, facts));
   EXPECT_TRUE(IsStretch(program, {{0, 1}, 0, 2}, facts));
-  facts.AllowKnownAlone();
+  facts.SetAsking(SliceFacts::Asking::kOfNone);
   EXPECT_TRUE(Stretches(program, {0, 1}, facts).Lowest().stretches.empty());
 }
 
