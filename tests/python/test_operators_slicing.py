@@ -86,14 +86,14 @@ def old_convolution(rng):
 def max_pool(rng):
     kernel, stride, dilation, padding = window(rng, 2)
     padding = [min(p, k // 2) for p, k in zip(padding, kernel, strict=True)]
-    return [tensor(2, 3, 11, 12), kernel, stride, padding, dilation, False]
+    return [tensor(2, 3, 11, 12), kernel, stride, padding, dilation, rng.random() < 0.5]
 
 
 def avg_pool(rng):
     kernel, stride, _, padding = window(rng, 2)
     padding = [min(p, k // 2) for p, k in zip(padding, kernel, strict=True)]
-    counts_padding = rng.random() < 0.5
-    return [tensor(2, 3, 11, 12), kernel, stride, padding, False, counts_padding, None]
+    has_ceiling, counts_padding = rng.random() < 0.5, rng.random() < 0.5
+    return [tensor(2, 3, 11, 12), kernel, stride, padding, has_ceiling, counts_padding, None]
 
 
 def linear(rng):

@@ -172,12 +172,13 @@ Answer Convolution(const Asked& call) {
                 call.Constant<std::vector<std::int64_t>>("stride"));
 }
 
+// By `ceil_mode` the last window ends behind the argument: that of the last part does so, too.
 Answer Pool(const Asked& call) {
   const auto kernels = call.Constant<std::vector<std::int64_t>>("kernel_size");
   auto strides = call.Constant<std::vector<std::int64_t>>("stride");
-  if (!kernels || !call.Is("ceil_mode", false)) return std::nullopt;
   const int spatial = call.dimension() - (call.rank() - 2);
   if (spatial < 0) return Same("self", call.dimension());
+  if (!kernels) return std::nullopt;
   if (strides && strides->empty()) strides = kernels;
   const auto kernel = At(kernels, spatial);
   return kernel ? Window(call, "self", spatial, *kernel, strides) : std::nullopt;
