@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,13 +13,12 @@ namespace {
 
 // Layers that are called alike: each makes much of little, in rows, and little of much again. No
 // stretch is longer than one.
-Program Layers(int count) {
-  constexpr std::int64_t kRows = 4;
+Program Layers(int count, std::int64_t rows = 4) {
   Program program;
   const auto add_value = [&](const std::string& name, std::int64_t columns) {
     const auto buffer = static_cast<BufferId>(program.buffers.size());
-    program.buffers.push_back({.name = name, .bytes = 8 * kRows * columns});
-    program.tensors[name] = {{kRows, columns}, "", buffer, true};
+    program.buffers.push_back({.name = name, .bytes = 8 * rows * columns});
+    program.tensors[name] = {{rows, columns}, "", buffer, true};
   };
   const auto add_op = [&](const std::string& oper, const std::string& from, const std::string& to) {
     Op& op = program.ops.emplace_back();
@@ -65,6 +66,42 @@ TEST(SliceSearch, OfAlikeStretchesTheFirstRunsAlone) {
   EXPECT_EQ(choices[0].stretches.size(), 3);
   ASSERT_EQ(learned.size(), 1);
   EXPECT_EQ(learned[0], choices[0].stretches[0]);
+}
+
+TEST(SliceSearch, WhatKeepsRowsIsTriedLast) {
+  // Rows of "few" need those beside them of "many", and it takes much to multiply these.
+  Program program = Layers(1, /*rows=*/32);
+  program.ops[1].slicings[0]->needs[0].second = {.dimension = 0, .before = 1, .extent = 3};
+  program.ops[0].multiplications = 1 << 26;
+  SliceFacts facts(program);
+  std::vector<bool> learned;
+  const auto learn = [&](const std::vector<Stretch>& stretches) {
+    for (const Stretch& stretch : stretches) {
+      learned.push_back(stretch.keeps_rows);
+      const SlicedStretch sliced = *Sliced(program, stretch, facts);
+      for (const SlicedStretch::PartOp& op : sliced.ops) facts.Learn(op.Longest(), {});
+    }
+  };
+  const std::int64_t budget_bytes = program.buffers[1].bytes * 3 / 4;
+  const auto choices = ChooseStretches(program, {0, 1, 2}, facts, {budget_bytes}, learn);
+  EXPECT_TRUE(choices[0].stretches[0].keeps_rows);
+  ASSERT_GE(learned.size(), 2);
+  EXPECT_TRUE(std::ranges::is_sorted(learned));
+  EXPECT_FALSE(learned.front());
+  // What may not keep its bits so is computed twice, as before.
+  SliceFacts others(program);
+  const auto learn_others = [&](const std::vector<Stretch>& stretches) {
+    for (const Stretch& stretch : stretches) {
+      const SlicedStretch sliced = *Sliced(program, stretch, others);
+      for (const SlicedStretch::PartOp& op : sliced.ops) {
+        others.Learn(op.Longest(), {.keeps_bits = !op.keeps_rows});
+      }
+    }
+  };
+  const auto twice = ChooseStretches(program, {0, 1, 2}, others, {budget_bytes}, learn_others);
+  ASSERT_EQ(twice[0].stretches.size(), 1);
+  const SlicedStretch sliced = *Sliced(program, twice[0].stretches[0], others);
+  EXPECT_FALSE(sliced.ops[0].keeps_rows);
 }
 
 TEST(SliceSearch, ItIsToldWhatKeepsThePeak) {
