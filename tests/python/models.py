@@ -205,6 +205,15 @@ def image(batch: int = 1) -> Tensor:
     return torch.randn(batch, 8, 48, 48)
 
 
+class Maxima(nn.Module):
+    """Rows that need those beside them; a maximum has the same bits by any kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = -torch.nn.functional.max_pool2d(x, 3, stride=1, padding=1)
+        return torch.nn.functional.max_pool2d(x, 2)
+
+
 class Excitation(nn.Module):
     """Images, each with a few numbers of its own, as in a squeeze-and-excite block."""
 

@@ -17,6 +17,7 @@ from models import (
     Layer,
     Lists,
     Masked,
+    Maxima,
     image,
 )
 from torch import Tensor, fx, nn
@@ -25,6 +26,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import torch_ext
 from torch_ext.fx.graphs import state_of
 from torch_ext.fx.same_threads import require_threads
+from torch_ext.fx.slices import Slicer
+from torch_ext.fx.stretch import inline_parts
 
 ALL = ("order", "overwrite", "slice")
 
@@ -87,6 +90,19 @@ def test_the_few_numbers_of_a_sample_keep_no_images_together():
     result, report = torch_ext.fx.reorder(program, (x,), memory_budget=1)
     assert report.peak_bytes < x.nbytes / 4
     assert torch.equal(run(program, x), run(result, x))
+
+
+def test_rows_of_the_part_before_are_kept():
+    x = torch.randn(1, 1, 32, 16)
+    module = exported(Maxima(), x).graph_module
+    keeping = 0
+    for seed in range(12):
+        slicer = Slicer(module, lambda: [x])
+        sliced = slicer.sliced(slicer.random(seed))
+        inline_parts(sliced, asks=False)
+        assert torch.equal(sliced(x)[0], module(x)[0]), seed
+        keeping += any(n.target is torch.ops.aten.cat.default for n in sliced.graph.nodes)
+    assert keeping > 2
 
 
 def test_a_budget_that_order_meets_has_no_slices():

@@ -17,13 +17,16 @@ from models import (
     Layer,
     Lists,
     Masked,
+    Maxima,
     Residual,
     WindowAttention,
     image,
 )
 from torch import Tensor, nn
+from torch.jit._recursive import wrap_cpp_module
 
 import torch_ext
+from torch_ext import _jit
 
 ALL = ("order", "overwrite", "slice")
 A_FEW_BYTES = 64  # of scalars
@@ -114,6 +117,17 @@ def test_the_few_numbers_of_a_sample_keep_no_images_together():
     script, module, report = sliced(Excitation(), x)
     assert report.peak_bytes < x.nbytes / 4
     assert same(module(x), script(x))
+
+
+def test_rows_of_the_part_before_are_kept():
+    x = torch.randn(1, 1, 32, 16)
+    script = frozen(Maxima(), x)
+    keeping = 0
+    for seed in range(12):
+        module = wrap_cpp_module(_jit.shuffle_slicing(script._c, (x,), seed))
+        assert same(module(x), script(x)), seed
+        keeping += "aten::cat(" in str(module.graph)
+    assert keeping > 2
 
 
 def test_a_budget_that_order_meets_has_no_slices():
