@@ -138,7 +138,8 @@ class StretchBuilder : public Builder {
       block->registerOutput(whole[result]);
     }
     const auto parts = static_cast<std::int64_t>(stretch_.ops.back().parts.size());
-    loop_ = graph().insertNode(graph().create(c10::prim::Loop, {Constant(parts), Constant(true)}, 0));
+    loop_ =
+        graph().insertNode(graph().create(c10::prim::Loop, {Constant(parts), Constant(true)}, 0));
     Block* body = loop_->addBlock();
     counter_ = body->addInput()->setType(c10::IntType::get());
     const WithInsertPoint in_loop(body);
@@ -249,8 +250,7 @@ class StretchBuilder : public Builder {
       loop_->addOutput()->setType(c10::TensorType::get());
     }
     Value* both = Call("prim::ListConstruct", {kept, rows}, c10::ListType::ofTensors());
-    Value* joined =
-        Tensor("aten::cat", {both, Constant(static_cast<std::int64_t>(op.dimension))});
+    Value* joined = Tensor("aten::cat", {both, Constant(static_cast<std::int64_t>(op.dimension))});
     Value* next = Tensor("aten::narrow", {joined, Constant(static_cast<std::int64_t>(op.dimension)),
                                           OfPart(begins), OfPart(lengths)});
     kept_rows_.push_back(Tensor("aten::clone", {next, Constant({})}));

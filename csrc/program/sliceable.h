@@ -16,8 +16,9 @@ struct Argument {
   std::vector<std::string> values;
 };
 
-// Fills `slicings` of the op and counts its work. It is called with these tensors and constants, and
-// with nothing else that may differ from run to run. What is known of all values is in `tensors` already.
+// Fills `slicings` of the op and counts its work. It is called with these tensors and constants,
+// and with nothing else that may differ from run to run. What is known of all values is in
+// `tensors` already.
 //
 // An op has none if its result may be of another size or dtype for equal tensors (the default dtype
 // decides where integers become floats), and in dimensions where a value is several arguments of

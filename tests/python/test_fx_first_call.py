@@ -51,6 +51,23 @@ def test_parameters_and_convolutions():
         assert torch.equal(sliced(x), network(x))
 
 
+def test_norms_and_pools_make_no_statistics():
+    """A compiler's graph has them with several results, of which one is read."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.max_pool2d(self.norm(torch.exp(x)), 8)
+
+    network, x = Pooled(), torch.randn(8, 4, 64, 64)
+    sliced = compiled(network, LEAST)
+    assert torch.equal(sliced(x), network(x))
+    assert peak_of(sliced, x) < x.nbytes / 2
+
+
 def test_other_numbers_of_threads_run_the_graph_without_slices():
     network, x = Elementwise(), torch.randn(16, 64)
     threads = torch.get_num_threads()

@@ -118,3 +118,41 @@ def test_views_that_are_results_stay():
 
     original, edited = loosened(function, torch.randn(16))
     assert len(targets(edited)) == len(targets(original))
+
+
+def _normalized(x: Tensor) -> Tensor:
+    numbers = torch.arange(1.0, x.shape[1] + 1)
+    of_batch = torch.nn.functional.batch_norm(x, numbers, numbers, numbers, numbers)
+    of_layer = torch.nn.functional.layer_norm(of_batch, x.shape[2:])
+    return torch.nn.functional.group_norm(of_layer, 2, numbers, numbers)
+
+
+def test_results_that_nobody_reads_are_not_made():
+    def function(x: Tensor) -> Tensor:
+        return torch.nn.functional.max_pool2d(_normalized(x), 3, stride=2, padding=1)
+
+    with torch.no_grad():
+        original, edited = loosened(function, x := torch.randn(2, 4, 9, 9))
+        expected = (aten.batch_norm, aten.layer_norm, aten.group_norm, aten.max_pool2d)
+        assert {packet.default for packet in expected} <= set(targets(edited))
+        assert aten.max_pool2d_with_indices.default in targets(original)
+        assert torch.equal(edited(x), original(x))
+
+
+def test_attention_makes_no_statistics():
+    def function(x: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x, scale=0.7)
+
+    with torch.no_grad():
+        original, edited = loosened(function, x := torch.randn(2, 3, 9, 8))
+        assert aten.scaled_dot_product_attention.default in targets(edited)
+        assert aten.scaled_dot_product_attention.default not in targets(original)
+        assert torch.equal(edited(x), original(x))
+
+
+def test_indices_that_are_read_stay():
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.nn.functional.max_pool2d(x, 2, return_indices=True)
+
+    _, edited = loosened(function, torch.randn(1, 1, 4, 4))
+    assert aten.max_pool2d_with_indices.default in targets(edited)

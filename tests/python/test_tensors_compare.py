@@ -4,7 +4,7 @@ import pytest
 import torch
 from kinds import kinds, numbers
 
-from torch_ext.tensors.compare import first_difference
+from torch_ext.tensors.compare import first_difference, same_numbers
 
 NAN, OTHER_NAN = (
     torch.tensor([bits], dtype=torch.int32).view(torch.float32) for bits in (0x7FC00000, 0x7FC00001)
@@ -71,3 +71,15 @@ def test_names_that_only_one_side_has_are_told():
 def test_an_empty_name_would_hide_a_difference():
     with pytest.raises(ValueError, match="need a name"):
         first_difference({"": 1}, {"": 2})
+
+
+def test_one_that_is_no_number_is_as_good_as_another():
+    assert same_numbers(NAN, OTHER_NAN)
+    assert not same_numbers(NAN, torch.zeros(1))
+    assert not same_numbers(torch.cat([NAN, torch.ones(1)]), torch.cat([OTHER_NAN, -torch.ones(1)]))
+    assert not same_numbers(NAN, NAN.double())
+    assert not same_numbers(torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    assert not same_numbers(NESTED, torch.ones(2))
+    assert same_numbers(3, 3)
+    assert not same_numbers(3, 4)
+    assert not first_difference({"a": NAN}, {"a": OTHER_NAN}, same=same_numbers)

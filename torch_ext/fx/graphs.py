@@ -17,7 +17,7 @@ from torch_ext.fx.effects import is_barrier, written_arguments
 from torch_ext.fx.probe import tensors_of
 from torch_ext.fx.turns import seconds_in_turns
 from torch_ext.memory.meter import measure_peak, no_collections
-from torch_ext.tensors.compare import first_difference
+from torch_ext.tensors.compare import first_difference, same_numbers
 
 Graphs = fx.GraphModule | ExportedProgram
 _Copied = TypeVar("_Copied")
@@ -196,7 +196,10 @@ class Baseline:
         return first_difference(self._run[0], actual), peak_bytes
 
     def is_same_elsewhere(self, edited: Graphs, given: tuple[Any, ...]) -> bool:
-        """Whether the edited one does the same with other inputs, if the original takes them."""
+        """Whether the edited one does the same with other inputs, if the original takes them.
+
+        They may make no sense for it, a variance below zero: what is no number then may be any.
+        """
         try:
             expected, _ = measured(self.program, given)
         except Exception:
@@ -205,7 +208,7 @@ class Baseline:
             actual, _ = measured(edited, given)
         except Exception:
             return False
-        return not first_difference(expected, actual)
+        return not first_difference(expected, actual, same=same_numbers)
 
     def seconds(self, a: Graphs, b: Graphs) -> tuple[float, float]:
         """Return the seconds of a call of each, measured in turns, on copies."""

@@ -27,7 +27,7 @@ from torch_ext.fx.stretch import Unrolled, call_parts, unroll
 from torch_ext.memory.meter import measure_peak, no_collections
 from torch_ext.program.plan import Reason
 from torch_ext.program.program import Slice
-from torch_ext.tensors.compare import same_bits
+from torch_ext.tensors.compare import same_numbers
 
 Inputs = Callable[[], Sequence[Any]]
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -177,14 +177,6 @@ def _at_random(value: Any) -> Any:
     )
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Bit for bit; but one that is no number is as good as another."""
-    if same_bits(a, b) or a.shape != b.shape or a.dtype != b.dtype:
-        return same_bits(a, b)
-    are_none = a.isnan() & b.isnan()
-    return same_bits(a.masked_fill(are_none, 0), b.masked_fill(are_none, 0))
-
-
 def _is_plain(tensor: torch.Tensor) -> bool:
     is_own_kind = type(tensor) in (torch.Tensor, torch.nn.Parameter)
     return is_own_kind and tensor.layout is torch.strided and tensor.is_cpu
@@ -278,7 +270,7 @@ class _Watch:
         has_others = any(part in self.seen[before].differs for before in self.before[place])
         begin, end = op.computed[part]
         expected = self.whole[self.nodes[place]].narrow(op.dimension, begin, end - begin)
-        if _same(rows.contiguous(), expected.contiguous()):
+        if same_numbers(rows.contiguous(), expected.contiguous()):
             return
         seen.differs.add(part)
         seen.keeps_bits &= has_others

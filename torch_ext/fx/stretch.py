@@ -199,9 +199,7 @@ class _Unroller:
 class _Part:
     """One part of each op of a stretch."""
 
-    def __init__(
-        self, stretch: _Unroller, number: int, before: Mapping[fx.Node, fx.Node]
-    ) -> None:
+    def __init__(self, stretch: _Unroller, number: int, before: Mapping[fx.Node, fx.Node]) -> None:
         self.of = stretch
         self.number = number
         self.before = before  # rows that the part before has kept

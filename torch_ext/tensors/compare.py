@@ -1,5 +1,6 @@
 """Equality bit for bit."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,8 +10,15 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch_ext.tensors.parts import parts_of
 
 
-def first_difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
+def first_difference(
+    expected: dict[str, Any],
+    actual: dict[str, Any],
+    *,
+    same: Callable[[Any, Any], bool] | None = None,
+) -> str:
     """The first name whose values differ in a bit, or empty. Values may be nested.
+
+    `same`: else, of two values that are not nested: are they the same?
 
     Raises ValueError for an empty name, which would say that nothing differs.
     """
@@ -20,7 +28,7 @@ def first_difference(expected: dict[str, Any], actual: dict[str, Any]) -> str:
         return f"{sorted(expected.keys() ^ actual.keys())[0]} (only one has it)"
     for name, value in expected.items():
         leaves, other = pytree.tree_leaves(value), pytree.tree_leaves(actual[name])
-        if len(leaves) != len(other) or not all(map(same_bits, leaves, other)):
+        if len(leaves) != len(other) or not all(map(same or same_bits, leaves, other)):
             return name
     return ""
 
@@ -38,6 +46,21 @@ def same_bits(a: Any, b: Any) -> bool:
         return _same_tensors(a, b)
     except RuntimeError:  # of a kind that lacks what others have
         return False
+
+
+def same_numbers(a: Any, b: Any) -> bool:
+    """Bit for bit; but of floats, one that is no number is as good as another."""
+    if same_bits(a, b):
+        return True
+    for value in (a, b):
+        if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.is_nested:
+            return False
+        if value.layout is not torch.strided or not value.is_floating_point():
+            return False
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    are_none = a.isnan() & b.isnan()
+    return same_bits(a.masked_fill(are_none, 0), b.masked_fill(are_none, 0))
 
 
 def _same_tensors(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -95,12 +95,12 @@ bool MayRunPlaced(const Program& program, const Op& op, const Slicing& slicing, 
       !slicing.padding.empty() || !slicing.sizes.empty() || !slicing.size.empty();
   if (slicing.may_be_view || depends_on_part) return false;
   return is_small(result) && std::ranges::all_of(slicing.needs, [&](const auto& of_value) {
-    const auto& [value, need] = of_value;
-    const Tensor& tensor = program.tensors.at(value);
-    return is_small(tensor) && tensor.strides.empty() && !tensor.is_list &&
-           need == Need{.dimension = need.dimension} &&
-           tensor.shape[need.dimension] == result.shape[dimension];
-  });
+           const auto& [value, need] = of_value;
+           const Tensor& tensor = program.tensors.at(value);
+           return is_small(tensor) && tensor.strides.empty() && !tensor.is_list &&
+                  need == Need{.dimension = need.dimension} &&
+                  tensor.shape[need.dimension] == result.shape[dimension];
+         });
 }
 
 }  // namespace
@@ -638,8 +638,7 @@ class Growing {
     }
     if (op.keeps_rows) {
       const BufferId b = program.tensors.at(program.ops[v].outputs[0]).buffer;
-      const std::int64_t joined_bytes =
-          Scaled(program.buffers[b].bytes, LongestOf(op.parts), size);
+      const std::int64_t joined_bytes = Scaled(program.buffers[b].bytes, LongestOf(op.parts), size);
       hold(b, joined_bytes);
       if (program.ops[v].slicings[op.dimension]->changes_argument) joined_at_[b] = place;
       workspace_bytes = std::max(workspace_bytes, joined_bytes);
@@ -777,16 +776,14 @@ Stretches::Stretches(const Program& program, const sched::Order& order, const Sl
         const bool have_rows_of_two_parts = AddCandidates(
             index, facts, profile, end, {{}, dimension, part_size, /*keeps_rows=*/false});
         if (!have_rows_of_two_parts || !may_keep_rows) continue;
-        AddCandidates(index, facts, profile, end,
-                      {{}, dimension, part_size, /*keeps_rows=*/true});
+        AddCandidates(index, facts, profile, end, {{}, dimension, part_size, /*keeps_rows=*/true});
       }
     }
   }
 }
 
 bool Stretches::AddCandidates(const Index& index, const SliceFacts& facts,
-                              const sched::Profile& profile, std::size_t end,
-                              const Stretch& like) {
+                              const sched::Profile& profile, std::size_t end, const Stretch& like) {
   const std::size_t first = end > kLongestStretch ? end - kLongestStretch : 0;
   const std::int64_t highest_bytes = profile.PeakBytes();
   Growing growing(index, facts, end, like);

@@ -60,7 +60,7 @@ class SliceFacts {
   using ByLength = std::map<std::int64_t, Fact>;
   const ByLength* Find(const Part& part) const;
 
-  std::vector<OpId> twin_of_;  // of each op the first that is called alike
+  std::vector<OpId> twin_of_;       // of each op the first that is called alike
   std::map<Part, ByLength> facts_;  // by parts without a length
   Asking asking_ = Asking::kOfAll;
 };

@@ -274,8 +274,7 @@ class Machine {
   // New memory with those rows: the last from `rows`, and others from `before`.
   static Matrix Joined(const Matrix& before, const Matrix& rows, int dimension, Interval all) {
     const Interval have = dimension == 0 ? rows.rows : rows.columns;
-    const Matrix joined =
-        dimension == 0 ? NewMatrix(all, rows.columns) : NewMatrix(rows.rows, all);
+    const Matrix joined = dimension == 0 ? NewMatrix(all, rows.columns) : NewMatrix(rows.rows, all);
     if (all.begin < have.begin) {
       Copy(before.Narrow(dimension, {all.begin, have.begin}), joined);
     }
@@ -323,8 +322,9 @@ class Machine {
   void Make(OpId v, const std::vector<Matrix>& arguments, const Matrix& made) const {
     const Op& op = program_.ops[v];
     const bool minds_runs = op.slicings[0] && op.slicings[0]->minds_runs;
-    const bool is_one_run =
-        IsOneRun(made) && std::ranges::all_of(arguments, [](const Matrix& m) { return IsOneRun(m); });
+    const bool is_one_run = IsOneRun(made) && std::ranges::all_of(arguments, [](const Matrix& m) {
+                              return IsOneRun(m);
+                            });
     for (std::int64_t i = made.rows.begin; i < made.rows.end; ++i) {
       for (std::int64_t j = made.columns.begin; j < made.columns.end; ++j) {
         std::int64_t number = v + 1;
@@ -460,8 +460,8 @@ std::int64_t PeakOfParts(const Program& program, const SlicedStretch& stretch) {
       for (const BufferId b : op.writes) {
         live.emplace(b, program.buffers[b].bytes * parts[k].length() / size);
       }
-      std::int64_t bytes = nothing.WorkspaceBytes(
-          program, {v, dimension, parts[k].length(), false, is_placed});
+      std::int64_t bytes =
+          nothing.WorkspaceBytes(program, {v, dimension, parts[k].length(), false, is_placed});
       for (const auto& [b, held] : live) bytes += held;
       for (const auto& [b, held] : joined) bytes += held;
       bytes += kept_bytes;

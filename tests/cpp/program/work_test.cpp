@@ -21,9 +21,9 @@ TEST(Work, ALineOfWeightsForEachNumber) {
   EXPECT_EQ(Count("aten::_convolution", {{"input", {2, 3, 8, 8}}, {"weight", {5, 3, 2, 2}}},
                   {2, 5, 7, 7}),
             2 * 5 * 7 * 7 * (3 * 2 * 2));
-  EXPECT_EQ(Count("aten::convolution", {{"input", {2, 6, 8, 8}}, {"weight", {6, 1, 3, 3}}},
-                  {2, 6, 6, 6}),
-            2 * 6 * 6 * 6 * (3 * 3));  // depthwise
+  EXPECT_EQ(
+      Count("aten::convolution", {{"input", {2, 6, 8, 8}}, {"weight", {6, 1, 3, 3}}}, {2, 6, 6, 6}),
+      2 * 6 * 6 * 6 * (3 * 3));  // depthwise
   EXPECT_EQ(Count("aten::linear", {{"input", {4, 7}}, {"weight", {3, 7}}}, {4, 3}), 4 * 3 * 7);
   EXPECT_EQ(Count("aten::addmm", {{"mat1", {4, 7}}, {"mat2", {7, 3}}}, {4, 3}), 4 * 3 * 7);
   EXPECT_EQ(Count("aten::bmm", {{"self", {2, 4, 7}}, {"mat2", {2, 7, 3}}}, {2, 4, 3}),
