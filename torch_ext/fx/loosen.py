@@ -109,18 +109,10 @@ _OF_FIRST = {
 
 
 def _is_first_alone_read(node: fx.Node) -> bool:
-    def is_first(item: fx.Node) -> bool:
-        return item.target is operator.getitem and item.args[1] == 0
-
-    is_training = arguments_of(node).get("training", False)
-    return (
-        not is_training
-        and any(map(is_first, node.users))
-        and all(
-            is_first(item) or (item.target is operator.getitem and not item.users)
-            for item in node.users
-        )
-    )
+    read = [item for item in node.users if item.target is not operator.getitem or item.users]
+    is_training = arguments_of(node).get("training", False) is not False
+    are_first = all(item.target is operator.getitem and item.args[1] == 0 for item in read)
+    return bool(read) and are_first and not is_training
 
 
 def _make_first_alone(node: fx.Node) -> None:
