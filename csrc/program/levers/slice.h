@@ -22,9 +22,9 @@
 //   results   those read later have memory of their own, one each, and fill it; the parts cover
 //             them
 //   runs      where kernels compute the ends of runs of elements by other code, and round otherwise
-//             (gelu, sigmoid, batch norm), the ends are the same in parts
+//             (gelu, sigmoid, batch norm), the ends are the same in parts, or the op runs placed
 //   facts     the adaptor knows nothing against it: an op whose bits are others in parts of that
-//             size, or smaller ones
+//             size, and that does not run placed
 // Then every part of each value is computed from the same numbers as in the whole. Whether by the
 // same bits is up to kernels: that is tried, op by op, and verified by running.
 //
@@ -55,10 +55,10 @@
 // CHOICE. Over one order, by dynamic programming over its places: of all sets of stretches that do
 // not overlap, with parts of some sizes (PartSizes), one with the lowest peak, or one with the
 // least added work among those below a limit (bytes that are written and numbers that are
-// multiplied once more). What is alive before a place does not depend on
-// stretches before it; what a stretch reads is counted as alive until it ends. Ops that are in none
-// do the overwrites that are forced (levers/overwrite.h). O(ops * length of stretches * sizes *
-// dimensions), times the length for what a part takes.
+// multiplied once more). What is alive before a place does not depend on stretches before it; what
+// a stretch reads is counted as alive until it ends. Ops that are in none do the overwrites that are
+// forced (levers/overwrite.h). O(ops * length of stretches * sizes * dimensions), times the length
+// for what a part takes.
 //
 // FLOOR. Whatever is sliced, hoisted, overwritten or ordered: all results are whole at the end; and
 // an op of which no dimension can be sliced runs whole, so what it reads and makes is whole at that
