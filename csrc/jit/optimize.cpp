@@ -721,6 +721,16 @@ Optimized Optimize(const Module& module, const std::vector<Stack>& examples,
   return SliceTrials(module, arguments, options, std::move(plain)).Run();
 }
 
+namespace {
+
+void AddUntriedSlices(Report& report) {
+  const std::int64_t bytes = report.plan.peak_bytes;
+  report.levers.push_back({"slice", bytes, bytes, 0});
+  report.levers.back().reasons = {{.kind = program::ReasonKind::kNotTried}};
+}
+
+}  // namespace
+
 Report Analyze(const Module& module, const std::vector<Stack>& examples,
                const OptimizeOptions& options) {
   const std::vector<Stack> arguments = Arguments(module, examples);
@@ -728,6 +738,7 @@ Report Analyze(const Module& module, const std::vector<Stack>& examples,
   if (subject.Plan()) {
     MeasureOriginal(subject, module, arguments);
     if (subject.IsBoundRefuted()) subject.KeepOriginal();
+    if (options.levers.slice) AddUntriedSlices(subject.report());
   } else {
     subject.MeasureUnplanned();
   }

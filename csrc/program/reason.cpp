@@ -102,6 +102,9 @@ std::string English(const Reason& reason) {
     case ReasonKind::kSlower:
       return "with slices " + bytes + " would do, in " + reason.detail +
              " of the time: give a memory budget to have them";
+    case ReasonKind::kNotTried:
+      return "slices are found by running ops in parts: optimize and fx.reorder do, analyze "
+             "does not";
   }
   return {};
 }

@@ -28,9 +28,10 @@ enum class ReasonKind {
   kLossyTrace,   // what was planned is a trace, which is not the module; detail: what differs
   kNoStretch,    // nothing that can run in parts lowers the peak; detail: what keeps it from it
   kSlower,       // with slices `bytes` would do; detail: in what part of the time
+  kNotTried,     // slices are found by running them, and nothing was run
 };
 
-inline constexpr std::array<std::pair<const char*, ReasonKind>, 15> kReasonNames = {{
+inline constexpr std::array<std::pair<const char*, ReasonKind>, 16> kReasonNames = {{
     {"left_alone", ReasonKind::kLeftAlone},
     {"no_memory", ReasonKind::kNoMemory},
     {"optimal", ReasonKind::kOptimal},
@@ -46,6 +47,7 @@ inline constexpr std::array<std::pair<const char*, ReasonKind>, 15> kReasonNames
     {"lossy_trace", ReasonKind::kLossyTrace},
     {"no_stretch", ReasonKind::kNoStretch},
     {"slower", ReasonKind::kSlower},
+    {"not_tried", ReasonKind::kNotTried},
 }};
 
 struct Reason {

@@ -120,6 +120,13 @@ def test_no_slices_unless_they_are_asked_for():
     assert not report.slices
 
 
+def test_an_analysis_says_that_it_tries_none():
+    program = exported(Convolutions(), image())
+    use = torch_ext.fx.analyze(program, (image(),), levers=ALL).levers[-1]
+    assert (use.name, use.edits) == ("slice", 0)
+    assert "fx.reorder" in use.reason
+
+
 def test_without_a_budget_no_peak_is_higher():
     program = exported(Elementwise(), x := torch.randn(64, 256))
     plain = torch_ext.fx.reorder(program, (x,))[1]

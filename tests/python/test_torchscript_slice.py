@@ -146,6 +146,14 @@ def test_no_slices_unless_they_are_asked_for():
     assert not budget.budget_met
 
 
+def test_an_analysis_says_that_it_tries_none(convolutions):
+    report = torch_ext.analyze(convolutions[0], (image(),), levers=ALL)
+    use = report.levers[-1]
+    assert (use.name, use.edits) == ("slice", 0)
+    assert "optimize" in use.reason
+    assert torch_ext.analyze(convolutions[0], (image(),)).levers[-1].name != "slice"
+
+
 def test_without_a_budget_no_peak_is_higher():
     script = frozen(Convolutions(), image())
     plain = torch_ext.optimize(script, (image(),))[1]

@@ -208,6 +208,9 @@ def analyze(
     found = dataclasses.replace(found, plan=held)
     if refuted:
         reasons, found = refuted, kept_original(found, None)
+    if "slice" in wanted.levers:
+        untried = LeverUse.left_out("slice", held.peak_bytes, Reason.of("not_tried").text)
+        found = dataclasses.replace(found, levers=(*found.levers, untried))
     report = _report(program, given, found, reasons, measured_original_peak_bytes=peak_bytes)
     return _with_given_up(report, unwanted)
 
