@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 JOBS   ?= $(shell nproc)
 # Files of tests run side by side. Each uses two threads of torch, which must not wait by spinning.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations 25
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile \
+  --no-loadscope-reorder --durations 25
 # What torch the suite runs with; `make test-latest` sets both.
 REQUIREMENTS ?= requirements.txt
 TORCHVISION  ?= 0.28.0

@@ -7,6 +7,19 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+# They begin first, so that no process waits for another's long file at the end.
+LONGEST = ("test_fuzz", "test_consumers", "test_fuzz_training", "test_plain_libtorch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, others as they are."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _old_objects_are_not_collected():

@@ -56,9 +56,9 @@
 // not overlap, with parts of some sizes (PartSizes), one with the lowest peak, or one with the
 // least added work among those below a limit (bytes that are written and numbers that are
 // multiplied once more). What is alive before a place does not depend on stretches before it; what
-// a stretch reads is counted as alive until it ends. Ops that are in none do the overwrites that are
-// forced (levers/overwrite.h). O(ops * length of stretches * sizes * dimensions), times the length
-// for what a part takes.
+// a stretch reads is counted as alive until it ends. Ops that are in none do the overwrites that
+// are forced (levers/overwrite.h). O(ops * length of stretches * sizes * dimensions), times the
+// length for what a part takes.
 //
 // FLOOR. Whatever is sliced, hoisted, overwritten or ordered: all results are whole at the end; and
 // an op of which no dimension can be sliced runs whole, so what it reads and makes is whole at that
