@@ -168,8 +168,8 @@ class PartWatch {
       made_bytes = meter_->LiveBytesAt(made.toTensor().storage().data());
     }
     seen.workspace_bytes = std::max(seen.workspace_bytes, meter_->hill_bytes() - made_bytes);
-    const bool has_others = std::ranges::any_of(
-        before_[place], [&](std::size_t u) { return facts_[u].differs.contains(number); });
+    const bool has_others =
+        std::ranges::any_of(before_[place], [&](std::size_t u) { return GivesOthers(u, number); });
     if (!part.isTensor()) {
       if (has_others) seen.differs.insert(number);
       return;
@@ -177,6 +177,14 @@ class PartWatch {
     if (IsAsInWhole(WithNewStrides(part.toTensor()), Expected(place, number))) return;
     seen.differs.insert(number);
     if (!has_others) seen.keeps_bits = false;
+  }
+
+  // Does what reads the op's part read other bits? Rows that are kept may be of any part before.
+  bool GivesOthers(std::size_t place, std::int64_t number) const {
+    const bool keeps_rows = stretch_.ops[place].keeps_rows;
+    return std::ranges::any_of(facts_[place].differs, [&](std::int64_t part) {
+      return keeps_rows ? part <= number : part == number;
+    });
   }
 
   void LookAlone(std::size_t place, const c10::IValue& part, std::int64_t number) {

@@ -172,7 +172,7 @@ class StretchBuilder : public Builder {
     Node* node = nodes_[part_op.op];
     std::vector<Value*> inputs;
     std::vector<PaddedPart> padded;  // of the argument that is, if there is one
-    Value* argument = nullptr;       // the last that is placed
+    Value* changed = nullptr;        // the part that the op changes, if it does
     for (Value* value : node->inputs()) {
       const auto need =
           std::ranges::find(slicing.needs, NameOf(value), &std::pair<std::string, Need>::first);
@@ -192,9 +192,11 @@ class StretchBuilder : public Builder {
       if (is_alone_ && is_changed) {  // others are given it, too
         inputs.back() = Tensor("aten::clone", {inputs.back(), Constant({})});
       }
+      if (slicing.changes_argument && NameOf(value) == slicing.needs[0].first) {
+        changed = inputs.back();
+      }
       if (part_op.is_placed) {
-        argument = inputs.back();
-        inputs.back() = Placed(NameOf(value), argument, need->second.dimension, part_op.parts);
+        inputs.back() = Placed(NameOf(value), inputs.back(), need->second.dimension, part_op.parts);
       }
     }
     IntList lengths;
@@ -223,8 +225,8 @@ class StretchBuilder : public Builder {
     if (!padded.empty()) part = CutToPart(part, part_op.dimension, lengths, padded);
     if (part_op.is_placed) {
       part = Narrowed(part, part_op.dimension, part_op.parts);
-      part = slicing.changes_argument ? Tensor("aten::copy_", {argument, part, Constant(false)})
-                                      : Tensor("aten::clone", {part, Constant({})});
+      part = changed != nullptr ? Tensor("aten::copy_", {changed, part, Constant(false)})
+                                : Tensor("aten::clone", {part, Constant({})});
     }
     if (visit) visit(place, made, part, counter_);
     part_of_[whole] = part_op.keeps_rows && !is_alone_ ? WithKeptRows(part, whole, part_op) : part;

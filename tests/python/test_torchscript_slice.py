@@ -11,6 +11,7 @@ import torch
 from models import (
     SLICEABLE,
     Changed,
+    ChangedExcitation,
     Convolutions,
     Elementwise,
     Excitation,
@@ -117,6 +118,18 @@ def test_the_few_numbers_of_a_sample_keep_no_images_together():
     script, module, report = sliced(Excitation(), x)
     assert report.peak_bytes < x.nbytes / 4
     assert same(module(x), script(x))
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_what_is_changed_placed_is_not_what_it_is_changed_by(is_frozen):
+    x, network = torch.randn(8, 6, 32, 32), ChangedExcitation().eval()
+    bias, expected = network.bias.detach().clone(), network(x)
+    script = torch.jit.trace(network, x)
+    script = torch.jit.freeze(script) if is_frozen else script
+    module, report = torch_ext.optimize(script, (x,), memory_budget=1)
+    assert torch.equal(network.bias, bias)
+    assert same(module(x), expected)
+    assert report.peak_bytes < x.nbytes / 4
 
 
 def test_rows_of_the_part_before_are_kept():

@@ -3,6 +3,7 @@
 - A view that is what it is a view of (a shape and back, an alias): its readers read that instead.
 - What is left of several results, where only the first is read, by the operator that has no others
   and runs the same kernel: graphs of torch.compile have pools with indices, norms with statistics.
+  Not so attention, which would choose its kernel anew in every call.
 - The negative log likelihood of all rows reads one number of each row, and sums them up. It is
   given those numbers alone, which are picked before (`gather`), so that rows need not be whole at
   once. The sum is by the same kernel over the same numbers in the same order, as if there were one
@@ -35,9 +36,9 @@ def loosen(graph: fx.Graph, probe: Probe) -> bool:
     """
     before = list(graph.nodes)
     _skip_views(graph, probe)
-    for node in before:
-        if node.target in _OF_FIRST and _is_first_alone_read(node):
-            _make_first_alone(node)
+    first_alone = [node for node in graph.nodes if _is_first_alone(node, probe)]
+    for node in first_alone:
+        _make_first_alone(node)
     for node in graph.find_nodes(op="call_function", target=_aten.nll_loss_forward.default):
         if _can_be_picked(node, probe):
             _pick(node, probe)
@@ -70,31 +71,22 @@ def _is_pure(node: fx.Node) -> bool:
     return schema is not None and not schema.is_mutable and not has_side_effect(node)
 
 
-_Call = tuple[Any, list[Any], dict[str, Any]]
+def _pool(given: dict[str, Any]) -> tuple[Any, list[Any]]:
+    return _aten.max_pool2d.default, list(given.values())
 
 
-def _pool(given: dict[str, Any]) -> _Call:
-    return _aten.max_pool2d.default, list(given.values()), {}
-
-
-def _batch_norm(given: dict[str, Any]) -> _Call:
+def _batch_norm(given: dict[str, Any]) -> tuple[Any, list[Any]]:
     *tensors, momentum, eps = (value for name, value in given.items() if name != "training")
-    return _aten.batch_norm.default, [*tensors, False, momentum, eps, False], {}
+    return _aten.batch_norm.default, [*tensors, False, momentum, eps, False]
 
 
-def _layer_norm(given: dict[str, Any]) -> _Call:
-    return _aten.layer_norm.default, [*given.values(), False], {}
+def _layer_norm(given: dict[str, Any]) -> tuple[Any, list[Any]]:
+    return _aten.layer_norm.default, [*given.values(), False]
 
 
-def _group_norm(given: dict[str, Any]) -> _Call:
+def _group_norm(given: dict[str, Any]) -> tuple[Any, list[Any]]:
     names = ("input", "group", "weight", "bias", "eps")
-    return _aten.group_norm.default, [*(given[name] for name in names), False], {}
-
-
-def _attention(given: dict[str, Any]) -> _Call:
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    target = _aten.scaled_dot_product_attention.default
-    return target, [given[name] for name in names], {"scale": given["scale"]}
+    return _aten.group_norm.default, [*(given[name] for name in names), False]
 
 
 # To the operator that makes the first result alone, and what it is called with.
@@ -104,22 +96,29 @@ _OF_FIRST = {
     _aten._native_batch_norm_legit_no_training.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,
     _aten.native_group_norm.default: _group_norm,
-    _aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
 }
 
 
-def _is_first_alone_read(node: fx.Node) -> bool:
+def _is_first_alone(node: fx.Node, probe: Probe) -> bool:
+    if node.target not in _OF_FIRST:
+        return False
+    given = arguments_of(node)
+    if given.get("training", False) is not False:
+        return False
+    if node.target is _aten.native_group_norm.default:
+        look = probe.looks.get(given["input"])
+        if look is None or look.shape[:2] != (given["N"], given["C"]):
+            return False
     read = [item for item in node.users if item.target is not operator.getitem or item.users]
-    is_training = arguments_of(node).get("training", False) is not False
     are_first = all(item.target is operator.getitem and item.args[1] == 0 for item in read)
-    return bool(read) and are_first and not is_training
+    return bool(read) and are_first
 
 
 def _make_first_alone(node: fx.Node) -> None:
-    target, args, kwargs = _OF_FIRST[node.target](arguments_of(node))  # type: ignore[index]
+    target, args = _OF_FIRST[node.target](arguments_of(node))  # type: ignore[index]
     build = Builder(node.graph, fake_mode_of(node.graph.nodes))
     with node.graph.inserting_before(node):
-        first = build.call(target, args, kwargs, node)
+        first = build.call(target, args, {}, node)
     first.meta[ORIGIN] = node.name
     for item in list(node.users):
         name = item.name

@@ -267,13 +267,19 @@ class _Watch:
     def look(self, place: int, part: int, rows: torch.Tensor) -> None:
         """A part of the value of an op is there."""
         seen, op = self.seen[place], self.stretch.ops[place]
-        has_others = any(part in self.seen[before].differs for before in self.before[place])
+        has_others = any(self._gives_others(before, part) for before in self.before[place])
         begin, end = op.computed[part]
         expected = self.whole[self.nodes[place]].narrow(op.dimension, begin, end - begin)
         if same_numbers(rows.contiguous(), expected.contiguous()):
             return
         seen.differs.add(part)
         seen.keeps_bits &= has_others
+
+    def _gives_others(self, place: int, part: int) -> bool:
+        """Whether what reads the part reads other bits; kept rows may be of any part before."""
+        differs = self.seen[place].differs
+        keeps_rows = self.stretch.ops[place].keeps_rows
+        return any(other <= part for other in differs) if keeps_rows else part in differs
 
     def tell_to(self, facts: _sched.SliceFacts) -> None:
         """What has been seen; an op that has not run to its end is none to run in parts."""

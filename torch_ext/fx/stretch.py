@@ -217,7 +217,7 @@ class _Part:
         given = dict(arguments_of(node))
         first_row = 0
         replaced: dict[fx.Node, fx.Node] = {}
-        argument: fx.Node | None = None  # the last that is placed
+        changed: fx.Node | None = None  # the part that the op changes
         for used in node.all_input_nodes:
             need = needs.get(used.name)
             if need is None:
@@ -232,9 +232,11 @@ class _Part:
                 replaced[used] = self.of.build.call(
                     _aten.clone.default, (replaced[used],), {}, node
                 )
+            if slicing.changes_argument and used.name == slicing.needs[0][0]:
+                changed = replaced[used]
             if op.is_placed:
-                argument = replaced[used]
-                replaced[used] = self._placed(used, argument, node, need.dimension, begin, end)
+                place_of_part = need.dimension, begin, end
+                replaced[used] = self._placed(used, replaced[used], node, *place_of_part)
             if slicing.padding:
                 _, _, padding, first_row = interval
                 paddings = given[slicing.padding]
@@ -257,8 +259,8 @@ class _Part:
             self.of.made[result] = Made(place, self.number, runs=False)
         if op.is_placed:
             rows = self._rows(result, node, op.dimension, begin, end)
-            if slicing.changes_argument:
-                result = self.of.build.call(_aten.copy_.default, (argument, rows), {}, node)
+            if changed is not None:
+                result = self.of.build.call(_aten.copy_.default, (changed, rows), {}, node)
             else:
                 result = self.of.build.call(_aten.clone.default, (rows,), {}, node)
             self.of.made[result] = Made(place, self.number, runs=False)
