@@ -522,7 +522,7 @@ class Growing {
     const Program& program = index_.program();
     const Op& op = program.ops[v];
     const Tensor& tensor = program.tensors.at(op.outputs[0]);
-    if (tensor.is_list || !tensor.strides.empty() || !tensor.fills_buffer) return false;
+    if (tensor.buffer < 0 || !tensor.fills_buffer || !tensor.strides.empty()) return false;
     std::vector<Interval> grown = parts;
     if (!AlignRuns(program, op, *op.slicings[dimension], dimension, grown)) return false;
     const auto falls_back = [](const Interval& a, const Interval& b) {

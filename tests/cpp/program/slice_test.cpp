@@ -940,6 +940,9 @@ TEST(Slice, RowsOfThePartBeforeAreKept) {
   program.tensors["a"].strides.clear();
   program.tensors["a"].fills_buffer = false;
   EXPECT_FALSE(first().keeps_rows);
+  program.tensors["a"].fills_buffer = true;
+  program.tensors["a"].buffer = -1;  // a view of what is older than the program
+  EXPECT_FALSE(first().keeps_rows);
 }
 
 TEST(Slice, RunsFollowMemory) {
