@@ -76,11 +76,14 @@
 #include "program/levers/slice_facts.h"
 #include "program/program.h"
 #include "sched/graph.h"
-#include "sched/simulate.h"
+
+namespace torch_ext::sched {
+struct Profile;
+}
 
 namespace torch_ext::program {
 
-class Index;
+class Index;  // of a program in an order
 
 struct Stretch {
   std::vector<OpId> ops;  // in the order in which they run
