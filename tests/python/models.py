@@ -214,6 +214,16 @@ class Maxima(nn.Module):
         return torch.nn.functional.max_pool2d(x, 2)
 
 
+class ChangedByOthers(nn.Module):
+    """Changes in place by operators that mind runs, of values that are older and newer."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        z = y * 2
+        a = x.relu().add_(y, alpha=0.3)
+        b = a.tanh().sub_(z, alpha=0.7).add_(a, alpha=1.1)
+        return torch.sigmoid(b) * 2 + z
+
+
 class ChangedExcitation(nn.Module):
     """Its few numbers are changed in place, by others that are older."""
 

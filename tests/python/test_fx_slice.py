@@ -12,6 +12,7 @@ import torch
 from models import (
     SLICEABLE,
     Changed,
+    ChangedByOthers,
     ChangedExcitation,
     Convolutions,
     Elementwise,
@@ -103,6 +104,18 @@ def test_what_is_changed_placed_is_not_what_it_is_changed_by():
     assert torch.equal(network.bias, bias)
     assert torch.equal(run(result, x), expected)
     assert report.peak_bytes < x.nbytes / 4
+
+
+def test_changes_write_to_nothing_else():
+    inputs = torch.randn(6, 37), torch.randn(6, 37)
+    module = captured(ChangedByOthers(), *inputs)
+    before = [value.clone() for value in inputs]
+    for seed in range(20):
+        slicer = Slicer(module, lambda: list(inputs))
+        sliced = slicer.sliced(slicer.random(seed))
+        inline_parts(sliced, asks=False)
+        assert torch.equal(sliced(*inputs), module(*before)), seed
+        assert all(map(torch.equal, inputs, before)), seed
 
 
 def test_rows_of_the_part_before_are_kept():

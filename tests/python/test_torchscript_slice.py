@@ -11,6 +11,7 @@ import torch
 from models import (
     SLICEABLE,
     Changed,
+    ChangedByOthers,
     ChangedExcitation,
     Convolutions,
     Elementwise,
@@ -130,6 +131,16 @@ def test_what_is_changed_placed_is_not_what_it_is_changed_by(is_frozen):
     assert torch.equal(network.bias, bias)
     assert same(module(x), expected)
     assert report.peak_bytes < x.nbytes / 4
+
+
+def test_changes_write_to_nothing_else():
+    inputs = torch.randn(6, 37), torch.randn(6, 37)
+    script = frozen(ChangedByOthers(), *inputs)
+    before = [value.clone() for value in inputs]
+    for seed in range(20):
+        module = wrap_cpp_module(_jit.shuffle_slicing(script._c, inputs, seed))
+        assert same(module(*inputs), script(*before)), seed
+        assert all(map(torch.equal, inputs, before)), seed
 
 
 def test_rows_of_the_part_before_are_kept():
