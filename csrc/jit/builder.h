@@ -35,6 +35,12 @@ class Builder {
     return Call(oper, inputs, c10::TensorType::get());
   }
 
+  // Memory for a tensor in the default layout, on the CPU.
+  torch::jit::Value* Empty(torch::jit::Value* sizes, torch::jit::Value* dtype) {
+    torch::jit::Value* none = Constant({});
+    return Tensor("aten::empty", {sizes, dtype, none, none, none, none});
+  }
+
   torch::jit::Value* Sizes(torch::jit::Value* tensor) { return Numbers("aten::size", {tensor}); }
   torch::jit::Value* Strides(torch::jit::Value* tensor) {
     return Numbers("aten::stride", {tensor});

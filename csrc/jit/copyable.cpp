@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <functional>
 #include <map>
-#include <numeric>
 #include <optional>
 #include <unordered_map>
 #include <utility>
 
 #include "jit/builder.h"
+#include "program/operators/slicing.h"
 
 namespace torch_ext::jit {
 namespace {
@@ -19,18 +18,14 @@ using torch::jit::Value;
 
 constexpr std::size_t kDimensions = 4;  // two of the batch, two of the matrices
 
-std::int64_t Numel(const SeenTensor& tensor) {
-  return std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::int64_t{1},
-                         std::multiplies<>());
-}
-
 // Does matmul copy it? The same question is asked in every call: IsCopied below. Tensors of which
 // elements share memory are left alone, for they could not be put back.
 bool IsCopied(const SeenTensor& tensor) {
   const std::vector<std::int64_t>& shape = tensor.shape;
   const std::vector<std::int64_t>& strides = tensor.strides;
-  return shape.size() == kDimensions && shape[0] != 1 && shape[1] != 1 && Numel(tensor) > 0 &&
-         strides[0] != shape[1] * strides[1] && std::ranges::count(strides, 0) == 0;
+  return shape.size() == kDimensions && shape[0] != 1 && shape[1] != 1 &&
+         program::NumElements(tensor.shape) > 0 && strides[0] != shape[1] * strides[1] &&
+         std::ranges::count(strides, 0) == 0;
 }
 
 // What the node copies in this run, for its two inputs.
@@ -40,7 +35,7 @@ std::array<std::optional<program::Copy>, 2> Seen(Node* node, program::OpId op, c
   if (seen.writes.size() != 1 || !seen.written[0]) return copies;
   const std::int64_t made_bytes = probe.allocations[seen.writes[0]].bytes;
   const std::int64_t element_bytes =
-      made_bytes / std::max<std::int64_t>(1, Numel(*seen.written[0]));
+      made_bytes / std::max<std::int64_t>(1, program::NumElements(seen.written[0]->shape));
   std::array<const SeenTensor*, 2> inputs{};
   for (std::size_t i = 0; i < 2; ++i) {
     const std::optional<SeenTensor>& input = SeenBy(node, seen, node->input(i));
@@ -55,7 +50,7 @@ std::array<std::optional<program::Copy>, 2> Seen(Node* node, program::OpId op, c
     copy.op = op;
     copy.value = node->input(i)->debugName();
     copy.dtype = input.dtype;
-    if (IsCopied(input)) copy.bytes = Numel(input) * element_bytes;
+    if (IsCopied(input)) copy.bytes = program::NumElements(input.shape) * element_bytes;
     copied_bytes += copy.bytes;
     if (input.allocation >= 0) copy.reads = {input.allocation};
     const bool is_other_copied = IsCopied(other);

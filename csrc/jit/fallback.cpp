@@ -93,11 +93,10 @@ class Condition : public Builder {
   // compiler walks over it). The product is of 0 x 0 numbers, or 1 x 1 where gradients are on: of a
   // size that is no constant, or the executor would answer once and for all.
   Value* IsAutocast(Value* gradients_are_on) {
-    Value* none = Constant({});
     Value* float32 = Constant(c10::ScalarType::Float);
     Value* side = Number("aten::Int", {gradients_are_on});
     Value* sizes = Numbers("prim::ListConstruct", {side, side});
-    Value* square = Tensor("aten::empty", {sizes, float32, none, none, none, none});
+    Value* square = Empty(sizes, float32);
     return Ask("aten::ne", {Dtype(Tensor("aten::mm", {square, square})), float32});
   }
 

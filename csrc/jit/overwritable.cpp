@@ -323,10 +323,8 @@ Value* CallForm(Questions& build, const Node* node, const OverwritingForm& form)
     if (argument.name() == form.target) {
       inputs.push_back(Argument(node, form.argument));
     } else if (is_written) {  // a second result, that is empty in this form
-      Value* none = build.Constant({});
       Value* sizes = build.Constant(std::vector<std::int64_t>{0});
-      Value* dtype = build.Dtype(Argument(node, form.rest_like));
-      inputs.push_back(build.Tensor("aten::empty", {sizes, dtype, none, none, none, none}));
+      inputs.push_back(build.Empty(sizes, build.Dtype(Argument(node, form.rest_like))));
     } else if (argument.name() == form.adds_no) {
       inputs.push_back(build.Constant(false));
     } else {

@@ -134,7 +134,7 @@ class StretchBuilder : public Builder {
     const WithInsertPoint inside(block);
     std::unordered_map<const Value*, Value*> whole;  // results
     for (Value* result : results_) {
-      whole[result] = Empty(result);
+      whole[result] = EmptyResult(result);
       block->registerOutput(whole[result]);
     }
     const auto parts = static_cast<std::int64_t>(stretch_.ops.back().parts.size());
@@ -155,12 +155,12 @@ class StretchBuilder : public Builder {
     for (Value* rows : kept_rows_) body->registerOutput(rows);
   }
 
-  Value* Empty(const Value* result) {
+  Value* EmptyResult(const Value* result) {
     const program::OpId op = stretch_.ops[made_by_.at(result)].op;
     const SeenTensor& seen = *probe_.nodes[op].written[0];
     Value *shape = Constant(seen.shape), *dtype = Constant(DtypeNamed(seen.dtype));
+    if (seen.HasNewStrides()) return Empty(shape, dtype);
     Value* none = Constant({});
-    if (seen.HasNewStrides()) return Tensor("aten::empty", {shape, dtype, none, none, none, none});
     return Tensor("aten::empty_strided", {shape, Constant(seen.strides), dtype, none, none, none});
   }
 
@@ -235,26 +235,23 @@ class StretchBuilder : public Builder {
   // The rows behind those that are kept of the part before; keeps what the next one needs.
   Value* WithKeptRows(Value* rows, const Value* whole, const SlicedStretch::PartOp& op) {
     const program::Tensor& tensor = program_.tensors.at(NameOf(whole));
-    IntList begins, lengths, shape = tensor.shape;
+    std::vector<Interval> of_next;  // in what is joined
     for (std::size_t i = 0; i < op.parts.size(); ++i) {
-      const bool is_last = i + 1 == op.parts.size();
-      const std::int64_t next = is_last ? op.parts[i].end : op.parts[i + 1].begin;
-      lengths.push_back(std::max<std::int64_t>(0, op.parts[i].end - next));
-      begins.push_back(op.parts[i].length() - lengths.back());
+      const Interval& part = op.parts[i];
+      const std::int64_t next = i + 1 == op.parts.size() ? part.end : op.parts[i + 1].begin;
+      of_next.push_back({std::min(next, part.end) - part.begin, part.length()});
     }
+    IntList shape = tensor.shape;
     shape[op.dimension] = 0;
     Value* kept = loop_->blocks()[0]->addInput()->setType(c10::TensorType::get());
     {
       const WithInsertPoint before(loop_);
-      Value* none = Constant({});
-      loop_->addInput(Tensor("aten::empty", {Constant(shape), Constant(DtypeNamed(tensor.dtype)),
-                                             none, none, none, none}));
+      loop_->addInput(Empty(Constant(shape), Constant(DtypeNamed(tensor.dtype))));
       loop_->addOutput()->setType(c10::TensorType::get());
     }
     Value* both = Call("prim::ListConstruct", {kept, rows}, c10::ListType::ofTensors());
     Value* joined = Tensor("aten::cat", {both, Constant(static_cast<std::int64_t>(op.dimension))});
-    Value* next = Tensor("aten::narrow", {joined, Constant(static_cast<std::int64_t>(op.dimension)),
-                                          OfPart(begins), OfPart(lengths)});
+    Value* next = Narrowed(joined, op.dimension, of_next);
     kept_rows_.push_back(Tensor("aten::clone", {next, Constant({})}));
     return joined;
   }

@@ -1,7 +1,11 @@
 """Small modules with a known freedom of order."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
+
+Run = Callable[..., Tensor]
 
 
 class Wide(nn.Module):
@@ -222,6 +226,18 @@ class ChangedByOthers(nn.Module):
         a = x.relu().add_(y, alpha=0.3)
         b = a.tanh().sub_(z, alpha=0.7).add_(a, alpha=1.1)
         return torch.sigmoid(b) * 2 + z
+
+
+def check_changes(original: Run, inputs: Sequence[Tensor], edited: Callable[[int], Run]) -> None:
+    """However the original is edited, by a seed, it makes the same and changes no input."""
+    before = [value.clone() for value in inputs]
+    expected = original(*before)
+    for seed in range(20):
+        made = edited(seed)(*inputs)
+        assert torch.equal(made, expected), seed
+        assert made.stride() == expected.stride(), seed
+        assert made.dtype == expected.dtype, seed
+        assert all(map(torch.equal, inputs, before)), seed
 
 
 class ChangedExcitation(nn.Module):

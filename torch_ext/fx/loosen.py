@@ -36,12 +36,13 @@ def loosen(graph: fx.Graph, probe: Probe) -> bool:
     """
     before = list(graph.nodes)
     _skip_views(graph, probe)
+    build = Builder(graph, fake_mode_of(graph.nodes))
     first_alone = [node for node in graph.nodes if _is_first_alone(node, probe)]
     for node in first_alone:
-        _make_first_alone(node)
+        _make_first_alone(node, build)
     for node in graph.find_nodes(op="call_function", target=_aten.nll_loss_forward.default):
         if _can_be_picked(node, probe):
-            _pick(node, probe)
+            _pick(node, probe, build)
     graph.lint()
     return list(graph.nodes) != before
 
@@ -114,9 +115,8 @@ def _is_first_alone(node: fx.Node, probe: Probe) -> bool:
     return bool(read) and are_first
 
 
-def _make_first_alone(node: fx.Node) -> None:
+def _make_first_alone(node: fx.Node, build: Builder) -> None:
     target, args = _OF_FIRST[node.target](arguments_of(node))  # type: ignore[index]
-    build = Builder(node.graph, fake_mode_of(node.graph.nodes))
     with node.graph.inserting_before(node):
         first = build.call(target, args, {}, node)
     first.meta[ORIGIN] = node.name
@@ -143,11 +143,10 @@ def _can_be_picked(node: fx.Node, probe: Probe) -> bool:
     )
 
 
-def _pick(node: fx.Node, probe: Probe) -> None:
+def _pick(node: fx.Node, probe: Probe, build: Builder) -> None:
     given = arguments_of(node)
     scores, target = given["self"], given["target"]
     look = probe.looks[scores]
-    build = Builder(node.graph, fake_mode_of(node.graph.nodes))
 
     def call(function: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
         made = build.call(function, args, kwargs, node)

@@ -86,9 +86,7 @@ bool AlignRuns(const Program& program, const Op& op, const Slicing& slicing, int
 // place in the whole of its argument.
 bool MayRunPlaced(const Program& program, const Op& op, const Slicing& slicing, int dimension) {
   const auto is_small = [&](const Tensor& tensor) {
-    const std::int64_t elements = std::accumulate(tensor.shape.begin(), tensor.shape.end(),
-                                                  std::int64_t{1}, std::multiplies<>());
-    return elements <= program.most_placed;
+    return NumElements(tensor.shape) <= program.most_placed;
   };
   const Tensor& result = program.tensors.at(op.outputs[0]);
   const bool depends_on_part =

@@ -1,8 +1,6 @@
 #include "program/levers/slice_facts.h"
 
 #include <algorithm>
-#include <functional>
-#include <numeric>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -46,8 +44,7 @@ std::string CallText(const Program& program, const Op& op) {
 
 // An element takes 8 bytes at most.
 std::int64_t MostBytes(const Tensor& tensor) {
-  return std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::int64_t{8},
-                         std::multiplies<>());
+  return 8 * NumElements(tensor.shape);
 }
 
 // Of the values in which parts are placed, and of what the op makes of them.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <numeric>
 #include <set>
 #include <unordered_map>
 #include <utility>
@@ -497,6 +498,10 @@ bool MayBeView(const std::string& oper) {
 }
 
 }  // namespace
+
+std::int64_t NumElements(const std::vector<std::int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+}
 
 std::optional<Interval> Need::Of(Interval part, std::int64_t size) const {
   if (part.begin % per != 0 || part.end % per != 0) return std::nullopt;

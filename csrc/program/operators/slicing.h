@@ -49,6 +49,9 @@ struct PaddedPart {
   std::int64_t offset = 0;
 };
 
+// Of a tensor of that shape.
+std::int64_t NumElements(const std::vector<std::int64_t>& shape);
+
 // Of a need with padding.
 PaddedPart Padded(const Need& need, Interval part, std::int64_t size);
 

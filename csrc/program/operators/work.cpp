@@ -1,25 +1,17 @@
 #include "program/operators/work.h"
 
 #include <functional>
-#include <numeric>
 #include <string>
 #include <unordered_map>
-#include <vector>
 
 namespace torch_ext::program {
 namespace {
-
-using Shape = std::vector<std::int64_t>;
-
-std::int64_t Numbers(const Shape& shape) {
-  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
-}
 
 // Each number of the result is a sum over a line of weights.
 std::int64_t OfWeights(const Call& call) {
   const auto weight = call.shapes.find("weight");
   if (weight == call.shapes.end() || weight->second.empty() || weight->second[0] == 0) return 0;
-  return Numbers(call.result) * (Numbers(weight->second) / weight->second[0]);
+  return NumElements(call.result) * (NumElements(weight->second) / weight->second[0]);
 }
 
 // Or over a line of that argument.
@@ -27,7 +19,7 @@ auto OfLines(const char* argument) {
   return [argument](const Call& call) -> std::int64_t {
     const auto left = call.shapes.find(argument);
     if (left == call.shapes.end() || left->second.empty()) return 0;
-    return Numbers(call.result) * left->second.back();
+    return NumElements(call.result) * left->second.back();
   };
 }
 
@@ -36,7 +28,7 @@ std::int64_t OfAttention(const Call& call) {
   const auto query = call.shapes.find("query"), key = call.shapes.find("key");
   if (query == call.shapes.end() || key == call.shapes.end()) return 0;
   if (key->second.size() < 2) return 0;
-  return 2 * Numbers(query->second) * key->second[key->second.size() - 2];
+  return 2 * NumElements(query->second) * key->second[key->second.size() - 2];
 }
 
 using Count = std::function<std::int64_t(const Call&)>;
