@@ -28,6 +28,7 @@ struct Effects {
   bool has_side_effect = false;  // raises, prints: keeps its place among what others show
   bool is_collective = false;    // has to meet the same op of other processes
   bool writes_outside = false;   // writes to memory that outlives the call
+  bool is_apart_again = false;   // a second run would not: it leaves running statistics alone
 };
 
 // How the program names an op and where it comes from. Unknown is empty.
@@ -48,8 +49,11 @@ struct Op {
   std::map<std::string, Constant> constants;  // arguments that are plain numbers, by name
   std::vector<OpId> makers;                   // earlier ops that made a value it reads
   std::vector<BufferId> reads, writes;        // touches what was made before, makes
+  std::vector<BufferId> aliases;              // of `reads`: its values lie in them
+  std::vector<BufferId> mutates;              // of `reads`: it writes to them
   std::int64_t workspace_bytes = 0;           // scratch that it takes and gives back
   std::int64_t multiplications = 0;           // that it computes (operators/work.h)
+  std::int64_t nanoseconds = 0;               // that a run takes, as measured or given
   Effects effects;
   // For each dimension of its only result: how parts of it are made, if they can be. Needs are by
   // value, constants among them.
@@ -81,6 +85,7 @@ struct Conflict {
   OpId earlier = sched::kNoOp;
   OpId later = sched::kNoOp;
   bool by_statistics = false;  // what is written are running statistics; no schema says so
+  bool is_inside = false;      // in buffers of the program, which a second run makes anew
 };
 
 // An op writes a result over an argument that dies with it.

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "program/amount.h"
+#include "program/levers/repeat_bound.h"
+#include "program/levers/repeat_search.h"
 #include "program/operators/overwriting.h"
 #include "program/shuffle.h"
 #include "program/sliceable.h"
@@ -67,15 +69,15 @@ PYBIND11_MODULE(_sched, m) {
   py::class_<program::Effects>(m, "Effects")
       .def(py::init([](std::string undeclared, bool is_stateful, bool changes_metadata,
                        bool draws_random_numbers, bool has_side_effect, bool is_collective,
-                       bool writes_outside) {
+                       bool writes_outside, bool is_apart_again) {
              return program::Effects{std::move(undeclared), is_stateful,     changes_metadata,
                                      draws_random_numbers,  has_side_effect, is_collective,
-                                     writes_outside};
+                                     writes_outside,        is_apart_again};
            }),
            py::kw_only(), py::arg("undeclared") = "", py::arg("is_stateful") = false,
            py::arg("changes_metadata") = false, py::arg("draws_random_numbers") = false,
            py::arg("has_side_effect") = false, py::arg("is_collective") = false,
-           py::arg("writes_outside") = false);
+           py::arg("writes_outside") = false, py::arg("is_apart_again") = false);
   // Filled by an adaptor; ids count from 0, in the sequence of the calls.
   py::class_<program::Program>(m, "Program")
       .def(py::init<>())
@@ -96,8 +98,9 @@ PYBIND11_MODULE(_sched, m) {
           [](program::Program& p, std::string name, std::string kind,
              std::vector<std::string> inputs, std::vector<std::string> outputs,
              std::vector<program::OpId> makers, std::vector<program::BufferId> reads,
-             std::vector<program::BufferId> writes, std::int64_t workspace_bytes,
-             program::Effects effects) {
+             std::vector<program::BufferId> writes, std::vector<program::BufferId> aliases,
+             std::vector<program::BufferId> mutates, std::int64_t workspace_bytes,
+             std::int64_t nanoseconds, program::Effects effects) {
             p.ops.push_back({.name = std::move(name),
                              .oper = std::move(kind),
                              .inputs = std::move(inputs),
@@ -105,18 +108,24 @@ PYBIND11_MODULE(_sched, m) {
                              .makers = std::move(makers),
                              .reads = std::move(reads),
                              .writes = std::move(writes),
+                             .aliases = std::move(aliases),
+                             .mutates = std::move(mutates),
                              .workspace_bytes = workspace_bytes,
+                             .nanoseconds = nanoseconds,
                              .effects = std::move(effects)});
           },
           py::arg("name"), py::arg("kind"), py::kw_only(), py::arg("inputs"), py::arg("outputs"),
-          py::arg("makers"), py::arg("reads"), py::arg("writes"), py::arg("workspace_bytes"),
+          py::arg("makers"), py::arg("reads"), py::arg("writes"), py::arg("aliases"),
+          py::arg("mutates"), py::arg("workspace_bytes"), py::arg("nanoseconds"),
           py::arg("effects"))
       .def(
           "add_conflict",
-          [](program::Program& p, program::OpId earlier, program::OpId later, bool by_statistics) {
-            p.conflicts.push_back({earlier, later, by_statistics});
+          [](program::Program& p, program::OpId earlier, program::OpId later, bool by_statistics,
+             bool is_inside) {
+            p.conflicts.push_back({earlier, later, by_statistics, is_inside});
           },
-          py::arg("earlier"), py::arg("later"), py::kw_only(), py::arg("by_statistics"))
+          py::arg("earlier"), py::arg("later"), py::kw_only(), py::arg("by_statistics"),
+          py::arg("is_inside"))
       .def(
           "add_overwritable",
           [](program::Program& p, program::OpId op, program::BufferId result,
@@ -216,6 +225,35 @@ PYBIND11_MODULE(_sched, m) {
           },
           py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"), py::arg("levers"),
           py::arg("explain"));
+  py::class_<program::RepeatSearch>(m, "RepeatSearch")
+      .def(py::init([](const program::Program& p, bool overwrite, program::Runs order) {
+             return program::RepeatSearch(p, overwrite, std::move(order));
+           }),
+           py::arg("program"), py::arg("overwrite"), py::arg("order"), py::keep_alive<1, 2>())
+      .def(
+          "fit",
+          [](program::RepeatSearch& search, std::int64_t budget_bytes, double seconds) {
+            sched::Budget budget(seconds);
+            program::RepeatSearch::Found found = search.Fit(budget_bytes, budget);
+            return py::make_tuple(found.runs, found.peak_bytes, found.extra_nanoseconds,
+                                  found.fits, budget.spent());
+          },
+          py::arg("budget_bytes"), py::arg("seconds"));
+  py::class_<program::RepeatBound>(m, "RepeatBound")
+      .def(py::init<const program::Program&, bool>(), py::arg("program"), py::arg("overwrite"),
+           py::keep_alive<1, 2>())
+      .def(
+          "floor",
+          [](const program::RepeatBound& bound, const program::Runs& order) {
+            sched::Budget budget(10);
+            const auto floor = bound.FindFloor(order, budget);
+            return py::make_tuple(floor.op, floor.bytes);
+          })
+      .def("extra", [](const program::RepeatBound& bound, const program::Runs& order,
+                       std::int64_t budget_bytes) {
+        sched::Budget budget(10);
+        return bound.ExtraNanoseconds(order, budget_bytes, budget);
+      });
   m.def(
       "reason",
       [](const std::string& kind, std::string detail, std::int64_t size_bytes,

@@ -33,6 +33,7 @@ class Op:
     workspace_bytes: int
     draws: bool  # moved the state of the random number generator
     is_hidden: bool = False  # touches memory that cannot be looked into, and so nobody may pass it
+    nanoseconds: int = 0  # of a run, if it was timed
 
     @property
     def nodes(self) -> list[fx.Node]:

@@ -26,6 +26,9 @@ from torch_ext.fx.effects import (
 from torch_ext.fx.overwritable import Overwritable
 from torch_ext.fx.probe import Op, Probe, buffer_name, tensors_of
 
+# Operators that do the same without the running statistics that they update, by the arguments that
+# are these.
+STATISTICS = {torch.ops.aten.native_batch_norm.default: ("running_mean", "running_var")}
 TORCH_FOLDER, OUR_FOLDER = (
     os.path.join(os.path.dirname(file), "") for file in (torch.__file__, torch_ext.__file__)
 )
@@ -51,6 +54,7 @@ def program_of(
     for index, op in enumerate(probe.ops):
         used = [node for one in op.nodes for node in one.all_input_nodes]
         read = {storage for held in op.storages.values() for storage in held} - probe.outside
+        held = {storage for node in op.nodes for storage in probe.values[node]}
         program.add_op(
             op.node.name,
             _kind(op.node),
@@ -59,7 +63,10 @@ def program_of(
             makers=[home[node] for node in used if home.get(node, index) != index],
             reads=[buffer_of[storage] for storage in sorted(read)],
             writes=[buffer_of[storage] for storage in op.made],
+            aliases=[buffer_of[storage] for storage in sorted(read & held)],
+            mutates=[buffer_of[storage] for storage in sorted(read & written_storages(op))],
             workspace_bytes=op.workspace_bytes,
+            nanoseconds=op.nanoseconds,
             effects=_effects(probe, op),
         )
     for use in overwritable:
@@ -76,8 +83,10 @@ def program_of(
             dtype=copy.dtype,
         )
     for by_statistics in (False, True):
-        for earlier, later in _conflicts(probe, by_statistics):
-            program.add_conflict(earlier, later, by_statistics=by_statistics)
+        for earlier, later, is_inside in _conflicts(probe, by_statistics):
+            program.add_conflict(
+                earlier, later, by_statistics=by_statistics, is_inside=is_inside
+            )
     return program
 
 
@@ -135,11 +144,16 @@ def _effects(probe: Probe, op: Op) -> _sched.Effects:
         has_side_effect=has_side_effect(op.node),
         is_collective=is_collective(op.node),
         writes_outside=not probe.outside.isdisjoint(written_storages(op)),
+        is_apart_again=op.node.target in STATISTICS
+        and probe.outside.isdisjoint(written_storages(op, by_statistics=False)),
     )
 
 
-def _conflicts(probe: Probe, by_statistics: bool) -> Iterator[tuple[int, int]]:
-    """Pairs that keep writes and reads of each storage in order; others follow from these."""
+def _conflicts(probe: Probe, by_statistics: bool) -> Iterator[tuple[int, int, bool]]:
+    """Pairs that keep writes and reads of each storage in order, and whether an op made it.
+
+    Others follow from these.
+    """
     writes_of = [written_storages(op, by_statistics=by_statistics) for op in probe.ops]
     written = set[int]().union(*writes_of)
     writer: dict[int, int] = {}
@@ -147,10 +161,11 @@ def _conflicts(probe: Probe, by_statistics: bool) -> Iterator[tuple[int, int]]:
     for index, (op, writes) in enumerate(zip(probe.ops, writes_of, strict=True)):
         touched = {s for held in op.storages.values() for s in held} | op.made.keys()
         for storage in sorted(touched & written):
+            is_inside = storage not in probe.outside
             if storage in writer:
-                yield writer[storage], index
+                yield writer[storage], index, is_inside
             if storage in writes:
-                yield from ((reader, index) for reader in readers.pop(storage, []))
+                yield from ((reader, index, is_inside) for reader in readers.pop(storage, []))
                 writer[storage] = index
             else:
                 readers.setdefault(storage, []).append(index)

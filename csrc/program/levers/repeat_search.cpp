@@ -1,0 +1,271 @@
+#include "program/levers/repeat_search.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+namespace torch_ext::program {
+namespace {
+
+constexpr std::size_t kMostGaps = 96, kMostJudged = 24;
+constexpr std::int64_t kSmallShare = 8;
+
+// a / b < c / d for numbers that are not negative.
+bool IsCheaper(std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d) {
+  __extension__ using Wide = __int128;
+  return static_cast<Wide>(a) * d < static_cast<Wide>(c) * b;
+}
+
+// Which values and instances there are before a position: walks along judged runs.
+class Moment {
+ public:
+  Moment(const Rerunner& rerunner, std::span<const OpId> runs)
+      : rerunner_(rerunner),
+        runs_(runs),
+        latest_(rerunner.steps().size(), -1),
+        held_(rerunner.num_held(), -1),
+        version_(rerunner.instances().size(), 0) {
+    while (next_instance_ < rerunner.instances().size() &&
+           rerunner.instances()[next_instance_].birth < 0) {
+      ++next_instance_;
+    }
+  }
+
+  std::int32_t position() const { return position_; }
+  void Advance() {
+    const OpId v = runs_[position_];
+    const Rerunner::Step& step = rerunner_.steps()[v];
+    const std::span<const std::int32_t> read = rerunner_.read_at(position_);
+    for (std::size_t slot = 0; slot < step.holds.size(); ++slot) {
+      const std::int32_t from = step.holds[slot].read;
+      held_[rerunner_.first_held(v) + slot] =
+          from >= 0 ? read[from] : static_cast<std::int32_t>(next_instance_++);
+    }
+    for (const std::int32_t place : step.mutates) ++version_[read[place]];
+    latest_[v] = position_++;
+  }
+
+  bool HasRun(OpId v) const { return latest_[v] >= 0; }
+  bool IsUsedLater(OpId v) const { return rerunner_.last_use()[latest_[v]] >= position_; }
+  std::int32_t Held(const Rerunner::Source& source) const {
+    return held_[rerunner_.first_held(source.maker) + source.slot];
+  }
+  std::int32_t Held(OpId v, std::size_t slot) const {
+    return held_[rerunner_.first_held(v) + slot];
+  }
+  bool IsAlive(std::int32_t instance) const {
+    return rerunner_.instances()[instance].last >= position_;
+  }
+  std::int32_t version(std::int32_t instance) const { return version_[instance]; }
+
+ private:
+  const Rerunner& rerunner_;
+  std::span<const OpId> runs_;
+  std::vector<std::int32_t> latest_, held_, version_;
+  std::size_t next_instance_ = 0;
+  std::int32_t position_ = 0;
+};
+
+}  // namespace
+
+RepeatSearch::RepeatSearch(const Program& program, bool overwrite, Runs order)
+    : rerunner_(program, overwrite), order_(std::move(order)), runs_(order_) {}
+
+Rerunner::Judged RepeatSearch::Judge(std::span<const OpId> runs, sched::Budget& budget) {
+  budget.Spend(static_cast<std::int64_t>(runs.size()) + 1);
+  return rerunner_.Judge(runs, budget_bytes_);
+}
+
+RepeatSearch::Found RepeatSearch::Fit(std::int64_t budget_bytes, sched::Budget& budget) {
+  if (budget_bytes > budget_bytes_) runs_ = order_;
+  budget_bytes_ = budget_bytes;
+  now_ = Judge(runs_, budget);
+  while (now_.excess_bytes > 0 && budget.HasWork() && CloseOneGap(budget)) {
+  }
+  const bool fits = now_.excess_bytes == 0;
+  if (fits) RemoveNeedless(budget);
+  return {runs_, now_.peak_bytes, now_.nanoseconds - rerunner_.nanoseconds(), fits};
+}
+
+// Needs the judged runs.
+std::vector<RepeatSearch::Gap> RepeatSearch::FindGaps() const {
+  const std::vector<std::int64_t>& hills = rerunner_.hill_bytes();
+  // Sums over all positions before one.
+  std::vector<std::int64_t> excess_bytes(hills.size() + 1, 0), in_excess(hills.size() + 1, 0);
+  for (std::size_t i = 0; i < hills.size(); ++i) {
+    const std::int64_t over = std::max<std::int64_t>(hills[i] - budget_bytes_, 0);
+    excess_bytes[i + 1] = excess_bytes[i] + over;
+    in_excess[i + 1] = in_excess[i] + (over > 0);
+  }
+  std::vector<std::int32_t> before;  // the last read of each instance so far
+  for (const Rerunner::Instance& instance : rerunner_.instances()) before.push_back(instance.birth);
+  std::vector<Gap> gaps;
+  for (std::size_t i = 0; i <= runs_.size(); ++i) {
+    const std::span<const std::int32_t> read = rerunner_.read_at(i);
+    const std::vector<Rerunner::Read>& reads =
+        i < runs_.size() ? rerunner_.steps()[runs_[i]].reads : rerunner_.end();
+    for (std::size_t k = 0; k < read.size(); ++k) {
+      const Rerunner::Instance& instance = rerunner_.instances()[read[k]];
+      const auto from = static_cast<std::size_t>(before[read[k]] + 1);
+      before[read[k]] = static_cast<std::int32_t>(i);
+      const std::int64_t bytes = rerunner_.size_bytes(instance.buffer);
+      if (instance.birth < 0 || bytes == 0 || from >= i || in_excess[i] == in_excess[from]) continue;
+      const OpId maker = runs_[instance.birth];
+      if (!rerunner_.steps()[maker].may_repeat) continue;
+      Gap gap{static_cast<std::int32_t>(i), static_cast<std::int32_t>(k), read[k]};
+      gap.relief_bytes = std::min(bytes * (in_excess[i] - in_excess[from]),
+                                  excess_bytes[i] - excess_bytes[from]);
+      gap.nanoseconds = rerunner_.steps()[maker].nanoseconds;
+      for (std::int32_t w = 0; w < reads[k].version; ++w) {
+        gap.nanoseconds += rerunner_.steps()[rerunner_.mutators(instance.buffer)[w]].nanoseconds;
+      }
+      gaps.push_back(gap);
+    }
+  }
+  return gaps;
+}
+
+std::vector<RepeatSearch::Batch> RepeatSearch::BatchesFor(std::vector<Gap> gaps) const {
+  const auto is_cheaper = [](const auto& a, const auto& b) {
+    return IsCheaper(a.nanoseconds + 1, a.relief_bytes, b.nanoseconds + 1, b.relief_bytes);
+  };
+  std::ranges::stable_sort(gaps, is_cheaper);
+  if (gaps.size() > kMostGaps) gaps.resize(kMostGaps);
+  std::ranges::stable_sort(gaps, {}, &Gap::position);
+  std::vector<Batch> batches;
+  Moment moment(rerunner_, runs_);
+  const std::vector<Rerunner::Step>& steps = rerunner_.steps();
+  for (const Gap& gap : gaps) {
+    while (moment.position() < gap.position) moment.Advance();
+    const Rerunner::Read& target = static_cast<std::size_t>(gap.position) < runs_.size()
+                                       ? steps[runs_[gap.position]].reads[gap.read]
+                                       : rerunner_.end()[gap.read];
+    const std::int64_t bytes = rerunner_.size_bytes(target.buffer);
+    for (const Hold hold : {Hold::kNothing, Hold::kSmall, Hold::kNotLarger, Hold::kAll}) {
+      std::vector<OpId> chosen, left;
+      std::vector<char> is_chosen(steps.size(), 0);
+      bool is_possible = true;
+      const auto run_again = [&](OpId v) {
+        if (is_chosen[v]) return;
+        is_chosen[v] = 1;
+        chosen.push_back(v);
+        left.push_back(v);
+      };
+      const auto make_anew = [&](const Rerunner::Read& read) {
+        for (const Rerunner::Source& source : read.sources) run_again(source.maker);
+        for (std::int32_t w = 0; w < read.version; ++w) {
+          run_again(rerunner_.mutators(read.buffer)[w]);
+        }
+      };
+      make_anew(target);
+      while (is_possible && !left.empty()) {
+        const OpId v = left.back();
+        left.pop_back();
+        const Rerunner::Step& step = steps[v];
+        is_possible = step.may_repeat && moment.HasRun(v) &&
+                      std::ranges::none_of(step.deadlines, [&](OpId u) { return moment.HasRun(u); });
+        if (!is_possible) break;
+        for (const Rerunner::Read& read : step.reads) {
+          if (read.sources.empty()) continue;
+          const std::int32_t instance = moment.Held(read.sources.front());
+          const std::int64_t size = rerunner_.size_bytes(read.buffer);
+          const bool is_same = instance != gap.instance &&
+                               moment.version(instance) == read.version &&
+                               std::ranges::none_of(read.sources, [&](const auto& source) {
+                                 return is_chosen[source.maker] ||
+                                        moment.Held(source) != instance;
+                               });
+          const bool is_held = hold == Hold::kAll || (hold == Hold::kNotLarger && size <= bytes) ||
+                               (hold == Hold::kSmall && size <= bytes / kSmallShare);
+          if (!is_same || !(moment.IsAlive(instance) || is_held)) make_anew(read);
+        }
+        // Whose values lie in the old instance, and are read later.
+        for (const OpId u : step.aliasers) {
+          if (!moment.HasRun(u) || !moment.IsUsedLater(u)) continue;
+          for (std::size_t slot = 0; slot < steps[u].holds.size(); ++slot) {
+            for (std::size_t own = 0; own < step.holds.size(); ++own) {
+              const bool is_old = step.holds[own].read < 0 &&
+                                  moment.Held(u, slot) == moment.Held(v, own);
+              if (is_old) run_again(u);
+            }
+          }
+        }
+      }
+      if (!is_possible) continue;
+      std::ranges::sort(chosen);
+      Batch batch{gap.position, std::move(chosen), gap.relief_bytes};
+      for (const OpId v : batch.ops) batch.nanoseconds += steps[v].nanoseconds;
+      const bool is_known = !batches.empty() && batches.back().position == batch.position &&
+                            batches.back().ops == batch.ops;
+      if (!is_known) batches.push_back(std::move(batch));
+    }
+  }
+  std::ranges::stable_sort(batches, is_cheaper);
+  if (batches.size() > kMostJudged) batches.resize(kMostJudged);
+  return batches;
+}
+
+bool RepeatSearch::CloseOneGap(sched::Budget& budget) {
+  const std::vector<Batch> batches = BatchesFor(FindGaps());
+  budget.Spend(2 * static_cast<std::int64_t>(runs_.size()));
+  Runs best_runs;
+  Rerunner::Judged best;
+  std::int64_t best_relief_bytes = 0, best_nanoseconds = 0;
+  for (const Batch& batch : batches) {
+    Runs runs(runs_.begin(), runs_.begin() + batch.position);
+    runs.insert(runs.end(), batch.ops.begin(), batch.ops.end());
+    runs.insert(runs.end(), runs_.begin() + batch.position, runs_.end());
+    runs = rerunner_.WithoutDead(runs);
+    const Rerunner::Judged judged = Judge(runs, budget);
+    if (!judged.is_valid || judged.excess_bytes >= now_.excess_bytes) continue;
+    const std::int64_t relief_bytes = now_.excess_bytes - judged.excess_bytes;
+    const std::int64_t nanoseconds =
+        std::max<std::int64_t>(judged.nanoseconds - now_.nanoseconds, 0) + 1;
+    if (!best_runs.empty() &&
+        !IsCheaper(nanoseconds, relief_bytes, best_nanoseconds, best_relief_bytes)) {
+      continue;
+    }
+    best_runs = std::move(runs);
+    best = judged;
+    best_relief_bytes = relief_bytes;
+    best_nanoseconds = nanoseconds;
+  }
+  const bool helps = !best_runs.empty();
+  if (helps) runs_ = std::move(best_runs);
+  now_ = Judge(runs_, budget);
+  return helps;
+}
+
+void RepeatSearch::RemoveNeedless(sched::Budget& budget) {
+  bool is_less = true;
+  while (is_less && budget.HasWork()) {
+    is_less = false;
+    for (std::size_t i = runs_.size(); i-- > 0 && budget.HasWork();) {
+      if (i >= runs_.size()) continue;
+      if (std::find(runs_.begin(), runs_.begin() + i, runs_[i]) == runs_.begin() + i) continue;
+      // With the repeats behind it whose values lie in what it makes.
+      Runs runs(runs_.begin(), runs_.begin() + i);
+      const std::vector<OpId>& aliasers = rerunner_.steps()[runs_[i]].aliasers;
+      bool is_next = true;
+      for (std::size_t j = i + 1; j < runs_.size(); ++j) {
+        is_next &= runs_[j] != runs_[i];
+        const bool goes = is_next && std::ranges::count(aliasers, runs_[j]) > 0 &&
+                          std::find(runs_.begin(), runs_.begin() + i, runs_[j]) !=
+                              runs_.begin() + i;
+        if (!goes) runs.push_back(runs_[j]);
+      }
+      runs = rerunner_.WithoutDead(runs);
+      const Rerunner::Judged judged = Judge(runs, budget);
+      if (!judged.is_valid || judged.excess_bytes > 0 ||
+          judged.nanoseconds >= now_.nanoseconds) {
+        continue;
+      }
+      runs_ = std::move(runs);
+      now_ = judged;
+      is_less = true;
+    }
+  }
+  now_ = Judge(runs_, budget);
+}
+
+}  // namespace torch_ext::program

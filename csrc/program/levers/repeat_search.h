@@ -1,0 +1,69 @@
+// Runs that fit a memory budget at little extra time: see levers/repeat.h.
+//
+// GREEDY. The excess of a list of runs is the sum over positions of what is above the budget. A
+// *gap* lies between two reads of an instance (or its making and a read) and holds it over
+// positions with excess. Making the instance anew right before the later read closes the gap: its
+// maker runs again, with the ops that wrote to it in place and the views of it that are read later;
+// an input of these that is gone is made anew as well, or held on to. Of the most promising gaps
+// the one is closed that costs the least time for each byte of excess it takes away, as judged,
+// until nothing is in excess. Then each batch of repeats is tried without.
+//
+// Budgets that fall go on from one to the next. All is counted work, so the runs depend on nothing
+// but program, seconds of ops and budgets. Time of a step: O(runs) for each gap that is judged.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "program/levers/repeat.h"
+#include "sched/budget.h"
+
+namespace torch_ext::program {
+
+class RepeatSearch {
+ public:
+  // `order`: of all ops, valid.
+  RepeatSearch(const Program& program, bool overwrite, Runs order);
+
+  struct Found {
+    Runs runs;
+    std::int64_t peak_bytes = 0;
+    std::int64_t extra_nanoseconds = 0;
+    bool fits = false;  // else as near as it came
+  };
+  // Goes on from the runs of the last budget if that was not lower, else from the order.
+  Found Fit(std::int64_t budget_bytes, sched::Budget& budget);
+
+ private:
+  struct Gap {
+    std::int32_t position = 0;  // of the later read; runs.size(): the end
+    std::int32_t read = 0;
+    std::int32_t instance = -1;
+    std::int64_t relief_bytes = 0;  // at most, summed over positions
+    std::int64_t nanoseconds = 0;   // at least
+  };
+  // What is held on to where it is gone but needed for a repeat.
+  enum class Hold { kNothing, kSmall, kNotLarger, kAll };
+  struct Batch {
+    std::int32_t position = 0;
+    std::vector<OpId> ops;
+    std::int64_t relief_bytes = 0;
+    std::int64_t nanoseconds = 0;
+  };
+
+  std::vector<Gap> FindGaps() const;
+  std::vector<Batch> BatchesFor(std::vector<Gap> gaps) const;
+  // The runs with the best of the batches, judged; nothing if none helps.
+  bool CloseOneGap(sched::Budget& budget);
+  void RemoveNeedless(sched::Budget& budget);
+  Rerunner::Judged Judge(std::span<const OpId> runs, sched::Budget& budget);
+
+  Rerunner rerunner_;
+  Runs order_, runs_;
+  std::int64_t budget_bytes_ = 0;
+  Rerunner::Judged now_;
+};
+
+}  // namespace torch_ext::program

@@ -1,0 +1,137 @@
+#include "program/levers/repeat.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <vector>
+
+#include "program/levers/overwrite.h"
+#include "program/lower.h"
+#include "sched/simulate.h"
+#include "support/repeat_machine.h"
+
+namespace torch_ext::program {
+namespace {
+
+using test::Cases;
+using test::ContentsOf;
+using test::RandomRepeatable;
+using test::Repeatable;
+using test::Shown;
+using Random = sched::test::Random;
+
+constexpr std::int64_t kNoBudget = std::numeric_limits<std::int64_t>::max();
+
+// First runs in a valid order, and any ops again behind them.
+Runs RandomRuns(const Program& program, Random& random) {
+  const sched::Graph graph = Lower(program);
+  const auto num_ops = graph.num_ops();
+  Runs runs;
+  std::vector<char> ran(num_ops, 0);
+  for (OpId left = num_ops; left > 0;) {
+    const auto v = static_cast<OpId>(random.Between(0, num_ops - 1));
+    if (ran[v] && !random.Chance(30)) continue;
+    const bool is_ready = std::ranges::all_of(graph.op(v).predecessors,
+                                              [&](OpId u) { return ran[u] != 0; });
+    if (!is_ready) continue;
+    left -= !ran[v];
+    ran[v] = 1;
+    runs.push_back(v);
+  }
+  return runs;
+}
+
+bool SameContents(const Repeatable& given, const Runs& runs) {
+  Runs original;
+  for (OpId v = 0; v < static_cast<OpId>(given.program.ops.size()); ++v) original.push_back(v);
+  const test::Contents expected = ContentsOf(given.program, given.outside, original);
+  const test::Contents actual = ContentsOf(given.program, given.outside, runs);
+  const auto is_same = [&](const auto& run) {
+    return run.second == expected.runs[run.first].second;
+  };
+  return std::ranges::all_of(actual.runs, is_same) && actual.results == expected.results;
+}
+
+std::string Shown(const Repeatable& given, const Runs& runs, std::uint64_t seed) {
+  std::string text = Shown(given.program, seed);
+  for (const Op& op : given.program.ops) {
+    for (const BufferId b : op.aliases) text += op.name + " views " + std::to_string(b) + "\n";
+    for (const BufferId b : op.mutates) text += op.name + " changes " + std::to_string(b) + "\n";
+  }
+  for (const OpId v : runs) text += given.program.ops[v].name + " ";
+  return text;
+}
+
+TEST(Repeat, ValidRunsDoTheSame) {
+  std::uint64_t valid = 0, repeats = 0, refused = 0;
+  for (std::uint64_t seed = 0; seed < Cases(3000); ++seed) {
+    const Repeatable given = RandomRepeatable(seed, /*is_plain=*/false);
+    Random random(seed);
+    Rerunner rerunner(given.program, true);
+    for (int i = 0; i < 20; ++i) {
+      const Runs runs = RandomRuns(given.program, random);
+      SCOPED_TRACE(Shown(given, runs, seed));
+      const bool is_same = SameContents(given, runs);
+      if (!rerunner.Judge(runs, kNoBudget).is_valid) {
+        refused += is_same;
+        continue;
+      }
+      ASSERT_TRUE(is_same);
+      ++valid;
+      repeats += runs.size() > given.program.ops.size();
+      const Runs live = rerunner.WithoutDead(runs);
+      const bool is_valid = rerunner.Judge(live, kNoBudget).is_valid;
+      ASSERT_TRUE(!is_valid || SameContents(given, live));
+    }
+  }
+  EXPECT_GT(repeats, Cases(3000));
+  EXPECT_LT(refused, valid / 10);  // most that are right are seen to be
+}
+
+TEST(Repeat, EachRuleOfValidityIsNoticed) {
+  for (const auto& [name, rule] : kRepeatRuleNames) {
+    RepeatRules rules;
+    rules.*rule = false;
+    std::uint64_t wrong = 0;
+    for (std::uint64_t seed = 0; seed < 2000 && wrong == 0; ++seed) {
+      const Repeatable given = RandomRepeatable(seed, /*is_plain=*/false);
+      Random random(seed);
+      Rerunner rerunner(given.program, true, rules);
+      for (int i = 0; i < 20; ++i) {
+        const Runs runs = RandomRuns(given.program, random);
+        wrong += rerunner.Judge(runs, kNoBudget).is_valid && !SameContents(given, runs);
+      }
+    }
+    EXPECT_GT(wrong, 0U) << name;
+  }
+}
+
+// The judge of orders on the program with each run as an op, and the overwrites that end there.
+TEST(Repeat, TheProgramWithRepeatsHasThePeak) {
+  std::uint64_t overwritten = 0, seen = 0;
+  for (std::uint64_t seed = 0; seed < Cases(3000); ++seed) {
+    const Repeatable given = RandomRepeatable(seed, /*is_plain=*/seed % 2 == 0);
+    Random random(seed);
+    Rerunner plain(given.program, false), over(given.program, true);
+    for (int i = 0; i < 10; ++i) {
+      const Runs runs = RandomRuns(given.program, random);
+      const Rerunner::Judged judged = plain.Judge(runs, kNoBudget);
+      if (!judged.is_valid) continue;
+      ++seen;
+      SCOPED_TRACE(Shown(given, runs, seed));
+      const Program program = WithRepeats(given.program, runs);
+      const sched::Graph graph = Lower(program);
+      ASSERT_EQ(sched::PeakBytes(graph, graph.OriginalOrder()), judged.peak_bytes);
+      const std::int64_t lower = over.Judge(runs, kNoBudget).peak_bytes;
+      ASSERT_LE(lower, judged.peak_bytes);
+      if (lower == judged.peak_bytes) continue;
+      const OverwritePlan best = PlanOverwrites(program, {});
+      ASSERT_LE(best.plan.peak_bytes, lower);
+      ++overwritten;
+    }
+  }
+  EXPECT_GT(overwritten, seen / 50);
+}
+
+}  // namespace
+}  // namespace torch_ext::program
