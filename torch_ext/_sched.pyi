@@ -30,6 +30,7 @@ class Effects:
         has_side_effect: bool = ...,
         is_collective: bool = ...,
         writes_outside: bool = ...,
+        is_apart_again: bool = ...,
     ) -> None: ...
 
 class Program:
@@ -47,7 +48,10 @@ class Program:
         makers: list[int],
         reads: list[int],
         writes: list[int],
+        aliases: list[int],
+        mutates: list[int],
         workspace_bytes: int,
+        nanoseconds: int,
         effects: Effects,
     ) -> None: ...
     def add_overwritable(self, op: int, result: int, argument: int) -> None: ...
@@ -62,7 +66,9 @@ class Program:
         size_bytes: int,
         dtype: str,
     ) -> None: ...
-    def add_conflict(self, earlier: int, later: int, *, by_statistics: bool) -> None: ...
+    def add_conflict(
+        self, earlier: int, later: int, *, by_statistics: bool, is_inside: bool
+    ) -> None: ...
     def add_tensor(
         self,
         value: str,
@@ -94,6 +100,9 @@ class Program:
         levers: Sequence[str],
         explain: bool,
     ) -> tuple[dict[str, Any], list[dict[str, str]]]: ...
+    def plan_repeats(
+        self, order: Sequence[str], *, memory_budget: int, time_budget: float, overwrite: bool
+    ) -> dict[str, Any]: ...
 
 class OverwritingForm:
     oper: str

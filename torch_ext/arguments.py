@@ -20,6 +20,7 @@ MemoryAmount = int | str  # bytes, or text like "512MiB"
 # all doors can do.
 LEVERS = ("order", "overwrite")
 ALL_LEVERS = (*LEVERS, "slice")
+TRAINING_LEVERS = (*ALL_LEVERS, "repeat")
 
 _MOST_BYTES = 2**63 - 1
 _MOST_SECONDS = 10**6

@@ -105,6 +105,14 @@ std::string English(const Reason& reason) {
     case ReasonKind::kNotTried:
       return "slices are found by running ops in parts: optimize and fx.reorder do, analyze "
              "does not";
+    case ReasonKind::kBelowFloor:
+      return "no order and no repeats get below " + bytes + ": " + reason.detail;
+    case ReasonKind::kMissed:
+      return "the budget is not met: with repeats " + bytes +
+             " is the least that was found; proven is that less than " + other_bytes +
+             " is impossible";
+    case ReasonKind::kNoBudget:
+      return "repeats cost time: give a memory budget to have them";
   }
   return {};
 }

@@ -29,9 +29,12 @@ enum class ReasonKind {
   kNoStretch,    // nothing that can run in parts lowers the peak; detail: what keeps it from it
   kSlower,       // with slices `bytes` would do; detail: in what part of the time
   kNotTried,     // slices are found by running them, and nothing was run
+  kBelowFloor,   // whatever runs again, an op needs `bytes`; detail: which, and what with
+  kMissed,       // with repeats `bytes` is the least that was found; `other_bytes` are proven
+  kNoBudget,     // repeats cost time, and there is no memory budget
 };
 
-inline constexpr std::array<std::pair<const char*, ReasonKind>, 16> kReasonNames = {{
+inline constexpr std::array<std::pair<const char*, ReasonKind>, 19> kReasonNames = {{
     {"left_alone", ReasonKind::kLeftAlone},
     {"no_memory", ReasonKind::kNoMemory},
     {"optimal", ReasonKind::kOptimal},
@@ -48,6 +51,9 @@ inline constexpr std::array<std::pair<const char*, ReasonKind>, 16> kReasonNames
     {"no_stretch", ReasonKind::kNoStretch},
     {"slower", ReasonKind::kSlower},
     {"not_tried", ReasonKind::kNotTried},
+    {"below_floor", ReasonKind::kBelowFloor},
+    {"missed", ReasonKind::kMissed},
+    {"no_budget", ReasonKind::kNoBudget},
 }};
 
 struct Reason {

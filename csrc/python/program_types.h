@@ -11,6 +11,7 @@
 #include "program/hazards.h"
 #include "program/levers/hoist.h"
 #include "program/levers/levers.h"
+#include "program/levers/repeat_search.h"
 #include "program/levers/slice_search.h"
 #include "program/lower.h"
 #include "program/program.h"
@@ -152,6 +153,27 @@ inline pybind11::list TrialFields(const std::vector<program::SliceTrial>& trials
     fields["seconds_without"] = trial.seconds_without;
     return fields;
   });
+}
+
+// What torch_ext/program/plan.py calls a RepeatPlan.
+inline pybind11::dict RepeatFields(const program::Program& program,
+                                   const program::RepeatPlan& plan) {
+  namespace py = pybind11;
+  const auto buffer_names = [&](const std::vector<program::BufferId>& ids) {
+    return ListOf(ids, [&](program::BufferId b) { return py::str(program.buffers[b].name); });
+  };
+  py::dict fields;
+  fields["runs"] = ListOf(plan.runs, [&](program::OpId v) { return py::str(program.ops[v].name); });
+  fields["peak_bytes"] = plan.peak_bytes;
+  fields["nanoseconds"] = plan.nanoseconds;
+  fields["extra_nanoseconds"] = plan.extra_nanoseconds;
+  fields["fits"] = plan.fits;
+  fields["floor_bytes"] = plan.floor.bytes;
+  fields["floor_op"] = plan.floor.op == sched::kNoOp ? "" : program.ops[plan.floor.op].name;
+  fields["floor_buffers"] = buffer_names(plan.floor.buffers);
+  fields["extra_bound_nanoseconds"] = plan.extra_bound_nanoseconds;
+  fields["clock_stopped"] = plan.clock_stopped;
+  return fields;
 }
 
 // Program, edited program, edits, plan, uses of levers: what a report is made of. The edits are of

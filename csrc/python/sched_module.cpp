@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "program/amount.h"
-#include "program/levers/repeat_bound.h"
 #include "program/levers/repeat_search.h"
 #include "program/operators/overwriting.h"
 #include "program/shuffle.h"
@@ -121,9 +120,7 @@ PYBIND11_MODULE(_sched, m) {
       .def(
           "add_conflict",
           [](program::Program& p, program::OpId earlier, program::OpId later, bool by_statistics,
-             bool is_inside) {
-            p.conflicts.push_back({earlier, later, by_statistics, is_inside});
-          },
+             bool is_inside) { p.conflicts.push_back({earlier, later, by_statistics, is_inside}); },
           py::arg("earlier"), py::arg("later"), py::kw_only(), py::arg("by_statistics"),
           py::arg("is_inside"))
       .def(
@@ -224,36 +221,23 @@ PYBIND11_MODULE(_sched, m) {
                 torch_ext::python::ReasonFields(reasons));
           },
           py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"), py::arg("levers"),
-          py::arg("explain"));
-  py::class_<program::RepeatSearch>(m, "RepeatSearch")
-      .def(py::init([](const program::Program& p, bool overwrite, program::Runs order) {
-             return program::RepeatSearch(p, overwrite, std::move(order));
-           }),
-           py::arg("program"), py::arg("overwrite"), py::arg("order"), py::keep_alive<1, 2>())
+          py::arg("explain"))
       .def(
-          "fit",
-          [](program::RepeatSearch& search, std::int64_t budget_bytes, double seconds) {
-            sched::Budget budget(seconds);
-            program::RepeatSearch::Found found = search.Fit(budget_bytes, budget);
-            return py::make_tuple(found.runs, found.peak_bytes, found.extra_nanoseconds,
-                                  found.fits, budget.spent());
+          "plan_repeats",
+          [](const program::Program& p, const std::vector<std::string>& order,
+             std::int64_t memory_budget, double time_budget, bool overwrite) {
+            const sched::PlanOptions options =
+                torch_ext::python::MakeOptions(time_budget, memory_budget, "all");
+            const program::Runs runs = sched::GraphBuilder(program::Lower(p)).FindOps(order);
+            program::RepeatPlan plan;
+            {
+              const py::gil_scoped_release release;
+              plan = program::PlanRepeats(p, overwrite, runs, memory_budget, options);
+            }
+            return torch_ext::python::RepeatFields(p, plan);
           },
-          py::arg("budget_bytes"), py::arg("seconds"));
-  py::class_<program::RepeatBound>(m, "RepeatBound")
-      .def(py::init<const program::Program&, bool>(), py::arg("program"), py::arg("overwrite"),
-           py::keep_alive<1, 2>())
-      .def(
-          "floor",
-          [](const program::RepeatBound& bound, const program::Runs& order) {
-            sched::Budget budget(10);
-            const auto floor = bound.FindFloor(order, budget);
-            return py::make_tuple(floor.op, floor.bytes);
-          })
-      .def("extra", [](const program::RepeatBound& bound, const program::Runs& order,
-                       std::int64_t budget_bytes) {
-        sched::Budget budget(10);
-        return bound.ExtraNanoseconds(order, budget_bytes, budget);
-      });
+          py::arg("order"), py::kw_only(), py::arg("memory_budget"), py::arg("time_budget"),
+          py::arg("overwrite"));
   m.def(
       "reason",
       [](const std::string& kind, std::string detail, std::int64_t size_bytes,

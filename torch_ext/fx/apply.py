@@ -44,9 +44,10 @@ def chosen_of(
 ) -> list[tuple[fx.Node, OverwritingForm]]:
     """The nodes that the plan lets overwrite, and how."""
     chosen = {(done.op, done.argument) for done in found.overwrites}
-    nodes = [(probe.ops[use.op].node, use) for use in uses]
     return [
-        (node, use.form) for node, use in nodes if (node.name, buffer_name(use.argument)) in chosen
+        (probe.ops[use.op].node, use.form)
+        for use in uses
+        if (probe.ops[use.op].name, buffer_name(use.argument)) in chosen
     ]
 
 
@@ -60,7 +61,7 @@ def apply_order(
 
     `copies`: nodes that are not of the probe, by their names in the order.
     """
-    nodes = {op.node.name: op.nodes for op in probe.ops}
+    nodes = {op.name: op.nodes for op in probe.ops}
     nodes |= {name: [node] for name, node in (copies or {}).items()}
     arrange([*probe.first, *(node for name in order for node in nodes[name])])
     module.graph.lint()

@@ -15,6 +15,8 @@ from torch_ext.fx.effects import draws_random_numbers, has_side_effect, is_barri
 from torch_ext.memory.meter import measure_peak, no_collections
 from torch_ext.tensors.parts import parts_of
 
+# In the meta of a node that runs again: the name of the first node, and which run this is.
+REPEAT = "torch_ext_repeat"
 _WAIT = "_c10d_functional::wait_tensor"
 
 
@@ -34,6 +36,12 @@ class Op:
     draws: bool  # moved the state of the random number generator
     is_hidden: bool = False  # touches memory that cannot be looked into, and so nobody may pass it
     nanoseconds: int = 0  # of a run, if it was timed
+
+    @property
+    def name(self) -> str:
+        """Of the op in programs: the second run of NAME is NAME/2."""
+        first, run = self.node.meta.get(REPEAT, (self.node.name, 1))
+        return first if run == 1 else f"{first}/{run}"
 
     @property
     def nodes(self) -> list[fx.Node]:

@@ -18,6 +18,7 @@ from torch_ext.fx.effects import (
     changes_metadata,
     draws_random_numbers,
     has_side_effect,
+    is_apart_again,
     is_collective,
     is_stateful,
     undeclared,
@@ -26,9 +27,6 @@ from torch_ext.fx.effects import (
 from torch_ext.fx.overwritable import Overwritable
 from torch_ext.fx.probe import Op, Probe, buffer_name, tensors_of
 
-# Operators that do the same without the running statistics that they update, by the arguments that
-# are these.
-STATISTICS = {torch.ops.aten.native_batch_norm.default: ("running_mean", "running_var")}
 TORCH_FOLDER, OUR_FOLDER = (
     os.path.join(os.path.dirname(file), "") for file in (torch.__file__, torch_ext.__file__)
 )
@@ -56,7 +54,7 @@ def program_of(
         read = {storage for held in op.storages.values() for storage in held} - probe.outside
         held = {storage for node in op.nodes for storage in probe.values[node]}
         program.add_op(
-            op.node.name,
+            op.name,
             _kind(op.node),
             inputs=[node.name for node in op.node.all_input_nodes],
             outputs=[node.name for node in op.nodes],
@@ -84,9 +82,7 @@ def program_of(
         )
     for by_statistics in (False, True):
         for earlier, later, is_inside in _conflicts(probe, by_statistics):
-            program.add_conflict(
-                earlier, later, by_statistics=by_statistics, is_inside=is_inside
-            )
+            program.add_conflict(earlier, later, by_statistics=by_statistics, is_inside=is_inside)
     return program
 
 
@@ -114,7 +110,7 @@ def order_edges(probe: Probe, without: Sequence[str] = ()) -> dict[str, list[str
     `without`: rules to do without, by the names of csrc/program/hazards.h, to show that a test
     finds what a rule prevents.
     """
-    names = [op.node.name for op in probe.ops]
+    names = [op.name for op in probe.ops]
     after = program_of(probe).after(list(without))
     return {name: [names[u] for u in before] for name, before in zip(names, after, strict=True)}
 
@@ -144,8 +140,7 @@ def _effects(probe: Probe, op: Op) -> _sched.Effects:
         has_side_effect=has_side_effect(op.node),
         is_collective=is_collective(op.node),
         writes_outside=not probe.outside.isdisjoint(written_storages(op)),
-        is_apart_again=op.node.target in STATISTICS
-        and probe.outside.isdisjoint(written_storages(op, by_statistics=False)),
+        is_apart_again=is_apart_again(op.node),
     )
 
 

@@ -9,7 +9,7 @@ from torch_ext.amounts import amount
 from torch_ext.arguments import Planning
 from torch_ext.columns import Rows, two_columns
 from torch_ext.program.graph import Graph
-from torch_ext.program.program import Hoist, Overwrite, Program, Slice
+from torch_ext.program.program import Hoist, Overwrite, Program, Repeat, Slice
 
 FORMAT = 1
 
@@ -103,7 +103,7 @@ class LeverUse:
     name: str
     peak_bytes_before: int
     peak_bytes_after: int
-    edits: int  # moved ops; overwrites and hoists; slices
+    edits: int  # moved ops; overwrites and hoists; slices; repeats
     extra_seconds: float  # for each call
     reason: str  # why it was given up; empty if it was not
 
@@ -129,6 +129,16 @@ class SliceTrial:
 
 
 @dataclasses.dataclass(frozen=True)
+class Times:
+    """What ops take, as measured one by one and rounded; known where repeats were asked for."""
+
+    call_seconds: float  # all ops, each run once
+    extra_seconds: float  # the repeats
+    # Of every order and every use of repeats that fits the memory budget; None if none fits.
+    extra_seconds_bound: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class LeverPlan:
     """A program with what the levers made of it. Equal to the original where they made nothing."""
 
@@ -141,6 +151,8 @@ class LeverPlan:
     floor_bytes: int  # proven under any use of the levers asked for
     plan: Plan  # of `edited`
     levers: tuple[LeverUse, ...]
+    repeats: tuple[Repeat, ...] = ()
+    times: Times | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
@@ -203,6 +215,53 @@ class Reason:
         """Make one from what it is about."""
         fields = _sched.reason(kind, detail=detail, size_bytes=size_bytes, other_bytes=other_bytes)
         return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class RepeatPlan:
+    """Which ops run when, some more than once, so that a memory budget is met."""
+
+    runs: tuple[str, ...]
+    peak_bytes: int
+    nanoseconds: int  # of all ops, each run once
+    extra_nanoseconds: int
+    fits: bool
+    floor_bytes: int  # no order and no use of repeats gets below
+    floor_op: str  # that needs it; empty: what the caller gets
+    floor_buffers: tuple[str, ...]
+    extra_bound_nanoseconds: int | None
+    clock_stopped: bool
+
+    @property
+    def times(self) -> Times:
+        """The same in seconds."""
+        bound = self.extra_bound_nanoseconds
+        return Times(
+            self.nanoseconds / 1e9,
+            self.extra_nanoseconds / 1e9,
+            None if bound is None else bound / 1e9,
+        )
+
+
+def plan_repeats(program: _sched.Program, order: Sequence[str], wanted: Planning) -> RepeatPlan:
+    """Plan which ops of a program run again, from an order of its ops on.
+
+    Its ops have to be timed, and `wanted` has a memory budget.
+    """
+    assert wanted.memory_budget is not None
+    fields = program.plan_repeats(
+        order,
+        memory_budget=wanted.memory_budget,
+        time_budget=wanted.time_budget,
+        overwrite="overwrite" in wanted.levers,
+    )
+    return RepeatPlan(
+        **{
+            **fields,
+            "runs": tuple(fields["runs"]),
+            "floor_buffers": tuple(fields["floor_buffers"]),
+        }
+    )
 
 
 def plan_graph(graph: Graph, wanted: Planning, without: Sequence[str] = ()) -> Plan:

@@ -79,6 +79,21 @@ class Slice:
 
 
 @dataclasses.dataclass(frozen=True)
+class Repeat:
+    """A second or later run of an op, whose first result was let go."""
+
+    name: str  # "NAME/2"
+    op: str  # NAME
+    seconds: float  # of a run of it
+    module_path: str
+    source: str
+
+    def __str__(self) -> str:
+        where = " ".join(filter(None, (self.module_path, self.source)))
+        return f"{self.name} ({self.seconds * 1e3:.2f} ms)" + (f", {where}" if where else "")
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """Ops in their original order, and the buffers between them."""
 

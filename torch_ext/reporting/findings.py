@@ -205,8 +205,14 @@ class Findings:
                 for toucher in (slice_of.get(op.name, op.name), *copies.get(op.name, ())):
                     if storage in touched.get(toucher, ()):
                         touch(buffer, toucher)
+        known = {op.name for op in self.graph.ops}
+        for op in edits.edited.ops:
+            if op.name not in known:  # a repeat, or a copy
+                for buffer in (*op.reads, *op.writes):
+                    touch(buffer, op.name)
         for overwrite in edits.overwrites:  # from there on the memory is the result's
-            last[overwrite.argument] = step_of[overwrite.op] - 1
+            if overwrite.result in self.buffers:
+                last[overwrite.argument] = step_of[overwrite.op] - 1
 
         def span(buffer: Buffer) -> LifeSpan:
             if buffer.name not in last and not (buffer.is_input and buffer.kept):

@@ -10,11 +10,11 @@ from torch_ext.columns import Rows, two_columns
 from torch_ext.files import write_text
 from torch_ext.program.graph import TimelineEntry
 from torch_ext.program.plan import LeverPlan, LeverUse, Plan, Reason, SliceTrial, joined
-from torch_ext.program.program import Buffer, Hoist, Overwrite, Program, Slice
+from torch_ext.program.program import Buffer, Hoist, Overwrite, Program, Repeat, Slice
 from torch_ext.reporting.findings import Findings
 from torch_ext.reporting.page import to_html
 
-MOST_SLICES = 12  # that are shown to people
+MOST_SLICES = MOST_REPEATS = 12  # that are shown to people
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,12 @@ class ProgramReport(Plan):
     hoists: tuple[Hoist, ...] = dataclasses.field(repr=False)
     slices: tuple[Slice, ...] = dataclasses.field(repr=False)
     slice_trials: tuple[SliceTrial, ...] = dataclasses.field(repr=False)
+    repeats: tuple[Repeat, ...] = dataclasses.field(repr=False)
     floor_bytes: int | None  # proven under any use of the levers asked for
+    # Sums of what ops take, measured one by one and rounded; None where repeats were not planned.
+    call_seconds: float | None  # all ops, each run once
+    extra_seconds: float | None  # the repeats
+    extra_seconds_bound: float | None  # of all orders and repeats that meet the budget
     graph: Program = dataclasses.field(repr=False, compare=False)  # before any edit
     edited: Program = dataclasses.field(repr=False, compare=False)  # what the plan is of
 
@@ -88,6 +93,13 @@ class ProgramReport(Plan):
                 rows.append(("", f"and {len(self.slices) - MOST_SLICES} more"))
             (used,) = (use.extra_seconds for use in self.levers if use.name == "slice")
             rows.append(("  time of a call", f"{used * 1000:+.1f} ms, as measured in turns"))
+        if self.repeats:
+            rows.append(("ops that run again", str(len(self.repeats))))
+            dearest = sorted(self.repeats, key=lambda use: -use.seconds)[:MOST_REPEATS]
+            rows += [("", str(use)) for use in dearest]
+            if len(self.repeats) > MOST_REPEATS:
+                rows.append(("", f"and {len(self.repeats) - MOST_REPEATS} more"))
+            rows.append(("  extra time of a call", self._extra_time()))
         return [
             *rows,
             *(
@@ -96,6 +108,18 @@ class ProgramReport(Plan):
                 if use.reason
             ),
         ]
+
+    def _extra_time(self) -> str:
+        """Of the repeats, and what is proven of it."""
+        call_seconds = self.call_seconds or 0.0
+
+        def part(seconds: float) -> str:
+            share = seconds / call_seconds if call_seconds else 0.0
+            return f"{seconds * 1e3:.1f} ms ({100 * share:.1f} %)"
+
+        bound = self.extra_seconds_bound
+        proven = "" if bound is None else f"; no order and no repeats take less than {part(bound)}"
+        return f"{part(self.extra_seconds or 0.0)}, as ops were timed{proven}"
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, `"format": 1` included; without the graphs."""
@@ -171,7 +195,7 @@ def kept_original(found: LeverPlan, memory_budget: int | None) -> LeverPlan:
         # It may be of an op or a buffer that the original does not have.
         plan = dataclasses.replace(plan, bottleneck=None)
     return dataclasses.replace(
-        found, edited=found.graph, overwrites=(), hoists=(), slices=(), plan=plan
+        found, edited=found.graph, overwrites=(), hoists=(), slices=(), repeats=(), plan=plan
     )
 
 
@@ -202,6 +226,10 @@ def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
         "hoists": found.hoists,
         "slices": found.slices,
         "slice_trials": found.slice_trials,
+        "repeats": found.repeats,
+        "call_seconds": found.times and found.times.call_seconds,
+        "extra_seconds": found.times and found.times.extra_seconds,
+        "extra_seconds_bound": found.times and found.times.extra_seconds_bound,
         "floor_bytes": min(found.floor_bytes, found.plan.lower_bound_bytes),
         "graph": found.graph,
         "edited": found.edited,

@@ -12,12 +12,15 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from torch_ext import attributes
+from torch_ext.amounts import amount
 from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
+from torch_ext.fx import repeats
 from torch_ext.fx.overwritable import find_overwritable
 from torch_ext.fx.planned import Planned, edited_module
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import labelled_program_of, written_storages
+from torch_ext.fx.repeat import with_repeats
 from torch_ext.fx.slice_trials import SliceTrials, Tried, why_not_tried
 from torch_ext.fx.slices import Slicer
 from torch_ext.fx.turns import seconds_in_turns
@@ -134,14 +137,13 @@ def _made(
         _require_constants_kept(captured.module, probe, scratch)
         del scratch, looked, inputs
     maker = _Maker(world, captured, now, updates, runtime)
-    plain = maker.edited(captured.module, probe, without(wanted, "slice"))
+    free = without(wanted, "slice", "repeat")
+    plain = maker.edited(captured.module, probe, free)
     if plain.verified.refusal and plain.found.overwrites:
-        plain = maker.edited(captured.module, probe, without(wanted, "overwrite", "slice"))
+        plain = maker.edited(captured.module, probe, without(free, "overwrite"))
     if plain.verified.refusal:
         raise UnsupportedError(plain.verified.refusal)
-    best = plain
-    if "slice" in wanted.levers:
-        best = maker.sliced(probe, wanted, plain)
+    best = maker.best(probe, wanted, plain)
     found, reasons, verified = best.found, best.reasons, best.verified
     plan, refuted = held_to(found.plan, (verified.peak_bytes,))
     found = dataclasses.replace(found, plan=plan)
@@ -208,6 +210,52 @@ class _Maker:
         refusal = next(filter(None, _common(self.world, verified.refusal)), "")
         return _Edited(captured, found, reasons, dataclasses.replace(verified, refusal=refusal))
 
+    def best(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+        """Try the levers that cost time, and return the cheapest graph that meets the budget.
+
+        If none does, return the one with the lowest peak.
+        """
+        tried = [plain]
+        if "repeat" in wanted.levers:
+            tried.append(self.repeated(probe, wanted, plain))
+        if "slice" in wanted.levers and not _is_cheap(tried[-1]):
+            tried.append(self.sliced(probe, without(wanted, "repeat"), plain))
+        best = min(reversed(tried), key=_cost)
+        return _with_levers_of(best, tried)
+
+    def repeated(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+        """Run ops again where that meets the budget, or return the plain graph, and why."""
+        if wanted.memory_budget is None:
+            why = Reason.of("no_budget").text
+            return dataclasses.replace(plain, found=repeats.left_out(plain.found, why))
+        if plain.found.plan.peak_bytes <= wanted.memory_budget:
+            return dataclasses.replace(plain, found=repeats.left_out(plain.found, ""))
+        module = self.captured.module
+        uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
+        with torch.random.fork_rng(devices=[]), of_a_graph():
+            inputs = self._inputs()
+            chosen = repeats.choose(module, probe, uses, inputs, plain.found, wanted)
+            chosen = _common(self.world, chosen)[0]
+            why = repeats.why_missed(plain.found, chosen, chosen.peak_bytes).text
+            if not chosen.extra_nanoseconds:
+                return dataclasses.replace(plain, found=repeats.left_out(plain.found, why, chosen))
+            module = with_repeats(module, probe, chosen.runs)
+            again = run_probe(module, inputs)
+        edited = self.edited(module, again, without(wanted, "slice", "repeat"))
+        peak_bytes = edited.found.plan.peak_bytes
+        why = edited.verified.refusal
+        if not why and edited.verified.peak_bytes > peak_bytes:
+            why = (
+                f"a step with repeats was planned to take {amount(peak_bytes)} and takes "
+                f"{amount(edited.verified.peak_bytes)}"
+            )
+        if not why and peak_bytes >= plain.found.plan.peak_bytes:
+            why = "repeats do not lower the peak"
+        if why:
+            return dataclasses.replace(plain, found=repeats.left_out(plain.found, why, chosen))
+        found = repeats.told(plain.found, edited.found, chosen, probe)
+        return dataclasses.replace(edited, found=found, reasons=())
+
     def sliced(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
         """Try slices, and return the best graph, or the plain one, with what was found out."""
         if self.world.replicas is not None:  # their times differ, and all have to do the same
@@ -262,6 +310,37 @@ class _Maker:
         with torch.random.fork_rng(devices=[]), of_a_graph():
             inputs = self._inputs()  # which steps change as they do in training
             return seconds_in_turns((a, b), lambda: inputs)
+
+
+# Of the time of a call: repeats that cost less are taken without a look at slices.
+_CHEAP = 0.02
+
+
+def _is_cheap(edited: _Edited) -> bool:
+    times = edited.found.times
+    is_met = bool(edited.found.plan.budget_met)
+    return is_met and (times is None or times.extra_seconds <= _CHEAP * times.call_seconds)
+
+
+def _cost(edited: _Edited) -> tuple[float, ...]:
+    """What is lower is better: seconds where the budget is met, and bytes where it is not."""
+    found = edited.found
+    if found.plan.budget_met is False:
+        return 1, found.plan.peak_bytes
+    return 0, sum(use.extra_seconds for use in found.levers)
+
+
+def _with_levers_of(best: _Edited, tried: Sequence[_Edited]) -> _Edited:
+    """Say of the levers that were tried, and are not in the best graph, why they are not."""
+    levers = {use.name: use for use in best.found.levers}
+    for other in tried:
+        for use in other.found.levers:
+            if use.name not in levers:
+                why = use.reason or "another lever does it in less time"
+                levers[use.name] = LeverUse.left_out(use.name, best.found.plan.peak_bytes, why)
+    return dataclasses.replace(
+        best, found=dataclasses.replace(best.found, levers=tuple(levers.values()))
+    )
 
 
 def _without_slices(plain: _Edited, why: str) -> _Edited:

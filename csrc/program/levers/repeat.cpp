@@ -19,6 +19,10 @@ Program WithDeadlinesOnly(const Program& program) {
         conflict.by_statistics && program.ops[conflict.earlier].effects.is_apart_again;
     if (!conflict.is_inside && !is_left_alone) copy.conflicts.push_back(conflict);
   }
+  // Where the memory is known of which an op changes what views of it are, versions tell.
+  for (Op& op : copy.ops) {
+    if (!op.mutates.empty() && !op.effects.writes_outside) op.effects.changes_metadata = false;
+  }
   return copy;
 }
 
@@ -378,8 +382,8 @@ Rerunner::Judged Rerunner::Judge(std::span<const OpId> runs, std::int64_t budget
   for (const Chance& chance : chances_) {
     Instance &result = instances_[chance.result], &argument = instances_[chance.argument];
     if (argument.last != chance.position || argument.is_written_over || result.is_over) continue;
-    const bool is_free = std::ranges::all_of(
-        chance.over->others, [&](OpId u) { return latest_[u] < chance.position; });
+    const bool is_free = std::ranges::all_of(chance.over->others,
+                                             [&](OpId u) { return latest_[u] < chance.position; });
     if (!is_free) continue;
     argument.is_written_over = result.is_over = true;
     hill_bytes_[chance.position] -= size_bytes(result.buffer);
@@ -401,8 +405,7 @@ Runs Rerunner::WithoutDead(std::span<const OpId> runs) const {
     for (const OpId m : step.makers) needs[i].push_back(latest[m]);
     const auto birth_of = [&](std::int32_t read) {
       const std::vector<Source>& sources = step.reads[read].sources;
-      return sources.empty() ? -1
-                             : made_at[first_held_[sources[0].maker] + sources[0].slot];
+      return sources.empty() ? -1 : made_at[first_held_[sources[0].maker] + sources[0].slot];
     };
     for (const std::int32_t read : step.mutates) {
       if (const std::int32_t birth = birth_of(read); birth >= 0) needs[birth].push_back(i);

@@ -2,10 +2,10 @@
 // nobody holds that result.
 //
 // RUNS. A list of ops in which each occurs at least once; its first run is the original, the others
-// are repeats. A run reads, of each op that made a value for it, the values of the latest run before
-// it. Each run makes storages of its own: an *instance* of each buffer that the op writes. Values
-// that lie in a storage of another op (views, results of writing in place) lie in the instance that
-// their run read. An instance lives from its making to the last run that reads it.
+// are repeats. A run reads, of each op that made a value for it, the values of the latest run
+// before it. Each run makes storages of its own: an *instance* of each buffer that the op writes.
+// Values that lie in a storage of another op (views, results of writing in place) lie in the
+// instance that their run read. An instance lives from its making to the last run that reads it.
 //
 // VALID. Runs do what the original program does, bit for bit, if
 //   first     first runs respect data flow and hazards (hazards.h);
@@ -18,7 +18,8 @@
 //   deadline  no repeat comes after what its original had to precede: a barrier, or a write to
 //             memory that is older than the program (a parameter that is read before its update).
 // By induction over runs: every instance has, at each version, the bits that the buffer had.
-// What the caller gets is read at the end: all values that lie in a kept buffer, at its last version.
+// What the caller gets is read at the end: all values that lie in a kept buffer, at its last
+// version.
 //
 // MEMORY. While a run works: all live instances, those that it makes, its workspace. A result that
 // may overwrite an argument (levers/overwrite.h) takes no memory of its own if the argument's
@@ -91,7 +92,7 @@ class Rerunner {
   };
   struct Step {
     std::vector<Read> reads;
-    std::vector<Held> holds;               // the buffers that the values of a run lie in
+    std::vector<Held> holds;              // the buffers that the values of a run lie in
     std::vector<std::int32_t> mutates;    // places among reads
     std::vector<OpId> makers;             // of the values that it reads
     std::vector<OpId> before, deadlines;  // ops that must have run; that must not, for a repeat

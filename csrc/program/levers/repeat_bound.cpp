@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <functional>
-#include <limits>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -17,7 +16,6 @@ using sched::FlowNetwork;
 __extension__ using Wide = __int128;
 
 constexpr std::int64_t kInfinite = sched::kSizeLimitBytes;
-constexpr std::int64_t kImpossible = std::numeric_limits<std::int64_t>::max();
 constexpr int kMostPrices = 24;
 constexpr std::size_t kMostOps = 32;
 
@@ -120,9 +118,8 @@ RepeatBound::Question RepeatBound::Ask(OpId v) const {
   const std::vector<char> is_before = reached(before_), is_after = reached(after_);
   // May it run after the first run of v, again?
   const auto may_run_again = [&](OpId m) {
-    return steps[m].may_repeat && std::ranges::none_of(steps[m].deadlines, [&](OpId u) {
-             return u == v || is_before[u];
-           });
+    return steps[m].may_repeat &&
+           std::ranges::none_of(steps[m].deadlines, [&](OpId u) { return u == v || is_before[u]; });
   };
   Question question;
   const Op& op = program.ops[v];
@@ -136,10 +133,9 @@ RepeatBound::Question RepeatBound::Ask(OpId v) const {
   for (const BufferId b : op.reads) add_to_need(b);
   for (std::size_t slot = 0; slot < op.writes.size(); ++slot) {
     add_to_need(op.writes[slot]);
-    const bool may_overwrite =
-        std::ranges::any_of(steps[v].overwrites, [&](const Rerunner::Over& over) {
-          return over.held == static_cast<std::int32_t>(slot);
-        });
+    const bool may_overwrite = std::ranges::any_of(
+        steps[v].overwrites,
+        [&](const Rerunner::Over& over) { return over.held == static_cast<std::int32_t>(slot); });
     if (may_overwrite) question.need_bytes -= program.buffers[op.writes[slot]].bytes;
   }
   // Each buffer that is there when v runs first: the ops that would have to run again for it.
@@ -232,13 +228,13 @@ RepeatBound::Floor RepeatBound::FindFloor(std::span<const OpId> order,
   return floor;
 }
 
-std::int64_t RepeatBound::ExtraNanoseconds(OpId v, std::int64_t budget_bytes,
-                                           sched::Budget& budget) const {
+std::optional<std::int64_t> RepeatBound::ExtraNanoseconds(OpId v, std::int64_t budget_bytes,
+                                                          sched::Budget& budget) const {
   budget.Spend(static_cast<std::int64_t>(rerunner_.steps().size()));
   const Question question = Ask(v);
   const std::int64_t room_bytes = budget_bytes - question.need_bytes;
   const Question::Answer lightest = question.Solve({1, 1}, /*times=*/false, budget);
-  if (lightest.cut > room_bytes) return kImpossible;
+  if (lightest.cut > room_bytes) return std::nullopt;
   if (!lightest.is_exact) return 0;
   // Two closures, one that takes no time and one that fits: the line between them is a price.
   std::int64_t slow = lightest.nanoseconds, small = lightest.held_bytes;
@@ -261,8 +257,9 @@ std::int64_t RepeatBound::ExtraNanoseconds(OpId v, std::int64_t budget_bytes,
   return best;
 }
 
-std::int64_t RepeatBound::ExtraNanoseconds(std::span<const OpId> order, std::int64_t budget_bytes,
-                                           sched::Budget& budget) const {
+std::optional<std::int64_t> RepeatBound::ExtraNanoseconds(std::span<const OpId> order,
+                                                          std::int64_t budget_bytes,
+                                                          sched::Budget& budget) const {
   Rerunner rerunner = rerunner_;
   rerunner.Judge(order, budget_bytes);
   const std::vector<std::int64_t>& hills = rerunner.hill_bytes();
@@ -282,8 +279,9 @@ std::int64_t RepeatBound::ExtraNanoseconds(std::span<const OpId> order, std::int
   std::int64_t best = 0;
   for (const std::size_t i : asked) {
     if (!budget.HasWork()) break;
-    best = std::max(best, ExtraNanoseconds(order[i], budget_bytes, budget));
-    if (best == kImpossible) break;
+    const std::optional<std::int64_t> bound = ExtraNanoseconds(order[i], budget_bytes, budget);
+    if (!bound) return std::nullopt;
+    best = std::max(best, *bound);
   }
   return best;
 }

@@ -1,10 +1,10 @@
 // What no order and no use of repeats gets below: of memory, and of extra time under a budget.
 //
-// THEOREM. Take any runs that do what the program does, and the first run of any op v. All ancestors
-// of v have run and no descendant has. A buffer that an ancestor made and that a descendant or the
-// caller reads is either *held* then, or its maker runs again later: with those of its writers in
-// place, among the ancestors, that a reader waits for. Of a run that comes later, too, each input is
-// held or made again. So with
+// THEOREM. Take any runs that do what the program does, and the first run of any op v. All
+// ancestors of v have run and no descendant has. A buffer that an ancestor made and that a
+// descendant or the caller reads is either *held* then, or its maker runs again later: with those
+// of its writers in place, among the ancestors, that a reader waits for. Of a run that comes later,
+// too, each input is held or made again. So with
 //     need(v) = what v reads and makes, its workspace, and what crosses and cannot be made again,
 //     K, R    = buffers held beside that, and ops that run again: closed under the sentence above
 // the memory of v is at least need(v) + min bytes(K), and under a budget
@@ -12,8 +12,8 @@
 // A result of v that may overwrite an argument weighs nothing, and what v reads is held for free.
 // Nothing can be made again after an op that it has to precede (a deadline, levers/repeat.h).
 //
-// The second minimum is a knapsack with a closure. For any price per byte its Lagrangian dual is one
-// minimum cut:
+// The second minimum is a knapsack with a closure. For any price per byte its Lagrangian dual is
+// one minimum cut:
 //     source --inf--> b                 b crosses
 //     b --price * bytes--> again(b)     it is held
 //     again(b) --inf--> m               or m, its maker or a writer, runs again
@@ -26,6 +26,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -47,15 +48,17 @@ class RepeatBound {
   // without repeats is never below. One flow each.
   Floor FindFloor(std::span<const OpId> order, sched::Budget& budget) const;
 
-  // The highest bound over some ops that are above the budget in an order. Not below 0, and the
-  // highest number there is if the budget cannot be met.
-  std::int64_t ExtraNanoseconds(std::span<const OpId> order, std::int64_t budget_bytes,
-                                sched::Budget& budget) const;
+  // The highest bound over some ops that are above the budget in an order; nothing if the budget
+  // cannot be met. Not below 0.
+  std::optional<std::int64_t> ExtraNanoseconds(std::span<const OpId> order,
+                                               std::int64_t budget_bytes,
+                                               sched::Budget& budget) const;
 
  private:
   struct Question;
   Question Ask(OpId v) const;
-  std::int64_t ExtraNanoseconds(OpId v, std::int64_t budget_bytes, sched::Budget& budget) const;
+  std::optional<std::int64_t> ExtraNanoseconds(OpId v, std::int64_t budget_bytes,
+                                               sched::Budget& budget) const;
 
   Rerunner rerunner_;
   std::vector<std::vector<OpId>> before_, after_, readers_;  // per op, per op, per buffer

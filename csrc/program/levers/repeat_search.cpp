@@ -7,8 +7,11 @@
 namespace torch_ext::program {
 namespace {
 
-constexpr std::size_t kMostGaps = 96, kMostJudged = 24;
+// Gaps that are looked into, and ways to close them that are judged if one of these helps.
+constexpr std::size_t kMostGaps = 512, kMostJudged = 24;
 constexpr std::int64_t kSmallShare = 8;
+// Of what is left between the lowest peak that was found and the floor.
+constexpr int kMostHalvings = 8;
 
 // a / b < c / d for numbers that are not negative.
 bool IsCheaper(std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d) {
@@ -66,10 +69,84 @@ class Moment {
   std::int32_t position_ = 0;
 };
 
+// The order with ops moved forward that leave less memory behind than they find, or as much. Plans
+// care for the peak alone; what lies below it becomes the peak of a lower budget.
+Runs Settled(Rerunner& rerunner, const Runs& order) {
+  const std::vector<Rerunner::Step>& steps = rerunner.steps();
+  rerunner.Judge(order, 0);
+  std::vector<std::int64_t> planned_bytes(steps.size());
+  for (std::size_t i = 0; i < order.size(); ++i) planned_bytes[order[i]] = rerunner.hill_bytes()[i];
+  std::vector<std::vector<OpId>> next(steps.size());
+  std::vector<std::size_t> waits_for(steps.size());
+  std::vector<std::int64_t> readers(rerunner.program().buffers.size(), 0);
+  std::int64_t live_bytes = 0;
+  for (OpId v = 0; v < static_cast<OpId>(steps.size()); ++v) {
+    waits_for[v] = steps[v].before.size();
+    for (const OpId u : steps[v].before) next[u].push_back(v);
+    for (const Rerunner::Read& read : steps[v].reads) ++readers[read.buffer];
+  }
+  for (const Rerunner::Read& read : rerunner.end()) ++readers[read.buffer];
+  for (BufferId b = 0; b < static_cast<BufferId>(readers.size()); ++b) {
+    if (rerunner.program().buffers[b].is_input && readers[b] > 0) {
+      live_bytes += rerunner.size_bytes(b);
+    }
+  }
+  std::vector<char> has_run(steps.size(), 0);
+  std::vector<OpId> ready;
+  Runs settled;
+  const auto left_bytes = [&](OpId v) {  // more after it than before
+    std::int64_t bytes = 0;
+    for (const Rerunner::Held& held : steps[v].holds) {
+      if (held.read < 0 && readers[held.buffer] > 0) bytes += rerunner.size_bytes(held.buffer);
+    }
+    for (const Rerunner::Read& read : steps[v].reads) {
+      if (readers[read.buffer] == 1) bytes -= rerunner.size_bytes(read.buffer);
+    }
+    return bytes;
+  };
+  const auto hill_bytes = [&](OpId v) {
+    std::int64_t bytes = live_bytes + steps[v].workspace_bytes;
+    for (const Rerunner::Held& held : steps[v].holds) {
+      if (held.read < 0) bytes += rerunner.size_bytes(held.buffer);
+    }
+    return bytes;
+  };
+  const auto run = [&](OpId v) {
+    live_bytes += left_bytes(v);
+    for (const Rerunner::Read& read : steps[v].reads) --readers[read.buffer];
+    has_run[v] = 1;
+    settled.push_back(v);
+    for (const OpId u : next[v]) {
+      if (--waits_for[u] == 0) ready.push_back(u);
+    }
+  };
+  for (OpId v = 0; v < static_cast<OpId>(steps.size()); ++v) {
+    if (waits_for[v] == 0) ready.push_back(v);
+  }
+  for (const OpId v : order) {
+    if (has_run[v]) continue;
+    const std::int64_t highest_bytes = hill_bytes(v);
+    run(v);
+    for (bool is_more = true; is_more;) {
+      is_more = false;
+      std::erase_if(ready, [&](OpId u) { return has_run[u] != 0; });
+      std::ranges::sort(ready);
+      const std::vector<OpId> now = ready;
+      for (const OpId u : now) {
+        if (left_bytes(u) > 0 || hill_bytes(u) > std::max(planned_bytes[u], highest_bytes))
+          continue;
+        run(u);
+        is_more = true;
+      }
+    }
+  }
+  return settled;
+}
+
 }  // namespace
 
 RepeatSearch::RepeatSearch(const Program& program, bool overwrite, Runs order)
-    : rerunner_(program, overwrite), order_(std::move(order)), runs_(order_) {}
+    : rerunner_(program, overwrite), order_(Settled(rerunner_, order)), runs_(order_) {}
 
 Rerunner::Judged RepeatSearch::Judge(std::span<const OpId> runs, sched::Budget& budget) {
   budget.Spend(static_cast<std::int64_t>(runs.size()) + 1);
@@ -109,12 +186,13 @@ std::vector<RepeatSearch::Gap> RepeatSearch::FindGaps() const {
       const auto from = static_cast<std::size_t>(before[read[k]] + 1);
       before[read[k]] = static_cast<std::int32_t>(i);
       const std::int64_t bytes = rerunner_.size_bytes(instance.buffer);
-      if (instance.birth < 0 || bytes == 0 || from >= i || in_excess[i] == in_excess[from]) continue;
+      if (instance.birth < 0 || bytes == 0 || from >= i || in_excess[i] == in_excess[from])
+        continue;
       const OpId maker = runs_[instance.birth];
       if (!rerunner_.steps()[maker].may_repeat) continue;
       Gap gap{static_cast<std::int32_t>(i), static_cast<std::int32_t>(k), read[k]};
-      gap.relief_bytes = std::min(bytes * (in_excess[i] - in_excess[from]),
-                                  excess_bytes[i] - excess_bytes[from]);
+      gap.relief_bytes =
+          std::min(bytes * (in_excess[i] - in_excess[from]), excess_bytes[i] - excess_bytes[from]);
       gap.nanoseconds = rerunner_.steps()[maker].nanoseconds;
       for (std::int32_t w = 0; w < reads[k].version; ++w) {
         gap.nanoseconds += rerunner_.steps()[rerunner_.mutators(instance.buffer)[w]].nanoseconds;
@@ -142,7 +220,7 @@ std::vector<RepeatSearch::Batch> RepeatSearch::BatchesFor(std::vector<Gap> gaps)
                                        : rerunner_.end()[gap.read];
     const std::int64_t bytes = rerunner_.size_bytes(target.buffer);
     for (const Hold hold : {Hold::kNothing, Hold::kSmall, Hold::kNotLarger, Hold::kAll}) {
-      std::vector<OpId> chosen, left;
+      std::vector<OpId> chosen, left, late;
       std::vector<char> is_chosen(steps.size(), 0);
       bool is_possible = true;
       const auto run_again = [&](OpId v) {
@@ -162,9 +240,11 @@ std::vector<RepeatSearch::Batch> RepeatSearch::BatchesFor(std::vector<Gap> gaps)
         const OpId v = left.back();
         left.pop_back();
         const Rerunner::Step& step = steps[v];
-        is_possible = step.may_repeat && moment.HasRun(v) &&
-                      std::ranges::none_of(step.deadlines, [&](OpId u) { return moment.HasRun(u); });
+        is_possible = step.may_repeat && moment.HasRun(v);
         if (!is_possible) break;
+        for (const OpId u : step.deadlines) {
+          if (moment.HasRun(u)) late.push_back(u);
+        }
         for (const Rerunner::Read& read : step.reads) {
           if (read.sources.empty()) continue;
           const std::int32_t instance = moment.Held(read.sources.front());
@@ -172,8 +252,7 @@ std::vector<RepeatSearch::Batch> RepeatSearch::BatchesFor(std::vector<Gap> gaps)
           const bool is_same = instance != gap.instance &&
                                moment.version(instance) == read.version &&
                                std::ranges::none_of(read.sources, [&](const auto& source) {
-                                 return is_chosen[source.maker] ||
-                                        moment.Held(source) != instance;
+                                 return is_chosen[source.maker] || moment.Held(source) != instance;
                                });
           const bool is_held = hold == Hold::kAll || (hold == Hold::kNotLarger && size <= bytes) ||
                                (hold == Hold::kSmall && size <= bytes / kSmallShare);
@@ -184,8 +263,8 @@ std::vector<RepeatSearch::Batch> RepeatSearch::BatchesFor(std::vector<Gap> gaps)
           if (!moment.HasRun(u) || !moment.IsUsedLater(u)) continue;
           for (std::size_t slot = 0; slot < steps[u].holds.size(); ++slot) {
             for (std::size_t own = 0; own < step.holds.size(); ++own) {
-              const bool is_old = step.holds[own].read < 0 &&
-                                  moment.Held(u, slot) == moment.Held(v, own);
+              const bool is_old =
+                  step.holds[own].read < 0 && moment.Held(u, slot) == moment.Held(v, own);
               if (is_old) run_again(u);
             }
           }
@@ -193,7 +272,7 @@ std::vector<RepeatSearch::Batch> RepeatSearch::BatchesFor(std::vector<Gap> gaps)
       }
       if (!is_possible) continue;
       std::ranges::sort(chosen);
-      Batch batch{gap.position, std::move(chosen), gap.relief_bytes};
+      Batch batch{gap.position, std::move(chosen), std::move(late), gap.relief_bytes};
       for (const OpId v : batch.ops) batch.nanoseconds += steps[v].nanoseconds;
       const bool is_known = !batches.empty() && batches.back().position == batch.position &&
                             batches.back().ops == batch.ops;
@@ -201,8 +280,40 @@ std::vector<RepeatSearch::Batch> RepeatSearch::BatchesFor(std::vector<Gap> gaps)
     }
   }
   std::ranges::stable_sort(batches, is_cheaper);
-  if (batches.size() > kMostJudged) batches.resize(kMostJudged);
   return batches;
+}
+
+// Ops that the repeats have to precede move behind the op that reads these, with all that depend on
+// them. Empty if that op does, too.
+Runs RepeatSearch::With(const Batch& batch) const {
+  const std::vector<Rerunner::Step>& steps = rerunner_.steps();
+  std::vector<char> is_late(steps.size(), 0);
+  for (const OpId v : batch.late) is_late[v] = 1;
+  const auto waits = [&](OpId v) {
+    const auto is_in = [&](OpId u) { return is_late[u] != 0; };
+    return is_late[v] || std::ranges::any_of(steps[v].before, is_in) ||
+           std::ranges::any_of(steps[v].makers, is_in);
+  };
+  Runs runs, late;
+  for (std::int32_t i = 0; i < batch.position; ++i) {
+    const OpId v = runs_[i];
+    if (!batch.late.empty() && waits(v)) {
+      is_late[v] = 1;
+      late.push_back(v);
+    } else {
+      runs.push_back(v);
+    }
+  }
+  const auto is_at_end = static_cast<std::size_t>(batch.position) == runs_.size();
+  if (!late.empty() &&
+      (is_at_end || waits(runs_[batch.position]) || std::ranges::any_of(batch.ops, waits))) {
+    return {};
+  }
+  runs.insert(runs.end(), batch.ops.begin(), batch.ops.end());
+  if (!is_at_end) runs.push_back(runs_[batch.position]);
+  runs.insert(runs.end(), late.begin(), late.end());
+  if (!is_at_end) runs.insert(runs.end(), runs_.begin() + batch.position + 1, runs_.end());
+  return runs;
 }
 
 bool RepeatSearch::CloseOneGap(sched::Budget& budget) {
@@ -211,10 +322,11 @@ bool RepeatSearch::CloseOneGap(sched::Budget& budget) {
   Runs best_runs;
   Rerunner::Judged best;
   std::int64_t best_relief_bytes = 0, best_nanoseconds = 0;
+  std::size_t judged_count = 0;
   for (const Batch& batch : batches) {
-    Runs runs(runs_.begin(), runs_.begin() + batch.position);
-    runs.insert(runs.end(), batch.ops.begin(), batch.ops.end());
-    runs.insert(runs.end(), runs_.begin() + batch.position, runs_.end());
+    if (judged_count++ >= kMostJudged && !best_runs.empty()) break;
+    Runs runs = With(batch);
+    if (runs.empty()) continue;
     runs = rerunner_.WithoutDead(runs);
     const Rerunner::Judged judged = Judge(runs, budget);
     if (!judged.is_valid || judged.excess_bytes >= now_.excess_bytes) continue;
@@ -249,15 +361,14 @@ void RepeatSearch::RemoveNeedless(sched::Budget& budget) {
       bool is_next = true;
       for (std::size_t j = i + 1; j < runs_.size(); ++j) {
         is_next &= runs_[j] != runs_[i];
-        const bool goes = is_next && std::ranges::count(aliasers, runs_[j]) > 0 &&
-                          std::find(runs_.begin(), runs_.begin() + i, runs_[j]) !=
-                              runs_.begin() + i;
+        const bool goes =
+            is_next && std::ranges::count(aliasers, runs_[j]) > 0 &&
+            std::find(runs_.begin(), runs_.begin() + i, runs_[j]) != runs_.begin() + i;
         if (!goes) runs.push_back(runs_[j]);
       }
       runs = rerunner_.WithoutDead(runs);
       const Rerunner::Judged judged = Judge(runs, budget);
-      if (!judged.is_valid || judged.excess_bytes > 0 ||
-          judged.nanoseconds >= now_.nanoseconds) {
+      if (!judged.is_valid || judged.excess_bytes > 0 || judged.nanoseconds >= now_.nanoseconds) {
         continue;
       }
       runs_ = std::move(runs);
@@ -266,6 +377,40 @@ void RepeatSearch::RemoveNeedless(sched::Budget& budget) {
     }
   }
   now_ = Judge(runs_, budget);
+}
+
+RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order,
+                       std::int64_t budget_bytes, const sched::PlanOptions& options) {
+  sched::Budget budget(options.time_budget_seconds, options.search_memory_bytes);
+  Rerunner rerunner(program, overwrite);
+  const std::int64_t peak_bytes = rerunner.Judge(order, budget_bytes).peak_bytes;
+  RepeatPlan plan{.runs = order, .peak_bytes = peak_bytes};
+  plan.nanoseconds = rerunner.nanoseconds();
+  const RepeatBound bound(program, overwrite);
+  sched::Budget bound_budget(options.time_budget_seconds, options.search_memory_bytes);
+  plan.floor = bound.FindFloor(order, bound_budget);
+  RepeatSearch search(program, overwrite, order);
+  const auto try_budget = [&](std::int64_t bytes) {
+    RepeatSearch::Found found = search.Fit(bytes, budget);
+    if (found.peak_bytes >= plan.peak_bytes) return;
+    plan.runs = std::move(found.runs);
+    plan.peak_bytes = found.peak_bytes;
+    plan.extra_nanoseconds = found.extra_nanoseconds;
+  };
+  if (plan.floor.bytes <= budget_bytes) try_budget(budget_bytes);
+  // Else the lowest budget that can be met, as far as halving the rest finds it.
+  std::int64_t lowest_bytes = std::max(plan.floor.bytes, budget_bytes);
+  for (int i = 0; i < kMostHalvings && plan.peak_bytes > lowest_bytes; ++i) {
+    const std::int64_t middle_bytes = lowest_bytes + (plan.peak_bytes - lowest_bytes) / 2;
+    try_budget(middle_bytes);
+    if (plan.peak_bytes > middle_bytes) lowest_bytes = middle_bytes + 1;
+  }
+  plan.fits = plan.peak_bytes <= budget_bytes;
+  plan.clock_stopped = budget.clock_stopped();
+  if (plan.floor.bytes <= budget_bytes) {
+    plan.extra_bound_nanoseconds = bound.ExtraNanoseconds(order, budget_bytes, bound_budget);
+  }
+  return plan;
 }
 
 }  // namespace torch_ext::program

@@ -18,7 +18,9 @@
 #include <vector>
 
 #include "program/levers/repeat.h"
+#include "program/levers/repeat_bound.h"
 #include "sched/budget.h"
+#include "sched/plan.h"
 
 namespace torch_ext::program {
 
@@ -49,12 +51,14 @@ class RepeatSearch {
   struct Batch {
     std::int32_t position = 0;
     std::vector<OpId> ops;
+    std::vector<OpId> late;  // that have run, and that the repeats have to precede
     std::int64_t relief_bytes = 0;
     std::int64_t nanoseconds = 0;
   };
 
   std::vector<Gap> FindGaps() const;
   std::vector<Batch> BatchesFor(std::vector<Gap> gaps) const;
+  Runs With(const Batch& batch) const;
   // The runs with the best of the batches, judged; nothing if none helps.
   bool CloseOneGap(sched::Budget& budget);
   void RemoveNeedless(sched::Budget& budget);
@@ -65,5 +69,21 @@ class RepeatSearch {
   std::int64_t budget_bytes_ = 0;
   Rerunner::Judged now_;
 };
+
+struct RepeatPlan {
+  Runs runs;  // the order given if repeats do not lower the peak
+  std::int64_t peak_bytes = 0;
+  std::int64_t nanoseconds = 0;        // of all ops, each run once
+  std::int64_t extra_nanoseconds = 0;  // of the repeats
+  bool fits = false;
+  RepeatBound::Floor floor;
+  // Of the extra time of all runs that fit; nothing if none fit.
+  std::optional<std::int64_t> extra_bound_nanoseconds;
+  bool clock_stopped = false;
+};
+
+// `order`: of all ops, valid.
+RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order,
+                       std::int64_t budget_bytes, const sched::PlanOptions& options);
 
 }  // namespace torch_ext::program

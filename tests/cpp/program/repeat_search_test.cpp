@@ -17,7 +17,9 @@ using test::RandomRepeatable;
 using test::Repeatable;
 using test::Shown;
 
-Runs OriginalRuns(const Program& program) { return Lower(program).OriginalOrder(); }
+Runs OriginalRuns(const Program& program) {
+  return Lower(program).OriginalOrder();
+}
 
 TEST(RepeatSearch, FindsFewRepeatsThatFit) {
   std::uint64_t possible = 0, found = 0, optimal = 0, repeated = 0;

@@ -31,8 +31,8 @@ Runs RandomRuns(const Program& program, Random& random) {
   for (OpId left = num_ops; left > 0;) {
     const auto v = static_cast<OpId>(random.Between(0, num_ops - 1));
     if (ran[v] && !random.Chance(30)) continue;
-    const bool is_ready = std::ranges::all_of(graph.op(v).predecessors,
-                                              [&](OpId u) { return ran[u] != 0; });
+    const bool is_ready =
+        std::ranges::all_of(graph.op(v).predecessors, [&](OpId u) { return ran[u] != 0; });
     if (!is_ready) continue;
     left -= !ran[v];
     ran[v] = 1;

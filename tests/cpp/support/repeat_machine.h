@@ -141,11 +141,10 @@ inline Repeatable RandomRepeatable(std::uint64_t seed, bool is_plain) {
 }
 
 // For programs without views and writes in place. Nothing if no list fits.
-inline std::optional<std::int64_t> FewestNanoseconds(const Program& program,
-                                                     const std::vector<char>& may_repeat,
-                                                     const std::vector<std::vector<OpId>>& before,
-                                                     const std::vector<std::vector<OpId>>& deadlines,
-                                                     bool overwrite, std::int64_t budget_bytes) {
+inline std::optional<std::int64_t> FewestNanoseconds(
+    const Program& program, const std::vector<char>& may_repeat,
+    const std::vector<std::vector<OpId>>& before, const std::vector<std::vector<OpId>>& deadlines,
+    bool overwrite, std::int64_t budget_bytes) {
   using Mask = std::uint32_t;
   const auto bit = [](std::int64_t i) { return Mask{1} << i; };
   const std::size_t num_ops = program.ops.size(), num_buffers = program.buffers.size();

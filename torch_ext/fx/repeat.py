@@ -1,0 +1,52 @@
+"""Runs ops of a graph again: the edit of the lever repeat (csrc/program/levers/repeat.h)."""
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from torch_ext.fx.apply import arrange, copied
+from torch_ext.fx.effects import apart_again
+from torch_ext.fx.probe import REPEAT, Probe
+
+
+def with_repeats(module: fx.GraphModule, probe: Probe, runs: Sequence[str]) -> fx.GraphModule:
+    """Return a copy of the module that runs its ops as `runs` names them, some more than once.
+
+    `probe` is of the module. A node reads what the latest run of another has made.
+    """
+    result = fx.GraphModule(module, copied(module.graph), type(module).__name__)
+    result.meta.update(module.meta)
+    result.train(module.training)
+    graph = result.graph
+    nodes = {node.name: node for node in graph.nodes}
+    own = probe.on(nodes)
+    ops = {op.node.name: op for op in own.ops}
+    counts = dict.fromkeys(ops, 0)
+    latest: dict[fx.Node, fx.Node] = {}  # the node that stands for one of the original
+    arguments = {node: (node.args, node.kwargs) for node in graph.nodes}
+
+    def read_latest(node: fx.Node, original: fx.Node) -> None:
+        node.args, node.kwargs = fx.node.map_arg(
+            arguments[original], lambda used: latest.get(used, used)
+        )
+
+    placed = list(own.first)
+    end = graph.output_node()
+    for name in runs:
+        counts[name] += 1
+        for original in ops[name].nodes:
+            node = original
+            if counts[name] > 1:
+                with graph.inserting_before(end):
+                    node = graph.node_copy(original)
+                node.meta[REPEAT] = (original.name, counts[name])
+            read_latest(node, original)
+            if node is not original:
+                node.args, node.kwargs = apart_again(node)
+            latest[original] = node
+            placed.append(node)
+    read_latest(end, end)
+    arrange([*placed, end])
+    graph.lint()
+    result.recompile()
+    return result

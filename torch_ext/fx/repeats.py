@@ -1,0 +1,116 @@
+"""Which ops of a graph run again so that a memory budget is met, and what is said of them."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from torch_ext.amounts import amount
+from torch_ext.arguments import Planning
+from torch_ext.fx.overwritable import Overwritable
+from torch_ext.fx.probe import Probe
+from torch_ext.fx.program import labelled_program_of
+from torch_ext.fx.timing import add_times
+from torch_ext.program.plan import LeverPlan, LeverUse, Reason, RepeatPlan, plan_repeats
+from torch_ext.program.program import Repeat
+
+_MOST_BUFFERS = 5  # that are named to people
+
+
+def choose(
+    module: fx.GraphModule,
+    probe: Probe,
+    uses: Sequence[Overwritable],
+    inputs: Sequence[Any],
+    plain: LeverPlan,
+    wanted: Planning,
+) -> RepeatPlan:
+    """Time the ops of the module, which the probe is of, and plan which run again.
+
+    `plain`: its plan without repeats, from whose order they start.
+    """
+    add_times(probe, module, inputs)
+    names = {op.name for op in probe.ops}
+    order = [name for name in plain.plan.order if name in names]
+    return plan_repeats(labelled_program_of(probe, uses), order, wanted)
+
+
+def told(plain: LeverPlan, found: LeverPlan, chosen: RepeatPlan, probe: Probe) -> LeverPlan:
+    """Return the plan of a graph with repeats as one of the original program.
+
+    `found` is of the graph with repeats, `plain` of the original, which `probe` is of.
+    """
+    peak_bytes = found.plan.peak_bytes
+    seconds = {op.name: op.nanoseconds / 1e9 for op in probe.ops}
+    labels = {op.name: op for op in plain.graph.ops}
+    counts: Counter[str] = Counter()
+    repeats = []
+    for op in chosen.runs:
+        counts[op] += 1
+        if counts[op] > 1:
+            label = labels[op]
+            name = f"{op}/{counts[op]}"
+            repeats.append(Repeat(name, op, seconds[op], label.module_path, label.source))
+    use = LeverUse(
+        "repeat",
+        plain.plan.peak_bytes,
+        peak_bytes,
+        len(repeats),
+        chosen.extra_nanoseconds / 1e9,
+        "" if found.plan.budget_met else why_missed(plain, chosen, peak_bytes).text,
+    )
+    return dataclasses.replace(
+        found.named(_buffer_names(plain, found)),
+        graph=plain.graph,
+        repeats=tuple(repeats),
+        times=chosen.times,
+        floor_bytes=chosen.floor_bytes,
+        plan=dataclasses.replace(
+            found.plan, original_peak_bytes=plain.plan.original_peak_bytes, bottleneck=None
+        ),
+        levers=(*plain.levers, use),
+    )
+
+
+def left_out(plain: LeverPlan, why: str, chosen: RepeatPlan | None = None) -> LeverPlan:
+    """Return the plan without repeats, with why there are none."""
+    use = LeverUse.left_out("repeat", plain.plan.peak_bytes, why)
+    plain = dataclasses.replace(plain, levers=(*plain.levers, use))
+    if chosen is None:
+        return plain
+    times = dataclasses.replace(chosen.times, extra_seconds=0.0)
+    return dataclasses.replace(plain, floor_bytes=chosen.floor_bytes, times=times)
+
+
+def why_missed(plain: LeverPlan, chosen: RepeatPlan, peak_bytes: int) -> Reason:
+    """Say why the budget is not met, which `plain` misses, too."""
+    if chosen.extra_bound_nanoseconds is None:
+        detail = _what_needs_it(plain, chosen)
+        return Reason.of("below_floor", size_bytes=chosen.floor_bytes, detail=detail)
+    return Reason.of("missed", size_bytes=peak_bytes, other_bytes=chosen.floor_bytes)
+
+
+def _what_needs_it(plain: LeverPlan, chosen: RepeatPlan) -> str:
+    """The op that needs the floor, where it comes from, and what has to be there then."""
+    if not chosen.floor_op:
+        return "that is what is returned"
+    (op,) = (op for op in plain.graph.ops if op.name == chosen.floor_op)
+    size_bytes = {buffer.name: buffer.bytes for buffer in plain.graph.buffers}
+    maker = {buffer: other.name for other in plain.graph.ops for buffer in other.writes}
+    largest = sorted(chosen.floor_buffers, key=lambda buffer: -size_bytes[buffer])
+    made = [f"of {maker[b]} {amount(size_bytes[b])}" for b in largest[:_MOST_BUFFERS] if b in maker]
+    where = " ".join(filter(None, (op.module_path, op.source)))
+    return f"{op.name}{f' ({where})' if where else ''} needs at once {', '.join(made)}"
+
+
+def _buffer_names(plain: LeverPlan, found: LeverPlan) -> dict[str, str]:
+    """What the original program calls the buffers: that of a second run is called NAME/2."""
+    names = {b.name: b.name for program in (found.graph, found.edited) for b in program.buffers}
+    writes = {op.name: op.writes for op in plain.graph.ops}
+    for op in found.graph.ops:
+        first, _, run = op.name.partition("/")
+        for own, original in zip(op.writes, writes.get(first, ()), strict=False):
+            names[own] = f"{original}/{run}" if run else original
+    return names
