@@ -396,19 +396,26 @@ Rerunner::Judged Rerunner::Judge(std::span<const OpId> runs, std::int64_t budget
 }
 
 Runs Rerunner::WithoutDead(std::span<const OpId> runs) const {
-  std::vector<std::vector<std::int32_t>> needs(runs.size());
-  std::vector<std::int32_t> latest(steps_.size(), -1), made_at(num_held_, -1);
-  std::vector<std::int32_t> left;
-  for (std::int32_t i = 0; i < static_cast<std::int32_t>(runs.size()); ++i) {
+  const auto count = static_cast<std::int32_t>(runs.size());
+  // Of each run those that it needs, as lists in one array.
+  std::vector<std::int32_t> first_need(runs.size(), -1), next_need, need;
+  const auto add_need = [&](std::int32_t of, std::int32_t position) {
+    next_need.push_back(std::exchange(first_need[of], static_cast<std::int32_t>(need.size())));
+    need.push_back(position);
+  };
+  std::vector<std::int32_t> latest(steps_.size(), -1), made_at(num_held_, -1), left;
+  for (std::int32_t i = 0; i < count; ++i) {
     const OpId v = runs[i];
     const Step& step = steps_[v];
-    for (const OpId m : step.makers) needs[i].push_back(latest[m]);
+    for (const OpId m : step.makers) {
+      if (latest[m] >= 0) add_need(i, latest[m]);
+    }
     const auto birth_of = [&](std::int32_t read) {
       const std::vector<Source>& sources = step.reads[read].sources;
       return sources.empty() ? -1 : made_at[first_held_[sources[0].maker] + sources[0].slot];
     };
     for (const std::int32_t read : step.mutates) {
-      if (const std::int32_t birth = birth_of(read); birth >= 0) needs[birth].push_back(i);
+      if (const std::int32_t birth = birth_of(read); birth >= 0) add_need(birth, i);
     }
     for (std::size_t slot = 0; slot < step.holds.size(); ++slot) {
       const std::int32_t read = step.holds[slot].read;
@@ -426,7 +433,7 @@ Runs Rerunner::WithoutDead(std::span<const OpId> runs) const {
     left.pop_back();
     if (i < 0 || is_live[i]) continue;
     is_live[i] = 1;
-    left.insert(left.end(), needs[i].begin(), needs[i].end());
+    for (std::int32_t e = first_need[i]; e >= 0; e = next_need[e]) left.push_back(need[e]);
   }
   Runs live;
   for (std::size_t i = 0; i < runs.size(); ++i) {

@@ -41,6 +41,7 @@ struct RepeatBound::Question {
     std::vector<std::int32_t> makers;  // places in `again`; none: it can only be held
   };
   struct Again {
+    OpId op = sched::kNoOp;
     std::int64_t nanoseconds = 0;
     std::vector<std::int32_t> reads;  // places in `choices`
   };
@@ -49,6 +50,7 @@ struct RepeatBound::Question {
 
   struct Answer {
     std::int64_t cut = 0, held_bytes = 0, nanoseconds = 0;
+    std::vector<OpId> again;
     bool is_exact = false;
   };
   // The cheapest for that price; `times`: whether time counts.
@@ -79,7 +81,9 @@ struct RepeatBound::Question {
       if (is_held) answer.held_bytes += choices[i].bytes;
     }
     for (std::size_t m = 0; m < again.size(); ++m) {
-      if (network.OnSourceSide(op[m])) answer.nanoseconds += again[m].nanoseconds;
+      if (!network.OnSourceSide(op[m])) continue;
+      answer.nanoseconds += again[m].nanoseconds;
+      answer.again.push_back(again[m].op);
     }
     return answer;
   }
@@ -193,7 +197,7 @@ RepeatBound::Question RepeatBound::Ask(OpId v) const {
     for (const OpId m : crossing[b].again) {
       if (place_of[m] < 0) {
         place_of[m] = static_cast<std::int32_t>(question.again.size());
-        question.again.push_back({steps[m].nanoseconds, {}});
+        question.again.push_back({m, steps[m].nanoseconds, {}});
         for (const Rerunner::Read& read : steps[m].reads) {
           if (in_need.contains(read.buffer)) continue;
           const std::int32_t choice = choice_for(read.buffer);
@@ -228,26 +232,27 @@ RepeatBound::Floor RepeatBound::FindFloor(std::span<const OpId> order,
   return floor;
 }
 
-std::optional<std::int64_t> RepeatBound::ExtraNanoseconds(OpId v, std::int64_t budget_bytes,
-                                                          sched::Budget& budget) const {
+std::optional<RepeatBound::Extra> RepeatBound::FindExtra(OpId v, std::int64_t budget_bytes,
+                                                         sched::Budget& budget) const {
   budget.Spend(static_cast<std::int64_t>(rerunner_.steps().size()));
   const Question question = Ask(v);
   const std::int64_t room_bytes = budget_bytes - question.need_bytes;
   const Question::Answer lightest = question.Solve({1, 1}, /*times=*/false, budget);
   if (lightest.cut > room_bytes) return std::nullopt;
-  if (!lightest.is_exact) return 0;
+  Extra best;
+  if (!lightest.is_exact) return best;
   // Two closures, one that takes no time and one that fits: the line between them is a price.
   std::int64_t slow = lightest.nanoseconds, small = lightest.held_bytes;
   std::int64_t fast = 0, large = 0;
   for (const Question::Choice& choice : question.choices) {
     if (choice.crosses) large += choice.bytes;
   }
-  std::int64_t best = 0;
   for (int i = 0; i < kMostPrices && large > room_bytes && slow > fast && large > small; ++i) {
     const Price price{slow - fast, large - small};
     const Question::Answer answer = question.Solve(price, /*times=*/true, budget);
     if (!answer.is_exact && !budget.HasWork()) break;
-    best = std::max(best, answer.cut - price.Of(room_bytes));
+    const std::int64_t bound = answer.cut - price.Of(room_bytes);
+    if (bound > best.nanoseconds) best = {bound, answer.again};
     const std::int64_t of_line = fast + price.Of(large);
     if (answer.nanoseconds + price.Of(answer.held_bytes) >= of_line) break;
     const bool is_too_large = answer.held_bytes > room_bytes;
@@ -257,9 +262,9 @@ std::optional<std::int64_t> RepeatBound::ExtraNanoseconds(OpId v, std::int64_t b
   return best;
 }
 
-std::optional<std::int64_t> RepeatBound::ExtraNanoseconds(std::span<const OpId> order,
-                                                          std::int64_t budget_bytes,
-                                                          sched::Budget& budget) const {
+std::optional<RepeatBound::Extra> RepeatBound::FindExtra(std::span<const OpId> order,
+                                                         std::int64_t budget_bytes,
+                                                         sched::Budget& budget) const {
   Rerunner rerunner = rerunner_;
   rerunner.Judge(order, budget_bytes);
   const std::vector<std::int64_t>& hills = rerunner.hill_bytes();
@@ -276,12 +281,12 @@ std::optional<std::int64_t> RepeatBound::ExtraNanoseconds(std::span<const OpId> 
   }
   std::ranges::sort(asked);
   asked.erase(std::ranges::unique(asked).begin(), asked.end());
-  std::int64_t best = 0;
+  Extra best;
   for (const std::size_t i : asked) {
     if (!budget.HasWork()) break;
-    const std::optional<std::int64_t> bound = ExtraNanoseconds(order[i], budget_bytes, budget);
-    if (!bound) return std::nullopt;
-    best = std::max(best, *bound);
+    std::optional<Extra> extra = FindExtra(order[i], budget_bytes, budget);
+    if (!extra) return std::nullopt;
+    if (extra->nanoseconds > best.nanoseconds) best = std::move(*extra);
   }
   return best;
 }

@@ -48,17 +48,19 @@ class RepeatBound {
   // without repeats is never below. One flow each.
   Floor FindFloor(std::span<const OpId> order, sched::Budget& budget) const;
 
+  struct Extra {
+    std::int64_t nanoseconds = 0;
+    std::vector<OpId> again;  // that the cut at the best price runs again
+  };
   // The highest bound over some ops that are above the budget in an order; nothing if the budget
-  // cannot be met. Not below 0.
-  std::optional<std::int64_t> ExtraNanoseconds(std::span<const OpId> order,
-                                               std::int64_t budget_bytes,
-                                               sched::Budget& budget) const;
+  // cannot be met.
+  std::optional<Extra> FindExtra(std::span<const OpId> order, std::int64_t budget_bytes,
+                                 sched::Budget& budget) const;
 
  private:
   struct Question;
   Question Ask(OpId v) const;
-  std::optional<std::int64_t> ExtraNanoseconds(OpId v, std::int64_t budget_bytes,
-                                               sched::Budget& budget) const;
+  std::optional<Extra> FindExtra(OpId v, std::int64_t budget_bytes, sched::Budget& budget) const;
 
   Rerunner rerunner_;
   std::vector<std::vector<OpId>> before_, after_, readers_;  // per op, per op, per buffer

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <random>
 #include <utility>
 
 namespace torch_ext::program {
@@ -10,64 +11,19 @@ namespace {
 // Gaps that are looked into, and ways to close them that are judged if one of these helps.
 constexpr std::size_t kMostGaps = 512, kMostJudged = 24;
 constexpr std::int64_t kSmallShare = 8;
+// Per run: to edit and judge a list of runs, and to find gaps and ways to close them.
+constexpr std::int64_t kWorkOfARun = 5, kWorkOfGaps = 50;
 // Of what is left between the lowest peak that was found and the floor.
 constexpr int kMostHalvings = 8;
+// Of the improvement by chance: rounds, and per cent and times that an op counts as dearer.
+constexpr int kMostRounds = 400;
+constexpr int kMostDearer = 60, kMostShunned = 4;
 
 // a / b < c / d for numbers that are not negative.
 bool IsCheaper(std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d) {
   __extension__ using Wide = __int128;
   return static_cast<Wide>(a) * d < static_cast<Wide>(c) * b;
 }
-
-// Which values and instances there are before a position: walks along judged runs.
-class Moment {
- public:
-  Moment(const Rerunner& rerunner, std::span<const OpId> runs)
-      : rerunner_(rerunner),
-        runs_(runs),
-        latest_(rerunner.steps().size(), -1),
-        held_(rerunner.num_held(), -1),
-        version_(rerunner.instances().size(), 0) {
-    while (next_instance_ < rerunner.instances().size() &&
-           rerunner.instances()[next_instance_].birth < 0) {
-      ++next_instance_;
-    }
-  }
-
-  std::int32_t position() const { return position_; }
-  void Advance() {
-    const OpId v = runs_[position_];
-    const Rerunner::Step& step = rerunner_.steps()[v];
-    const std::span<const std::int32_t> read = rerunner_.read_at(position_);
-    for (std::size_t slot = 0; slot < step.holds.size(); ++slot) {
-      const std::int32_t from = step.holds[slot].read;
-      held_[rerunner_.first_held(v) + slot] =
-          from >= 0 ? read[from] : static_cast<std::int32_t>(next_instance_++);
-    }
-    for (const std::int32_t place : step.mutates) ++version_[read[place]];
-    latest_[v] = position_++;
-  }
-
-  bool HasRun(OpId v) const { return latest_[v] >= 0; }
-  bool IsUsedLater(OpId v) const { return rerunner_.last_use()[latest_[v]] >= position_; }
-  std::int32_t Held(const Rerunner::Source& source) const {
-    return held_[rerunner_.first_held(source.maker) + source.slot];
-  }
-  std::int32_t Held(OpId v, std::size_t slot) const {
-    return held_[rerunner_.first_held(v) + slot];
-  }
-  bool IsAlive(std::int32_t instance) const {
-    return rerunner_.instances()[instance].last >= position_;
-  }
-  std::int32_t version(std::int32_t instance) const { return version_[instance]; }
-
- private:
-  const Rerunner& rerunner_;
-  std::span<const OpId> runs_;
-  std::vector<std::int32_t> latest_, held_, version_;
-  std::size_t next_instance_ = 0;
-  std::int32_t position_ = 0;
-};
 
 // The order with ops moved forward that leave less memory behind than they find, or as much. Plans
 // care for the peak alone; what lies below it becomes the peak of a lower budget.
@@ -145,20 +101,89 @@ Runs Settled(Rerunner& rerunner, const Runs& order) {
 
 }  // namespace
 
+// Which values and instances there are before a position: walks along judged runs.
+class RepeatSearch::Moment {
+ public:
+  Moment(const Rerunner& rerunner, std::span<const OpId> runs)
+      : rerunner_(rerunner),
+        runs_(runs),
+        latest_(rerunner.steps().size(), -1),
+        held_(rerunner.num_held(), -1),
+        version_(rerunner.instances().size(), 0) {
+    while (next_instance_ < rerunner.instances().size() &&
+           rerunner.instances()[next_instance_].birth < 0) {
+      ++next_instance_;
+    }
+  }
+
+  std::int32_t position() const { return position_; }
+  void Advance() {
+    const OpId v = runs_[position_];
+    const Rerunner::Step& step = rerunner_.steps()[v];
+    const std::span<const std::int32_t> read = rerunner_.read_at(position_);
+    for (std::size_t slot = 0; slot < step.holds.size(); ++slot) {
+      const std::int32_t from = step.holds[slot].read;
+      held_[rerunner_.first_held(v) + slot] =
+          from >= 0 ? read[from] : static_cast<std::int32_t>(next_instance_++);
+    }
+    for (const std::int32_t place : step.mutates) ++version_[read[place]];
+    latest_[v] = position_++;
+  }
+
+  bool HasRun(OpId v) const { return latest_[v] >= 0; }
+  bool IsUsedLater(OpId v) const { return rerunner_.last_use()[latest_[v]] >= position_; }
+  std::int32_t Held(const Rerunner::Source& source) const {
+    return held_[rerunner_.first_held(source.maker) + source.slot];
+  }
+  // Do values of the latest run of `u` lie in what the latest run of `v` made?
+  bool SharesWith(OpId u, OpId v) const {
+    const std::vector<Rerunner::Held>&held = rerunner_.steps()[u].holds,
+          &own = rerunner_.steps()[v].holds;
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      for (std::size_t j = 0; j < own.size(); ++j) {
+        const bool is_same =
+            held_[rerunner_.first_held(u) + i] == held_[rerunner_.first_held(v) + j];
+        if (own[j].read < 0 && is_same) return true;
+      }
+    }
+    return false;
+  }
+  bool IsAlive(std::int32_t instance) const {
+    return rerunner_.instances()[instance].last >= position_;
+  }
+  std::int32_t version(std::int32_t instance) const { return version_[instance]; }
+
+ private:
+  const Rerunner& rerunner_;
+  std::span<const OpId> runs_;
+  std::vector<std::int32_t> latest_, held_, version_;
+  std::size_t next_instance_ = 0;
+  std::int32_t position_ = 0;
+};
+
 RepeatSearch::RepeatSearch(const Program& program, bool overwrite, Runs order)
-    : rerunner_(program, overwrite), order_(Settled(rerunner_, order)), runs_(order_) {}
+    : rerunner_(program, overwrite), order_(Settled(rerunner_, order)), runs_(order_) {
+  for (const Rerunner::Step& step : rerunner_.steps()) price_.push_back(step.nanoseconds);
+}
 
 Rerunner::Judged RepeatSearch::Judge(std::span<const OpId> runs, sched::Budget& budget) {
-  budget.Spend(static_cast<std::int64_t>(runs.size()) + 1);
+  budget.Spend(kWorkOfARun * static_cast<std::int64_t>(runs.size()) + 1);
   return rerunner_.Judge(runs, budget_bytes_);
 }
 
-RepeatSearch::Found RepeatSearch::Fit(std::int64_t budget_bytes, sched::Budget& budget) {
-  if (budget_bytes > budget_bytes_) runs_ = order_;
+RepeatSearch::Found RepeatSearch::Fit(std::int64_t budget_bytes, sched::Budget& budget,
+                                      std::span<const OpId> preferred) {
+  runs_ = order_;
   budget_bytes_ = budget_bytes;
+  const std::vector<std::int64_t> prices = price_;
+  if (!preferred.empty()) {
+    for (std::int64_t& price : price_) price *= kMostShunned;
+    for (const OpId v : preferred) price_[v] = prices[v];
+  }
   now_ = Judge(runs_, budget);
   while (now_.excess_bytes > 0 && budget.HasWork() && CloseOneGap(budget)) {
   }
+  price_ = prices;
   const bool fits = now_.excess_bytes == 0;
   if (fits) RemoveNeedless(budget);
   return {runs_, now_.peak_bytes, now_.nanoseconds - rerunner_.nanoseconds(), fits};
@@ -193,14 +218,70 @@ std::vector<RepeatSearch::Gap> RepeatSearch::FindGaps() const {
       Gap gap{static_cast<std::int32_t>(i), static_cast<std::int32_t>(k), read[k]};
       gap.relief_bytes =
           std::min(bytes * (in_excess[i] - in_excess[from]), excess_bytes[i] - excess_bytes[from]);
-      gap.nanoseconds = rerunner_.steps()[maker].nanoseconds;
+      gap.nanoseconds = price_[maker];
       for (std::int32_t w = 0; w < reads[k].version; ++w) {
-        gap.nanoseconds += rerunner_.steps()[rerunner_.mutators(instance.buffer)[w]].nanoseconds;
+        gap.nanoseconds += price_[rerunner_.mutators(instance.buffer)[w]];
       }
       gaps.push_back(gap);
     }
   }
   return gaps;
+}
+
+// What has to run again before the later read of the gap: its maker, and what that needs.
+std::optional<RepeatSearch::Batch> RepeatSearch::Closing(const Gap& gap, Hold hold,
+                                                         const Moment& moment) const {
+  const std::vector<Rerunner::Step>& steps = rerunner_.steps();
+  const Rerunner::Read& target = static_cast<std::size_t>(gap.position) < runs_.size()
+                                     ? steps[runs_[gap.position]].reads[gap.read]
+                                     : rerunner_.end()[gap.read];
+  const std::int64_t bytes = rerunner_.size_bytes(target.buffer);
+  Batch batch{.position = gap.position, .relief_bytes = gap.relief_bytes};
+  std::vector<OpId> left;
+  std::vector<char> is_chosen(steps.size(), 0);
+  const auto run_again = [&](OpId v) {
+    if (is_chosen[v]) return;
+    is_chosen[v] = 1;
+    batch.ops.push_back(v);
+    left.push_back(v);
+  };
+  const auto make_anew = [&](const Rerunner::Read& read) {
+    for (const Rerunner::Source& source : read.sources) run_again(source.maker);
+    for (std::int32_t w = 0; w < read.version; ++w) run_again(rerunner_.mutators(read.buffer)[w]);
+  };
+  // Can the read have what there is, or what is held on to?
+  const auto is_there = [&](const Rerunner::Read& read) {
+    if (read.sources.empty()) return true;
+    const std::int32_t instance = moment.Held(read.sources.front());
+    if (instance == gap.instance || moment.version(instance) != read.version) return false;
+    for (const Rerunner::Source& source : read.sources) {
+      if (is_chosen[source.maker] || moment.Held(source) != instance) return false;
+    }
+    const std::int64_t size_bytes = rerunner_.size_bytes(read.buffer);
+    return moment.IsAlive(instance) || hold == Hold::kAll ||
+           (hold == Hold::kNotLarger && size_bytes <= bytes) ||
+           (hold == Hold::kSmall && size_bytes <= bytes / kSmallShare);
+  };
+  make_anew(target);
+  while (!left.empty()) {
+    const OpId v = left.back();
+    left.pop_back();
+    const Rerunner::Step& step = steps[v];
+    if (!step.may_repeat || !moment.HasRun(v)) return std::nullopt;
+    for (const OpId u : step.deadlines) {
+      if (moment.HasRun(u)) batch.late.push_back(u);
+    }
+    for (const Rerunner::Read& read : step.reads) {
+      if (!is_there(read)) make_anew(read);
+    }
+    // Views of the old instance that are read later become views of the new one.
+    for (const OpId u : step.aliasers) {
+      if (moment.HasRun(u) && moment.IsUsedLater(u) && moment.SharesWith(u, v)) run_again(u);
+    }
+  }
+  std::ranges::sort(batch.ops);
+  for (const OpId v : batch.ops) batch.nanoseconds += price_[v];
+  return batch;
 }
 
 std::vector<RepeatSearch::Batch> RepeatSearch::BatchesFor(std::vector<Gap> gaps) const {
@@ -212,71 +293,14 @@ std::vector<RepeatSearch::Batch> RepeatSearch::BatchesFor(std::vector<Gap> gaps)
   std::ranges::stable_sort(gaps, {}, &Gap::position);
   std::vector<Batch> batches;
   Moment moment(rerunner_, runs_);
-  const std::vector<Rerunner::Step>& steps = rerunner_.steps();
   for (const Gap& gap : gaps) {
     while (moment.position() < gap.position) moment.Advance();
-    const Rerunner::Read& target = static_cast<std::size_t>(gap.position) < runs_.size()
-                                       ? steps[runs_[gap.position]].reads[gap.read]
-                                       : rerunner_.end()[gap.read];
-    const std::int64_t bytes = rerunner_.size_bytes(target.buffer);
     for (const Hold hold : {Hold::kNothing, Hold::kSmall, Hold::kNotLarger, Hold::kAll}) {
-      std::vector<OpId> chosen, left, late;
-      std::vector<char> is_chosen(steps.size(), 0);
-      bool is_possible = true;
-      const auto run_again = [&](OpId v) {
-        if (is_chosen[v]) return;
-        is_chosen[v] = 1;
-        chosen.push_back(v);
-        left.push_back(v);
-      };
-      const auto make_anew = [&](const Rerunner::Read& read) {
-        for (const Rerunner::Source& source : read.sources) run_again(source.maker);
-        for (std::int32_t w = 0; w < read.version; ++w) {
-          run_again(rerunner_.mutators(read.buffer)[w]);
-        }
-      };
-      make_anew(target);
-      while (is_possible && !left.empty()) {
-        const OpId v = left.back();
-        left.pop_back();
-        const Rerunner::Step& step = steps[v];
-        is_possible = step.may_repeat && moment.HasRun(v);
-        if (!is_possible) break;
-        for (const OpId u : step.deadlines) {
-          if (moment.HasRun(u)) late.push_back(u);
-        }
-        for (const Rerunner::Read& read : step.reads) {
-          if (read.sources.empty()) continue;
-          const std::int32_t instance = moment.Held(read.sources.front());
-          const std::int64_t size = rerunner_.size_bytes(read.buffer);
-          const bool is_same = instance != gap.instance &&
-                               moment.version(instance) == read.version &&
-                               std::ranges::none_of(read.sources, [&](const auto& source) {
-                                 return is_chosen[source.maker] || moment.Held(source) != instance;
-                               });
-          const bool is_held = hold == Hold::kAll || (hold == Hold::kNotLarger && size <= bytes) ||
-                               (hold == Hold::kSmall && size <= bytes / kSmallShare);
-          if (!is_same || !(moment.IsAlive(instance) || is_held)) make_anew(read);
-        }
-        // Whose values lie in the old instance, and are read later.
-        for (const OpId u : step.aliasers) {
-          if (!moment.HasRun(u) || !moment.IsUsedLater(u)) continue;
-          for (std::size_t slot = 0; slot < steps[u].holds.size(); ++slot) {
-            for (std::size_t own = 0; own < step.holds.size(); ++own) {
-              const bool is_old =
-                  step.holds[own].read < 0 && moment.Held(u, slot) == moment.Held(v, own);
-              if (is_old) run_again(u);
-            }
-          }
-        }
-      }
-      if (!is_possible) continue;
-      std::ranges::sort(chosen);
-      Batch batch{gap.position, std::move(chosen), std::move(late), gap.relief_bytes};
-      for (const OpId v : batch.ops) batch.nanoseconds += steps[v].nanoseconds;
-      const bool is_known = !batches.empty() && batches.back().position == batch.position &&
-                            batches.back().ops == batch.ops;
-      if (!is_known) batches.push_back(std::move(batch));
+      std::optional<Batch> batch = Closing(gap, hold, moment);
+      if (!batch) continue;
+      const bool is_known = !batches.empty() && batches.back().position == batch->position &&
+                            batches.back().ops == batch->ops;
+      if (!is_known) batches.push_back(std::move(*batch));
     }
   }
   std::ranges::stable_sort(batches, is_cheaper);
@@ -318,7 +342,7 @@ Runs RepeatSearch::With(const Batch& batch) const {
 
 bool RepeatSearch::CloseOneGap(sched::Budget& budget) {
   const std::vector<Batch> batches = BatchesFor(FindGaps());
-  budget.Spend(2 * static_cast<std::int64_t>(runs_.size()));
+  budget.Spend(kWorkOfGaps * static_cast<std::int64_t>(runs_.size()));
   Runs best_runs;
   Rerunner::Judged best;
   std::int64_t best_relief_bytes = 0, best_nanoseconds = 0;
@@ -348,35 +372,92 @@ bool RepeatSearch::CloseOneGap(sched::Budget& budget) {
   return helps;
 }
 
+// The last repeats first: those before them may then be dead.
 void RepeatSearch::RemoveNeedless(sched::Budget& budget) {
-  bool is_less = true;
-  while (is_less && budget.HasWork()) {
+  for (bool is_less = true; is_less && budget.HasWork();) {
     is_less = false;
     for (std::size_t i = runs_.size(); i-- > 0 && budget.HasWork();) {
-      if (i >= runs_.size()) continue;
-      if (std::find(runs_.begin(), runs_.begin() + i, runs_[i]) == runs_.begin() + i) continue;
-      // With the repeats behind it whose values lie in what it makes.
-      Runs runs(runs_.begin(), runs_.begin() + i);
-      const std::vector<OpId>& aliasers = rerunner_.steps()[runs_[i]].aliasers;
-      bool is_next = true;
-      for (std::size_t j = i + 1; j < runs_.size(); ++j) {
-        is_next &= runs_[j] != runs_[i];
-        const bool goes =
-            is_next && std::ranges::count(aliasers, runs_[j]) > 0 &&
-            std::find(runs_.begin(), runs_.begin() + i, runs_[j]) != runs_.begin() + i;
-        if (!goes) runs.push_back(runs_[j]);
-      }
-      runs = rerunner_.WithoutDead(runs);
+      if (i >= runs_.size()) continue;  // others went with it
+      const Runs runs = WithoutRepeat(i);
+      if (runs.empty()) continue;
       const Rerunner::Judged judged = Judge(runs, budget);
-      if (!judged.is_valid || judged.excess_bytes > 0 || judged.nanoseconds >= now_.nanoseconds) {
-        continue;
-      }
-      runs_ = std::move(runs);
+      const bool is_good =
+          judged.is_valid && judged.excess_bytes == 0 && judged.nanoseconds < now_.nanoseconds;
+      if (!is_good) continue;
+      runs_ = runs;
       now_ = judged;
       is_less = true;
     }
   }
   now_ = Judge(runs_, budget);
+}
+
+// The runs without the one at the position, and without the repeats behind it whose values lie in
+// what it makes. Empty if it is no repeat.
+Runs RepeatSearch::WithoutRepeat(std::size_t position) const {
+  std::vector<char> has_run(rerunner_.steps().size(), 0);
+  for (std::size_t i = 0; i < position; ++i) has_run[runs_[i]] = 1;
+  const OpId v = runs_[position];
+  if (!has_run[v]) return {};
+  Runs runs(runs_.begin(), runs_.begin() + static_cast<std::ptrdiff_t>(position));
+  const std::vector<OpId>& aliasers = rerunner_.steps()[v].aliasers;
+  bool is_next = true;  // no other run of the op has come
+  for (std::size_t i = position + 1; i < runs_.size(); ++i) {
+    const OpId u = runs_[i];
+    is_next &= u != v;
+    const bool is_repeat = std::exchange(has_run[u], 1) != 0;
+    if (is_repeat && is_next && std::ranges::count(aliasers, u) > 0) continue;
+    runs.push_back(u);
+  }
+  return rerunner_.WithoutDead(runs);
+}
+
+RepeatSearch::Found RepeatSearch::Improve(Runs runs, std::int64_t enough_nanoseconds,
+                                          sched::Budget& budget) {
+  runs_ = std::move(runs);
+  now_ = Judge(runs_, budget);
+  const std::vector<std::int64_t> prices = price_;
+  const auto count_repeats = [&] { return runs_.size() - rerunner_.steps().size(); };
+  std::mt19937_64 random(1);
+  for (int round = 0; round < kMostRounds && count_repeats() > 0; ++round) {
+    if (!budget.HasWork() || now_.nanoseconds - rerunner_.nanoseconds() <= enough_nanoseconds)
+      break;
+    const Runs best_runs = runs_;
+    const Rerunner::Judged best = now_;
+    // Other prices, so that other gaps are closed; some repeats near each other are given up.
+    for (std::size_t v = 0; v < prices.size(); ++v) {
+      price_[v] = prices[v] * static_cast<std::int64_t>(100 + random() % kMostDearer) / 100;
+    }
+    const std::size_t window = 2 + random() % std::max<std::size_t>(count_repeats() / 2, 2);
+    const std::size_t first = random() % count_repeats();
+    std::vector<char> has_run(prices.size(), 0);
+    std::size_t repeat = 0;
+    Runs fewer;
+    for (const OpId v : runs_) {
+      const bool is_repeat = std::exchange(has_run[v], 1) != 0;
+      const bool is_given_up = is_repeat && repeat >= first && repeat < first + window;
+      repeat += is_repeat;
+      if (is_given_up) {
+        price_[v] *= static_cast<std::int64_t>(1 + random() % kMostShunned);
+      } else {
+        fewer.push_back(v);
+      }
+    }
+    fewer = rerunner_.WithoutDead(fewer);
+    now_ = Judge(fewer, budget);
+    if (now_.is_valid) {
+      runs_ = std::move(fewer);
+      while (now_.excess_bytes > 0 && now_.nanoseconds < best.nanoseconds && budget.HasWork() &&
+             CloseOneGap(budget)) {
+      }
+      if (now_.excess_bytes == 0) RemoveNeedless(budget);
+    }
+    price_ = prices;
+    if (now_.is_valid && now_.excess_bytes == 0 && now_.nanoseconds <= best.nanoseconds) continue;
+    runs_ = best_runs;
+    now_ = Judge(runs_, budget);
+  }
+  return {runs_, now_.peak_bytes, now_.nanoseconds - rerunner_.nanoseconds(), true};
 }
 
 RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order,
@@ -390,26 +471,36 @@ RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order
   sched::Budget bound_budget(options.time_budget_seconds, options.search_memory_bytes);
   plan.floor = bound.FindFloor(order, bound_budget);
   RepeatSearch search(program, overwrite, order);
-  const auto try_budget = [&](std::int64_t bytes) {
-    RepeatSearch::Found found = search.Fit(bytes, budget);
-    if (found.peak_bytes >= plan.peak_bytes) return;
+  const auto keep = [&](RepeatSearch::Found found) {
+    const bool fits = found.peak_bytes <= budget_bytes;
+    const bool is_better =
+        fits ? plan.peak_bytes > budget_bytes || found.extra_nanoseconds < plan.extra_nanoseconds
+             : found.peak_bytes < plan.peak_bytes;
+    if (!is_better) return;
     plan.runs = std::move(found.runs);
     plan.peak_bytes = found.peak_bytes;
     plan.extra_nanoseconds = found.extra_nanoseconds;
   };
-  if (plan.floor.bytes <= budget_bytes) try_budget(budget_bytes);
+  if (plan.floor.bytes <= budget_bytes) {
+    const auto extra = bound.FindExtra(order, budget_bytes, bound_budget);
+    if (extra) {
+      plan.extra_bound_nanoseconds = extra->nanoseconds;
+      keep(search.Fit(budget_bytes, budget));
+      keep(search.Fit(budget_bytes, budget, extra->again));
+      if (plan.peak_bytes <= budget_bytes) {
+        keep(search.Improve(plan.runs, extra->nanoseconds, budget));
+      }
+    }
+  }
   // Else the lowest budget that can be met, as far as halving the rest finds it.
   std::int64_t lowest_bytes = std::max(plan.floor.bytes, budget_bytes);
   for (int i = 0; i < kMostHalvings && plan.peak_bytes > lowest_bytes; ++i) {
     const std::int64_t middle_bytes = lowest_bytes + (plan.peak_bytes - lowest_bytes) / 2;
-    try_budget(middle_bytes);
+    keep(search.Fit(middle_bytes, budget));
     if (plan.peak_bytes > middle_bytes) lowest_bytes = middle_bytes + 1;
   }
   plan.fits = plan.peak_bytes <= budget_bytes;
   plan.clock_stopped = budget.clock_stopped();
-  if (plan.floor.bytes <= budget_bytes) {
-    plan.extra_bound_nanoseconds = bound.ExtraNanoseconds(order, budget_bytes, bound_budget);
-  }
   return plan;
 }
 

@@ -8,8 +8,8 @@
 // the one is closed that costs the least time for each byte of excess it takes away, as judged,
 // until nothing is in excess. Then each batch of repeats is tried without.
 //
-// Budgets that fall go on from one to the next. All is counted work, so the runs depend on nothing
-// but program, seconds of ops and budgets. Time of a step: O(runs) for each gap that is judged.
+// All is counted work, so the runs depend on nothing but program, seconds of ops and budgets. Time
+// of a step: O(runs) for each gap that is judged.
 #pragma once
 
 #include <cstdint>
@@ -35,10 +35,15 @@ class RepeatSearch {
     std::int64_t extra_nanoseconds = 0;
     bool fits = false;  // else as near as it came
   };
-  // Goes on from the runs of the last budget if that was not lower, else from the order.
-  Found Fit(std::int64_t budget_bytes, sched::Budget& budget);
+  // `preferred`: ops that are to run again rather than others, if any are given.
+  Found Fit(std::int64_t budget_bytes, sched::Budget& budget, std::span<const OpId> preferred = {});
+  // From runs that fit the last budget on: gives some repeats up, closes the gaps anew at other
+  // prices, and keeps what takes less time, until no more than `enough_nanoseconds` are extra. The
+  // same numbers at random each time.
+  Found Improve(Runs runs, std::int64_t enough_nanoseconds, sched::Budget& budget);
 
  private:
+  class Moment;  // which values and instances there are before a position
   struct Gap {
     std::int32_t position = 0;  // of the later read; runs.size(): the end
     std::int32_t read = 0;
@@ -57,15 +62,18 @@ class RepeatSearch {
   };
 
   std::vector<Gap> FindGaps() const;
+  std::optional<Batch> Closing(const Gap& gap, Hold hold, const Moment& moment) const;
   std::vector<Batch> BatchesFor(std::vector<Gap> gaps) const;
   Runs With(const Batch& batch) const;
   // The runs with the best of the batches, judged; nothing if none helps.
   bool CloseOneGap(sched::Budget& budget);
+  Runs WithoutRepeat(std::size_t position) const;
   void RemoveNeedless(sched::Budget& budget);
   Rerunner::Judged Judge(std::span<const OpId> runs, sched::Budget& budget);
 
   Rerunner rerunner_;
   Runs order_, runs_;
+  std::vector<std::int64_t> price_;  // per op, by which gaps are compared
   std::int64_t budget_bytes_ = 0;
   Rerunner::Judged now_;
 };

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "program/lower.h"
@@ -17,56 +18,158 @@ using test::RandomRepeatable;
 using test::Repeatable;
 using test::Shown;
 
-Runs OriginalRuns(const Program& program) {
-  return Lower(program).OriginalOrder();
+constexpr std::int64_t kNoBudget = std::numeric_limits<std::int64_t>::max();
+constexpr std::size_t kMostOps = 6;
+
+// Budgets from the peak of an order down to the first that no list of runs meets.
+template <typename Check>
+void ForEachBudget(const Program& program, bool overwrite, const Check& check) {
+  Rerunner rerunner(program, overwrite);
+  const sched::Graph graph = Lower(program);
+  const sched::Order order = sched::MakePlan(graph, {}).order;
+  for (std::int64_t bytes = rerunner.Judge(order, kNoBudget).peak_bytes; bytes >= 0; --bytes) {
+    const std::optional<std::int64_t> fewest = FewestNanoseconds(rerunner, overwrite, bytes);
+    check(rerunner, order, bytes, fewest);
+    if (!fewest) break;
+  }
 }
 
-TEST(RepeatSearch, FindsFewRepeatsThatFit) {
-  std::uint64_t possible = 0, found = 0, optimal = 0, repeated = 0;
-  std::int64_t extra = 0, fewest_extra = 0;
-  for (std::uint64_t seed = 0; seed < Cases(400); ++seed) {
-    const Repeatable given = RandomRepeatable(seed, /*is_plain=*/true);
-    const Program& program = given.program;
-    if (program.ops.size() > 7) continue;
+TEST(RepeatSearch, FindsRunsThatFitAtLittleExtraTime) {
+  std::uint64_t possible = 0, found = 0, repeated = 0, fewest_count = 0;
+  for (std::uint64_t seed = 0; seed < Cases(300); ++seed) {
+    const Program program = RandomRepeatable(seed, /*is_plain=*/true).program;
+    if (program.ops.size() > kMostOps) continue;
     SCOPED_TRACE(Shown(program, seed));
     const bool overwrite = seed % 2 == 0;
-    Rerunner rerunner(program, overwrite);
-    std::vector<char> may_repeat;
-    std::vector<std::vector<OpId>> before, deadlines;
-    for (const Rerunner::Step& step : rerunner.steps()) {
-      may_repeat.push_back(step.may_repeat);
-      before.push_back(step.before);
-      deadlines.push_back(step.deadlines);
-    }
-    RepeatSearch search(program, overwrite, OriginalRuns(program));
-    const std::int64_t start_bytes =
-        rerunner.Judge(OriginalRuns(program), std::numeric_limits<std::int64_t>::max()).peak_bytes;
-    for (std::int64_t budget_bytes = start_bytes; budget_bytes >= 0; --budget_bytes) {
-      const auto fewest =
-          FewestNanoseconds(program, may_repeat, before, deadlines, overwrite, budget_bytes);
-      sched::Budget work(1.0);
-      const RepeatSearch::Found runs = search.Fit(budget_bytes, work);
-      const Rerunner::Judged judged = rerunner.Judge(runs.runs, budget_bytes);
+    const auto check = [&](Rerunner& rerunner, const sched::Order& order, std::int64_t bytes,
+                           const std::optional<std::int64_t>& fewest) {
+      const RepeatPlan plan = PlanRepeats(program, overwrite, order, bytes, {});
+      const Rerunner::Judged judged = rerunner.Judge(plan.runs, bytes);
       ASSERT_TRUE(judged.is_valid);
-      ASSERT_EQ(judged.peak_bytes, runs.peak_bytes);
-      ASSERT_EQ(judged.nanoseconds - rerunner.nanoseconds(), runs.extra_nanoseconds);
-      ASSERT_EQ(runs.fits, runs.peak_bytes <= budget_bytes);
-      if (!fewest) {
-        // More than two runs of an op may do what two cannot.
-        break;
-      }
+      ASSERT_EQ(judged.peak_bytes, plan.peak_bytes);
+      ASSERT_EQ(judged.nanoseconds - rerunner.nanoseconds(), plan.extra_nanoseconds);
+      ASSERT_EQ(plan.fits, plan.peak_bytes <= bytes);
+      ASSERT_LE(plan.peak_bytes, rerunner.Judge(order, bytes).peak_bytes);
+      if (!fewest) return;
       ++possible;
-      if (!runs.fits) continue;
-      ++found;
-      repeated += runs.extra_nanoseconds > 0;
-      extra += runs.extra_nanoseconds;
-      fewest_extra += *fewest - rerunner.nanoseconds();
-      optimal += runs.extra_nanoseconds <= *fewest - rerunner.nanoseconds();
-    }
+      found += plan.fits;
+      repeated += plan.fits && plan.extra_nanoseconds > 0;
+      fewest_count += plan.fits && plan.extra_nanoseconds <= *fewest - rerunner.nanoseconds();
+    };
+    ForEachBudget(program, overwrite, check);
   }
-  std::printf("possible %lu found %lu optimal %lu repeated %lu extra %ld fewest %ld\n", possible,
-              found, optimal, repeated, extra, fewest_extra);
-  EXPECT_GT(repeated, 0U);
+  RecordProperty("possible", static_cast<int>(possible));
+  RecordProperty("found", static_cast<int>(found));
+  RecordProperty("fewest", static_cast<int>(fewest_count));
+  EXPECT_GT(repeated, Cases(300) / 20);
+  EXPECT_GT(found, possible * 8 / 10);
+  EXPECT_GT(fewest_count, possible * 6 / 10);
+}
+
+TEST(RepeatSearch, TheSameEachTime) {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    const Program program = RandomRepeatable(seed, /*is_plain=*/false).program;
+    const sched::Order order = Lower(program).OriginalOrder();
+    const std::int64_t bytes = Rerunner(program, true).Judge(order, kNoBudget).peak_bytes - 1;
+    EXPECT_EQ(PlanRepeats(program, true, order, bytes, {}).runs,
+              PlanRepeats(program, true, order, bytes, {}).runs);
+  }
+}
+
+// A chain forward, and a chain backward that reads each result of it: what all training has.
+Program ForwardAndBackward(int length) {
+  Program program;
+  const auto add = [&](std::string name, std::vector<BufferId> reads) {
+    const auto made = static_cast<BufferId>(program.buffers.size());
+    program.buffers.push_back({.name = "of_" + name, .bytes = 10});
+    Op op{.name = std::move(name), .oper = "aten::op", .reads = reads, .writes = {made}};
+    for (const BufferId b : reads) op.makers.push_back(b);
+    op.nanoseconds = 100;
+    program.ops.push_back(std::move(op));
+    return made;
+  };
+  std::vector<BufferId> made;
+  for (int i = 0; i < length; ++i) {
+    const std::vector<BufferId> reads = i ? std::vector{made.back()} : std::vector<BufferId>();
+    made.push_back(add("f" + std::to_string(i), reads));
+  }
+  BufferId gradient = add("loss", {made.back()});
+  for (int i = length; i-- > 0;) gradient = add("b" + std::to_string(i), {gradient, made[i]});
+  program.buffers[gradient].kept = true;
+  return program;
+}
+
+TEST(RepeatSearch, LogarithmicMemoryForAChain) {
+  const Program program = ForwardAndBackward(32);
+  const sched::Order order = Lower(program).OriginalOrder();
+  const std::int64_t whole_bytes = Rerunner(program, false).Judge(order, kNoBudget).peak_bytes;
+  ASSERT_EQ(whole_bytes, 34 * 10);
+  // A third of the memory for each op of the forward pass run once more, at most.
+  const RepeatPlan plan = PlanRepeats(program, false, order, 120, {});
+  EXPECT_TRUE(plan.fits);
+  EXPECT_LE(plan.extra_nanoseconds, 32 * 100);
+  ASSERT_TRUE(plan.extra_bound_nanoseconds.has_value());
+  EXPECT_LE(*plan.extra_bound_nanoseconds, plan.extra_nanoseconds);
+  EXPECT_GT(*plan.extra_bound_nanoseconds, 0);
+  EXPECT_EQ(plan.nanoseconds, 65 * 100);
+  // Below what one op needs nothing helps: the loss, or a step back.
+  const RepeatPlan none = PlanRepeats(program, false, order, 20, {});
+  EXPECT_FALSE(none.fits);
+  EXPECT_EQ(none.floor.bytes, 30);
+  EXPECT_FALSE(none.extra_bound_nanoseconds.has_value());
+  EXPECT_LT(none.peak_bytes, 80);  // as low as it gets
+}
+
+TEST(RepeatSearch, AnUpdateWaitsForTheRepeatsThatReadWhatItWrites) {
+  // f0 reads a parameter that `update` writes, and its result is needed once more after that.
+  Program program = ForwardAndBackward(4);
+  Op update{.name = "update", .oper = "aten::add_", .nanoseconds = 1};
+  update.effects.writes_outside = true;
+  const auto gradient = static_cast<OpId>(program.ops.size()) - 4;  // b3
+  update.makers = {gradient};
+  update.reads = {program.ops[gradient].writes[0]};
+  program.ops.push_back(update);
+  program.conflicts.push_back({0, static_cast<OpId>(program.ops.size()) - 1});
+  const sched::Order order = Lower(program).OriginalOrder();
+  const RepeatPlan plan = PlanRepeats(program, false, order, 40, {});
+  EXPECT_TRUE(plan.fits);
+  const auto last = std::ranges::find(plan.runs.rbegin(), plan.runs.rend(), 0);
+  const auto updated = std::ranges::find(plan.runs, static_cast<OpId>(program.ops.size()) - 1);
+  EXPECT_LT(last.base() - plan.runs.begin(), updated - plan.runs.begin() + 1);
+  EXPECT_GT(std::ranges::count(plan.runs, 0), 1);
+}
+
+TEST(RepeatBound, NoRunsAreBelow) {
+  std::uint64_t budgets = 0, floors = 0, extra_reached = 0, extra_positive = 0, programs = 0;
+  for (std::uint64_t seed = 0; seed < Cases(300); ++seed) {
+    const Program program = RandomRepeatable(seed, /*is_plain=*/true).program;
+    if (program.ops.size() > kMostOps) continue;
+    ++programs;
+    SCOPED_TRACE(Shown(program, seed));
+    const bool overwrite = seed % 2 == 0;
+    const RepeatBound bound(program, overwrite);
+    const auto check = [&](Rerunner& rerunner, const sched::Order& order, std::int64_t bytes,
+                           const std::optional<std::int64_t>& fewest) {
+      sched::Budget budget(1);
+      const std::int64_t floor_bytes = bound.FindFloor(order, budget).bytes;
+      const auto extra = bound.FindExtra(order, bytes, budget);
+      if (!fewest) {
+        floors += floor_bytes > bytes;
+        return;
+      }
+      ++budgets;
+      ASSERT_LE(floor_bytes, bytes);
+      ASSERT_TRUE(extra.has_value());
+      const std::int64_t fewest_extra = *fewest - rerunner.nanoseconds();
+      ASSERT_LE(extra->nanoseconds, fewest_extra);
+      extra_positive += fewest_extra > 0;
+      extra_reached += fewest_extra > 0 && extra->nanoseconds == fewest_extra;
+    };
+    ForEachBudget(program, overwrite, check);
+  }
+  RecordProperty("budgets", static_cast<int>(budgets));
+  EXPECT_GT(floors, programs / 2);  // mostly the floor is the least that is possible
+  EXPECT_GT(extra_reached, extra_positive / 4);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "program/hazards.h"
+#include "program/levers/repeat.h"
 #include "program/program.h"
 #include "support/program_oracle.h"
 
@@ -140,11 +140,11 @@ inline Repeatable RandomRepeatable(std::uint64_t seed, bool is_plain) {
   return result;
 }
 
-// For programs without views and writes in place. Nothing if no list fits.
-inline std::optional<std::int64_t> FewestNanoseconds(
-    const Program& program, const std::vector<char>& may_repeat,
-    const std::vector<std::vector<OpId>>& before, const std::vector<std::vector<OpId>>& deadlines,
-    bool overwrite, std::int64_t budget_bytes) {
+// The least time of lists in which each op runs at most twice, for programs without views and
+// writes in place. Nothing if none fits. By sets: what is in memory, what ran, what ran twice.
+inline std::optional<std::int64_t> FewestNanoseconds(const Rerunner& rerunner, bool overwrite,
+                                                     std::int64_t budget_bytes) {
+  const Program& program = rerunner.program();
   using Mask = std::uint32_t;
   const auto bit = [](std::int64_t i) { return Mask{1} << i; };
   const std::size_t num_ops = program.ops.size(), num_buffers = program.buffers.size();
@@ -196,9 +196,12 @@ inline std::optional<std::int64_t> FewestNanoseconds(
       const Mask one = bit(static_cast<std::int64_t>(v));
       const bool is_repeat = ran & one;
       if (is_repeat) {
-        if (!may_repeat[v] || (twice & one)) continue;
-        if (std::ranges::any_of(deadlines[v], [&](OpId u) { return ran & bit(u); })) continue;
-      } else if (std::ranges::any_of(before[v], [&](OpId u) { return !(ran & bit(u)); })) {
+        if (!rerunner.steps()[v].may_repeat || (twice & one)) continue;
+        if (std::ranges::any_of(rerunner.steps()[v].deadlines,
+                                [&](OpId u) { return ran & bit(u); }))
+          continue;
+      } else if (std::ranges::any_of(rerunner.steps()[v].before,
+                                     [&](OpId u) { return !(ran & bit(u)); })) {
         continue;
       }
       const Op& op = program.ops[v];
