@@ -3,29 +3,45 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
 
-from torch_ext.fx.probe import Executed, Probe, Runner
+from torch_ext.fx.probe import Probe
 from torch_ext.memory.meter import no_collections
 
 _UNSETTLED, _COUNTED = 1, 3
 _DIGITS = 2  # that a time has: more are noise
 
 
-class _Timed(Runner):
-    """Runs a graph and keeps the time of each node."""
+class _Timed(fx.Interpreter):
+    """Runs a graph and keeps what each call took."""
 
-    nanoseconds: dict[str, int]
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.nanoseconds: dict[fx.Node, int] = {}
+        self.node: fx.Node | None = None
 
-    def execute(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Executed:
-        function = self.function_of(node, args)
+    def run_node(self, n: fx.Node) -> Any:
+        self.node = n
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._timed(super().call_function, target, args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._timed(super().call_method, target, args, kwargs)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._timed(super().call_module, target, args, kwargs)
+
+    def _timed(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        assert self.node is not None
         start = time.perf_counter_ns()
-        value = function(*args, **kwargs)
-        self.nanoseconds[node.name] = time.perf_counter_ns() - start
-        return Executed(value, 0, False)
+        value = call(*arguments)
+        self.nanoseconds[self.node] = time.perf_counter_ns() - start
+        return value
 
 
 def add_times(probe: Probe, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
@@ -34,15 +50,14 @@ def add_times(probe: Probe, module: fx.GraphModule, inputs: Sequence[Any]) -> No
     Runs the graph a few times on the same inputs, which its effects change. Of each op it takes the
     median, rounded to two digits.
     """
-    times: dict[str, list[int]] = defaultdict(list)
+    times: dict[fx.Node, list[int]] = defaultdict(list)
     for turn in range(_UNSETTLED + _COUNTED):
-        runner = _Timed(module, inputs)
-        runner.nanoseconds = {}
+        timed = _Timed(module)
         with no_collections():
-            runner.run()
+            timed.run(*inputs, enable_io_processing=False)
         if turn >= _UNSETTLED:
-            for name, nanoseconds in runner.nanoseconds.items():
-                times[name].append(nanoseconds)
+            for node, nanoseconds in timed.nanoseconds.items():
+                times[node].append(nanoseconds)
     for op in probe.ops:
-        measured = sum(statistics.median(times[node.name]) for node in op.nodes)
+        measured = sum(statistics.median(times[node]) for node in op.nodes)
         op.nanoseconds = int(float(f"{measured:.{_DIGITS - 1}e}"))

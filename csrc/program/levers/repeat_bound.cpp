@@ -120,8 +120,10 @@ RepeatBound::Question RepeatBound::Ask(OpId v) const {
     return is_reached;
   };
   const std::vector<char> is_before = reached(before_), is_after = reached(after_);
-  // May it run after the first run of v, again?
-  const auto may_run_again = [&](OpId m) {
+  const auto is_free = [&](OpId m) { return m != v && !is_before[m] && !is_after[m]; };
+  // May it run after the first run of v, for the first time or again?
+  const auto may_run_later = [&](OpId m) {
+    if (is_free(m)) return true;
     return steps[m].may_repeat &&
            std::ranges::none_of(steps[m].deadlines, [&](OpId u) { return u == v || is_before[u]; });
   };
@@ -142,7 +144,7 @@ RepeatBound::Question RepeatBound::Ask(OpId v) const {
         [&](const Rerunner::Over& over) { return over.held == static_cast<std::int32_t>(slot); });
     if (may_overwrite) question.need_bytes -= program.buffers[op.writes[slot]].bytes;
   }
-  // Each buffer that is there when v runs first: the ops that would have to run again for it.
+  // Each buffer that may be there when v runs first: the ops that would have to run later for it.
   struct Crossing {
     bool is_made = false, crosses = false, can_be_made = false;
     std::vector<OpId> again;
@@ -151,7 +153,7 @@ RepeatBound::Question RepeatBound::Ask(OpId v) const {
   for (BufferId b = 0; b < static_cast<BufferId>(program.buffers.size()); ++b) {
     Crossing& it = crossing[b];
     const OpId maker = maker_[b];
-    it.is_made = maker == sched::kNoOp || is_before[maker];
+    it.is_made = maker == sched::kNoOp || is_before[maker] || is_free(maker);
     if (!it.is_made) continue;
     std::int32_t version = 0;
     for (const OpId u : readers_[b]) {
@@ -164,13 +166,13 @@ RepeatBound::Question RepeatBound::Ask(OpId v) const {
       it.crosses = true;
       version = static_cast<std::int32_t>(rerunner_.mutators(b).size());
     }
-    it.can_be_made = maker != sched::kNoOp && may_run_again(maker);
+    it.can_be_made = maker != sched::kNoOp && may_run_later(maker);
     if (!it.can_be_made) continue;
     it.again.push_back(maker);
     for (std::int32_t w = 0; w < version; ++w) {
       const OpId mutator = rerunner_.mutators(b)[w];
-      if (!is_before[mutator]) continue;
-      it.can_be_made &= may_run_again(mutator);
+      if (!is_before[mutator] && !is_free(mutator)) continue;
+      it.can_be_made &= may_run_later(mutator);
       it.again.push_back(mutator);
     }
   }
@@ -197,7 +199,7 @@ RepeatBound::Question RepeatBound::Ask(OpId v) const {
     for (const OpId m : crossing[b].again) {
       if (place_of[m] < 0) {
         place_of[m] = static_cast<std::int32_t>(question.again.size());
-        question.again.push_back({m, steps[m].nanoseconds, {}});
+        question.again.push_back({m, is_free(m) ? 0 : steps[m].nanoseconds, {}});
         for (const Rerunner::Read& read : steps[m].reads) {
           if (in_need.contains(read.buffer)) continue;
           const std::int32_t choice = choice_for(read.buffer);

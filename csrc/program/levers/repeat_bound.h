@@ -9,8 +9,11 @@
 //     K, R    = buffers held beside that, and ops that run again: closed under the sentence above
 // the memory of v is at least need(v) + min bytes(K), and under a budget
 //     extra time >= min { time(R) : bytes(K) <= budget - need(v) }.
-// A result of v that may overwrite an argument weighs nothing, and what v reads is held for free.
-// Nothing can be made again after an op that it has to precede (a deadline, levers/repeat.h).
+// What is neither before v nor after it may have run or not. Where it has not, its results cost
+// nothing later, and its inputs are held or made again; where it has, they cost no less. So it
+// counts as an op that runs again in no time. A result of v that may overwrite an argument weighs
+// nothing, and what v reads is held for free. Nothing can be made again after an op that it has to
+// precede (a deadline, levers/repeat.h).
 //
 // The second minimum is a knapsack with a closure. For any price per byte its Lagrangian dual is
 // one minimum cut:

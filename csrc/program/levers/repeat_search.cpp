@@ -15,8 +15,9 @@ constexpr std::int64_t kSmallShare = 8;
 constexpr std::int64_t kWorkOfARun = 5, kWorkOfGaps = 50;
 // Of what is left between the lowest peak that was found and the floor.
 constexpr int kMostHalvings = 8;
-// Of the improvement by chance: rounds, and per cent and times that an op counts as dearer.
-constexpr int kMostRounds = 400;
+// Of the improvement by chance: rounds without success, and per cent and times that an op counts as
+// dearer.
+constexpr int kMostIdleRounds = 64;
 constexpr int kMostDearer = 60, kMostShunned = 4;
 
 // a / b < c / d for numbers that are not negative.
@@ -419,7 +420,7 @@ RepeatSearch::Found RepeatSearch::Improve(Runs runs, std::int64_t enough_nanosec
   const std::vector<std::int64_t> prices = price_;
   const auto count_repeats = [&] { return runs_.size() - rerunner_.steps().size(); };
   std::mt19937_64 random(1);
-  for (int round = 0; round < kMostRounds && count_repeats() > 0; ++round) {
+  for (int idle = 0; idle < kMostIdleRounds && count_repeats() > 0; ++idle) {
     if (!budget.HasWork() || now_.nanoseconds - rerunner_.nanoseconds() <= enough_nanoseconds)
       break;
     const Runs best_runs = runs_;
@@ -453,7 +454,10 @@ RepeatSearch::Found RepeatSearch::Improve(Runs runs, std::int64_t enough_nanosec
       if (now_.excess_bytes == 0) RemoveNeedless(budget);
     }
     price_ = prices;
-    if (now_.is_valid && now_.excess_bytes == 0 && now_.nanoseconds <= best.nanoseconds) continue;
+    if (now_.is_valid && now_.excess_bytes == 0 && now_.nanoseconds <= best.nanoseconds) {
+      if (now_.nanoseconds < best.nanoseconds) idle = 0;
+      continue;
+    }
     runs_ = best_runs;
     now_ = Judge(runs_, budget);
   }

@@ -1,0 +1,159 @@
+"""Ops of a graph that run again: the edit, and what of it would be wrong."""
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from torch_ext.arguments import planning
+from torch_ext.fx.probe import run_probe
+from torch_ext.fx.program import program_of
+from torch_ext.fx.repeat import with_repeats
+from torch_ext.fx.timing import add_times
+from torch_ext.memory.meter import measure_peak
+from torch_ext.program.plan import plan_repeats
+
+SIZE = 64
+
+
+def traced(function, *inputs: torch.Tensor) -> fx.GraphModule:
+    return make_fx(function)(*[x.clone() for x in inputs])
+
+
+def run_of(module: fx.GraphModule, *inputs: torch.Tensor):
+    """What comes out, what the inputs are then, and the peak."""
+    given = [x.clone() for x in inputs]
+    with measure_peak() as memory:
+        result = module(*given)
+    return result, given, memory.peak_bytes
+
+
+def runs_with(probe, *again: str) -> list[str]:
+    """All ops, and before the last one some again."""
+    names = [op.name for op in probe.ops]
+    return [*names[:-1], *again, names[-1]]
+
+
+def test_a_repeat_is_read_by_what_comes_later():
+    def function(x):
+        y = torch.exp(x)
+        z = torch.sin(y).sum()
+        return y * z
+
+    x = torch.randn(SIZE, SIZE)
+    module = traced(function, x)
+    probe = run_probe(module, [x])
+    edited = with_repeats(module, probe, runs_with(probe, "exp"))
+    assert torch.equal(edited(x), module(x))
+    again = [op.name for op in run_probe(edited, [x]).ops]
+    assert again == ["exp", "sin", "sum_1", "exp/2", "mul"]
+    assert run_of(edited, x)[2] < run_of(module, x)[2] + SIZE * SIZE * 4
+    assert [node.name for node in module.graph.nodes][1] == "exp"  # the original stays
+
+
+def test_what_writes_in_place_runs_again_with_what_it_writes_to():
+    def function(x):
+        y = torch.exp(x)
+        y.relu_()
+        z = torch.sin(y).sum()
+        return y * z
+
+    x = torch.randn(SIZE, SIZE)
+    module = traced(function, x)
+    probe = run_probe(module, [x])
+    edited = with_repeats(module, probe, runs_with(probe, "exp", "relu_"))
+    assert torch.equal(edited(x), module(x))
+    # The program knows: exp makes the buffer, relu_ writes to it, and both views of it are one.
+    ops = {op["name"]: op for op in program_of(probe).fields()["ops"]}
+    assert ops["relu_"]["reads"] == ops["exp"]["writes"]
+
+
+def test_a_view_runs_again_with_what_it_views():
+    def function(x):
+        y = torch.exp(x)
+        z = torch.sin(y).sum()
+        return y.t().contiguous() * z
+
+    x = torch.randn(SIZE, SIZE)
+    module = traced(function, x)
+    probe = run_probe(module, [x])
+    (home,) = [op for op in probe.ops if op.name == "exp"]
+    assert [node.name for node in home.behind] == ["t"]  # it comes with the op
+    edited = with_repeats(module, probe, runs_with(probe, "exp", "clone"))
+    assert torch.equal(edited(x), module(x))
+
+
+def test_batch_norm_leaves_its_statistics_alone():
+    norm = nn.BatchNorm2d(3)
+
+    def function(x, mean, var):
+        y = torch.ops.aten.native_batch_norm(x, None, None, mean, var, True, 0.1, 1e-5)[0]
+        z = torch.sin(y).sum()
+        return y * z
+
+    inputs = torch.randn(2, 3, 8, 8), norm.running_mean, norm.running_var
+    module = traced(function, *inputs)
+    probe = run_probe(module, [x.clone() for x in inputs])
+    edited = with_repeats(module, probe, runs_with(probe, "native_batch_norm"))
+    (expected, state, _), (actual, other, _) = run_of(module, *inputs), run_of(edited, *inputs)
+    assert torch.equal(expected, actual)
+    assert all(map(torch.equal, state, other))
+    assert not torch.equal(state[1], inputs[1])  # once
+
+
+def chain(length: int):
+    """A forward and a backward pass, and an update of what all of it reads."""
+
+    def function(x, weight):
+        made = [x]
+        for _ in range(length):
+            made.append(torch.tanh(made[-1] * weight))
+        gradient = torch.ones_like(x)
+        for y in reversed(made[1:]):
+            gradient = gradient * (1 - y * y) * weight
+        weight.add_(gradient, alpha=-0.1)
+        return gradient.sum()
+
+    return function
+
+
+@pytest.mark.parametrize("share", [0.4, 0.3])
+def test_the_plan_of_a_chain_keeps_all_bits(share):
+    inputs = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
+    module = traced(chain(12), *inputs)
+    given = [x.clone() for x in inputs]
+    probe = run_probe(module, given)
+    add_times(probe, module, given)
+    assert all(op.nanoseconds > 0 for op in probe.ops)
+    program = program_of(probe)
+    order = [op.name for op in probe.ops]
+    whole_bytes = run_of(module, *inputs)[2]
+    wanted = planning("all", 1.0, int(share * whole_bytes), ("order",))
+    chosen = plan_repeats(program, order, wanted)
+    assert chosen.fits
+    edited = with_repeats(module, probe, chosen.runs)
+    expected, weights, _ = run_of(module, *inputs)
+    actual, others, peak_bytes = run_of(edited, *inputs)
+    assert torch.equal(expected, actual)
+    assert all(map(torch.equal, weights, others))
+    assert peak_bytes == chosen.peak_bytes <= share * whole_bytes
+    assert chosen.extra_nanoseconds >= chosen.extra_bound_nanoseconds > 0
+    assert chosen.runs.count("add_") == 1
+
+
+def test_no_plan_repeats_what_draws_or_writes_outside():
+    def function(x):
+        y = torch.rand_like(x)
+        z = torch.sin(y).sum()
+        return y * z + torch.exp(x)
+
+    x = torch.randn(SIZE, SIZE)
+    module = traced(function, x)
+    probe = run_probe(module, [x])
+    add_times(probe, module, [x])
+    order = [op.name for op in probe.ops]
+    chosen = plan_repeats(program_of(probe), order, planning("all", 1.0, 1, ("order",)))
+    assert not chosen.fits
+    assert list(chosen.runs).count("rand_like") == 1
+    assert chosen.extra_bound_nanoseconds is None
+    assert chosen.floor_op
