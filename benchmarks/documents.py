@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 
 import doors
+import front
 import gains_picture
 import noticing
 import passes
@@ -48,6 +49,7 @@ EDITED_COLUMNS = (
 WORDS = {
     "ablation": ("without", "worst instance"),
     "doors": doors.WORDS,
+    "front": front.WORDS,
     "models": standard_models.WORDS,
     "models-batch8": standard_models.WORDS,
     "models-compilers": standard_models.WORDS,
@@ -147,6 +149,24 @@ def _slices_table(name: str = "slices") -> str:
         tuple(record[column] for column in shown.values()) for record in _table(name).records()
     ]
     return Table(tuple(shown), rows, ("model", "hand's bits")).markdown()
+
+
+def _front_table() -> str:
+    shown = {
+        "model": "model",
+        "budget %": "budget %",
+        "eager loop": "eager MiB",
+        "best order": "order MiB",
+        "with repeats": "measured MiB",
+        "met": "met",
+        "extra %": "extra %",
+        "bound %": "bound %",
+        "time": "time",
+    }
+    rows: list[Row] = [
+        tuple(record[column] for column in shown.values()) for record in _table("front").records()
+    ]
+    return Table(tuple(shown), rows, ("model", "met")).markdown()
 
 
 def _slices_mean() -> str:
@@ -442,6 +462,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "hoist-table": lambda: _edits_table("8"),
     "overwrite-machine": lambda: _comment("models-overwrite", "machine"),
     "overwrite-threads": lambda: _comment("models-overwrite", "threads").partition(",")[0],
+    "front-table": _front_table,
+    "front-machine": lambda: _comment("front", "machine"),
+    "front-threads": lambda: _comment("front", "threads"),
     "slices-table": _slices_table,
     "slices-batch8-table": lambda: _slices_table("slices-batch8"),
     "slices-mean": _slices_mean,

@@ -86,7 +86,8 @@ class Task:
 # --- networks -------------------------------------------------------------------------------------
 
 
-def _classifier(name: str, batch: int, side: int, **options: object) -> Task:
+def classifier(name: str, batch: int, side: int, **options: object) -> Task:
+    """A network of torchvision with its default initialisation, trained by SGD."""
     network: nn.Module = zoo.import_torchvision().models.get_model(name, weights=None, **options)
     return Task(
         network,
@@ -132,7 +133,8 @@ class Gpt(nn.Module):
         return nn.functional.linear(x, self.words.weight)
 
 
-def _gpt(batch: int = 4, tokens: int = 256) -> Task:
+def gpt(batch: int = 4, tokens: int = 256) -> Task:
+    """A GPT of six layers and 8,192 words, trained by AdamW."""
     network = Gpt(tokens=tokens)
 
     def loss_fn(logits: Tensor, target: Tensor) -> Tensor:
@@ -144,18 +146,18 @@ def _gpt(batch: int = 4, tokens: int = 256) -> Task:
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    "resnet18 2x64": lambda: _classifier("resnet18", 2, 64),
-    "resnet18 16x64": lambda: _classifier("resnet18", 16, 64),
-    "mobilenet_v3_large 4x128": lambda: _classifier("mobilenet_v3_large", 4, 128),
-    "swin_t 2x224": lambda: _classifier("swin_t", 2, 224),
-    "googlenet 4x128": lambda: _classifier(
+    "resnet18 2x64": lambda: classifier("resnet18", 2, 64),
+    "resnet18 16x64": lambda: classifier("resnet18", 16, 64),
+    "mobilenet_v3_large 4x128": lambda: classifier("mobilenet_v3_large", 4, 128),
+    "swin_t 2x224": lambda: classifier("swin_t", 2, 224),
+    "googlenet 4x128": lambda: classifier(
         "googlenet", 4, 128, aux_logits=False, init_weights=False
     ),
-    "densenet121 4x128": lambda: _classifier("densenet121", 4, 128),
-    "convnext_tiny 2x128": lambda: _classifier("convnext_tiny", 2, 128),
-    "vit_b_32 1x224": lambda: _classifier("vit_b_32", 1, 224),
+    "densenet121 4x128": lambda: classifier("densenet121", 4, 128),
+    "convnext_tiny 2x128": lambda: classifier("convnext_tiny", 2, 128),
+    "vit_b_32 1x224": lambda: classifier("vit_b_32", 1, 224),
     "mlp 12x2048": _mlp,
-    "gpt 6x384": _gpt,
+    "gpt 6x384": gpt,
 }
 
 
