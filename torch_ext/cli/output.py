@@ -33,7 +33,7 @@ def budget_code(result: Plan) -> int:
     """Return the exit code; say so if the memory budget is not met."""
     if result.budget_met is False:
         return complain(
-            f"the memory budget cannot be met, the best found is {amount(result.peak_bytes)}",
+            f"the memory budget is not met, the best found is {amount(result.peak_bytes)}",
             OVER_BUDGET,
         )
     return DONE

@@ -99,7 +99,7 @@ class ProgramReport(Plan):
             rows += [("", str(use)) for use in dearest]
             if len(self.repeats) > MOST_REPEATS:
                 rows.append(("", f"and {len(self.repeats) - MOST_REPEATS} more"))
-            rows.append(("  extra time of a call", self._extra_time()))
+            rows.append(("  extra time of a call", self.extra_time()))
         return [
             *rows,
             *(
@@ -109,8 +109,8 @@ class ProgramReport(Plan):
             ),
         ]
 
-    def _extra_time(self) -> str:
-        """Of the repeats, and what is proven of it."""
+    def extra_time(self) -> str:
+        """What the repeats take, and what is proven of that: for people."""
         call_seconds = self.call_seconds or 0.0
 
         def part(seconds: float) -> str:

@@ -79,8 +79,8 @@ def lead(findings: Findings) -> str:
     if saved_bytes == 0:
         sentence = "Another order of the operations gains nothing here."
     else:
-        overwrites, hoists, slices = (
-            len(getattr(plan, name, ())) for name in ("overwrites", "hoists", "slices")
+        overwrites, hoists, slices, repeats = (
+            len(getattr(plan, name, ())) for name in ("overwrites", "hoists", "slices", "repeats")
         )
         edits = []
         if plan.moved_ops:
@@ -92,6 +92,8 @@ def lead(findings: Findings) -> str:
         if slices:
             stretches = "stretch" if slices == 1 else "stretches"
             edits.append(f"{slices:,} {stretches} of them part by part,")
+        if repeats:
+            edits.append(f"{repeats:,} of them run once more,")
         sentence = (
             f"The same {counted(len(findings.graph.ops), 'operation')} {' and '.join(edits)} take "
             f"{amount(saved_bytes)} less at the peak."
@@ -99,7 +101,7 @@ def lead(findings: Findings) -> str:
     budget = {
         None: "",
         True: " The memory budget is met.",
-        False: " The memory budget cannot be met.",
+        False: " The memory budget is not met.",
     }[plan.budget_met]
     return sentence + _measured(findings) + budget
 

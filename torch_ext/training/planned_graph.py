@@ -73,6 +73,10 @@ class TrainingReport(ProgramReport):
             line += " (backward hooks get as low)"
         if hooks is not None and hooks < self.lower_bound_bytes:
             line += " (backward hooks run other ops, of which the bound says nothing)"
+        if self.repeats:
+            line += f"; {len(self.repeats)} ops run again, for {self.extra_time()}"
+        if self.budget_met is False:
+            line += "; the budget is not met"
         return f"{line}; {self.reason}" if self.reason else line
 
 

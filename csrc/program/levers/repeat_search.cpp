@@ -1,7 +1,6 @@
 #include "program/levers/repeat_search.h"
 
 #include <algorithm>
-#include <array>
 #include <random>
 #include <utility>
 
@@ -10,6 +9,7 @@ namespace {
 
 // Gaps that are looked into, and ways to close them that are judged if one of these helps.
 constexpr std::size_t kMostGaps = 512, kMostJudged = 24;
+// What is held on to as small: less than this share of what is made anew for it.
 constexpr std::int64_t kSmallShare = 8;
 // Per run: to edit and judge a list of runs, and to find gaps and ways to close them.
 constexpr std::int64_t kWorkOfARun = 5, kWorkOfGaps = 50;
@@ -345,7 +345,6 @@ bool RepeatSearch::CloseOneGap(sched::Budget& budget) {
   const std::vector<Batch> batches = BatchesFor(FindGaps());
   budget.Spend(kWorkOfGaps * static_cast<std::int64_t>(runs_.size()));
   Runs best_runs;
-  Rerunner::Judged best;
   std::int64_t best_relief_bytes = 0, best_nanoseconds = 0;
   std::size_t judged_count = 0;
   for (const Batch& batch : batches) {
@@ -363,7 +362,6 @@ bool RepeatSearch::CloseOneGap(sched::Budget& budget) {
       continue;
     }
     best_runs = std::move(runs);
-    best = judged;
     best_relief_bytes = relief_bytes;
     best_nanoseconds = nanoseconds;
   }

@@ -6,7 +6,11 @@
 // maker runs again, with the ops that wrote to it in place and the views of it that are read later;
 // an input of these that is gone is made anew as well, or held on to. Of the most promising gaps
 // the one is closed that costs the least time for each byte of excess it takes away, as judged,
-// until nothing is in excess. Then each batch of repeats is tried without.
+// until nothing is in excess. Then each repeat is tried without. What a repeat has to precede, an
+// update of a parameter, moves behind the op that the repeat is for.
+//
+// A plan starts three times: from the order; from the order with the ops preferred that the cut of
+// the bound runs again (repeat_bound.h); and from what these found, with some repeats given up.
 //
 // All is counted work, so the runs depend on nothing but program, seconds of ops and budgets. Time
 // of a step: O(runs) for each gap that is judged.
@@ -65,7 +69,7 @@ class RepeatSearch {
   std::optional<Batch> Closing(const Gap& gap, Hold hold, const Moment& moment) const;
   std::vector<Batch> BatchesFor(std::vector<Gap> gaps) const;
   Runs With(const Batch& batch) const;
-  // The runs with the best of the batches, judged; nothing if none helps.
+  // False if no way to close one helps.
   bool CloseOneGap(sched::Budget& budget);
   Runs WithoutRepeat(std::size_t position) const;
   void RemoveNeedless(sched::Budget& budget);
