@@ -66,6 +66,8 @@ WORDS = {
     "slices": slices.WORDS,
     "slices-batch8": slices.WORDS,
     "slices-exported": slices.WORDS,
+    "slices-peers": slices.WORDS,
+    "slices-peers-batch8": slices.WORDS,
     "slices-training": slices.WORDS,
     "timeline": timeline.WORDS,
     "torchvision": torchvision_models.WORDS,
@@ -167,6 +169,26 @@ def _front_table() -> str:
         tuple(record[column] for column in shown.values()) for record in _table("front").records()
     ]
     return Table(tuple(shown), rows, ("model", "met")).markdown()
+
+
+def _peers_table() -> str:
+    """What others need, and their time beside what optimize takes."""
+    peers = ("inference", "compile", "freezing")
+    columns = [f"{peer} {what}" for peer in peers for what in ("MiB", "time")]
+    header = (
+        "model",
+        "batch",
+        "before",
+        "ours",
+        *(column.removesuffix(" MiB") for column in columns),
+    )
+    rows: list[Row] = [
+        tuple(record[column] for column in ("model", "batch", "before MiB", "sliced MiB", *columns))
+        for name in ("slices-peers", "slices-peers-batch8")
+        for record in _table(name).records()
+        if record["sliced MiB"]
+    ]
+    return Table(header, rows, ("model",)).markdown()
 
 
 def _slices_mean() -> str:
@@ -468,6 +490,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "slices-table": _slices_table,
     "slices-batch8-table": lambda: _slices_table("slices-batch8"),
     "slices-mean": _slices_mean,
+    "slices-peers-table": _peers_table,
+    "slices-peers-machine": lambda: _comment("slices-peers", "machine"),
     "slices-gpt": _slices_gpt,
     "slices-exported-table": lambda: _slices_table("slices-exported"),
     "slices-exported-machine": lambda: _comment("slices-exported", "machine"),

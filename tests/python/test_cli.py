@@ -180,7 +180,7 @@ def test_scope_and_memory_budget(model, tmp_path):
     output.unlink()
     result = run(*common, "--memory-budget", "1KiB")
     assert result.returncode == 3
-    assert "cannot be met" in result.stderr
+    assert "is not met" in result.stderr
     assert output.exists()
 
 

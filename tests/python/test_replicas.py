@@ -48,7 +48,7 @@ def in_group(rank: int, folder: str, work, *args) -> None:
     distributed.destroy_process_group()
 
 
-def train(rank: int, make_optimizer) -> None:
+def train(rank: int, make_optimizer, share: float) -> None:
     torch.manual_seed(0)
     network = Net()
     loop_model = DistributedDataParallel(copy.deepcopy(network))
@@ -57,6 +57,11 @@ def train(rank: int, make_optimizer) -> None:
     loss_fn = nn.functional.cross_entropy
     step = torch_ext.training_step(model, loss_fn, optimizer, batch(rank))
     report = step.report
+    if share < 1:  # the processes measure other times, and agree on one plan
+        budget = int(share * report.peak_bytes)
+        step = torch_ext.training_step(model, loss_fn, optimizer, batch(rank), memory_budget=budget)
+        assert step.report.repeats, step.report.levers
+        assert step.report.budget_met
     assert report.measured_hooks_peak_bytes is None
     # The thread of gloo lets go of a gradient a little late, so not exactly as planned.
     assert report.measured_peak_bytes < report.measured_original_peak_bytes
@@ -91,9 +96,9 @@ def plain_sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("make_optimizer", [sgd, plain_sgd])
-def test_two_processes_train_as_in_the_eager_loop(make_optimizer, tmp_path):
-    torch.multiprocessing.spawn(in_group, (str(tmp_path), train, make_optimizer), nprocs=2)
+@pytest.mark.parametrize(("make_optimizer", "share"), [(sgd, 1), (plain_sgd, 1), (sgd, 0.9)])
+def test_two_processes_train_as_in_the_eager_loop(make_optimizer, share, tmp_path):
+    torch.multiprocessing.spawn(in_group, (str(tmp_path), train, make_optimizer, share), nprocs=2)
 
 
 def refuse(rank: int) -> None:
