@@ -67,7 +67,13 @@ class Program:
         dtype: str,
     ) -> None: ...
     def add_conflict(
-        self, earlier: int, later: int, *, by_statistics: bool, is_inside: bool
+        self,
+        earlier: int,
+        later: int,
+        *,
+        by_statistics: bool,
+        is_inside: bool,
+        is_left_alone: bool,
     ) -> None: ...
     def add_tensor(
         self,

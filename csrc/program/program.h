@@ -86,6 +86,7 @@ struct Conflict {
   OpId later = sched::kNoOp;
   bool by_statistics = false;  // what is written are running statistics; no schema says so
   bool is_inside = false;      // in buffers of the program, which a second run makes anew
+  bool is_left_alone = false;  // a second run of the earlier op would not touch that memory
 };
 
 // An op writes a result over an argument that dies with it.

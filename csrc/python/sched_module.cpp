@@ -120,9 +120,11 @@ PYBIND11_MODULE(_sched, m) {
       .def(
           "add_conflict",
           [](program::Program& p, program::OpId earlier, program::OpId later, bool by_statistics,
-             bool is_inside) { p.conflicts.push_back({earlier, later, by_statistics, is_inside}); },
+             bool is_inside, bool is_left_alone) {
+            p.conflicts.push_back({earlier, later, by_statistics, is_inside, is_left_alone});
+          },
           py::arg("earlier"), py::arg("later"), py::kw_only(), py::arg("by_statistics"),
-          py::arg("is_inside"))
+          py::arg("is_inside"), py::arg("is_left_alone"))
       .def(
           "add_overwritable",
           [](program::Program& p, program::OpId op, program::BufferId result,

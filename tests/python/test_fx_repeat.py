@@ -7,7 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_ext.arguments import planning
 from torch_ext.fx.probe import run_probe
-from torch_ext.fx.program import program_of
+from torch_ext.fx.program import is_apart_again, program_of
 from torch_ext.fx.repeat import with_repeats
 from torch_ext.fx.timing import add_times
 from torch_ext.memory.meter import measure_peak
@@ -145,6 +145,7 @@ def test_no_plan_repeats_what_draws_or_writes_outside():
     def function(x):
         y = torch.rand_like(x)
         z = torch.sin(y).sum()
+        x.mul_(2)
         return y * z + torch.exp(x)
 
     x = torch.randn(SIZE, SIZE)
@@ -154,6 +155,62 @@ def test_no_plan_repeats_what_draws_or_writes_outside():
     order = [op.name for op in probe.ops]
     chosen = plan_repeats(program_of(probe), order, planning("all", 1.0, 1, ("order",)))
     assert not chosen.fits
-    assert list(chosen.runs).count("rand_like") == 1
+    assert chosen.runs.count("rand_like") == chosen.runs.count("mul_") == 1
     assert chosen.extra_bound_nanoseconds is None
     assert chosen.floor_op
+
+
+def batch_norm(x, weight, mean, var):
+    return torch.ops.aten.native_batch_norm(x, weight, None, mean, var, True, 0.1, 1e-5)[0]
+
+
+def norms_of(function, *inputs):
+    """Each batch norm of a function, and whether a second run leaves its statistics alone."""
+    module = traced(function, *inputs)
+    probe = run_probe(module, [x.clone() for x in inputs])
+    norms = [op for op in probe.ops if op.name.startswith("native_batch_norm")]
+    return [is_apart_again(probe, op) for op in norms]
+
+
+def test_statistics_choose_the_kernel_where_dtypes_differ():
+    x, statistics = torch.randn(2, 3, 8, 8), (torch.zeros(3), torch.ones(3))
+    assert norms_of(lambda x, m, v: batch_norm(x, None, m, v), x, *statistics) == [True]
+    assert norms_of(lambda x, m, v: batch_norm(x, None, m, v), x.bfloat16(), *statistics) == [False]
+
+
+def test_statistics_that_the_program_makes_are_its_own():
+    x, statistics = torch.randn(2, 3, 8, 8), (torch.zeros(3), torch.ones(3))
+
+    def function(x, m, v):
+        m, v = m * 1.0, v * 1.0
+        return batch_norm(x, None, m, v).sum() + m.sum()
+
+    assert norms_of(function, x, *statistics) == [False]
+
+
+def test_a_norm_that_reads_the_statistics_of_another_runs_before_that():
+    x, ones = torch.randn(2, 3, 8, 8), torch.ones(3)
+
+    def function(x, m, v, other_m, other_v):
+        y = batch_norm(x, other_v, m, v)
+        return y, batch_norm(x, None, other_m, other_v)
+
+    inputs = x, ones * 0, ones, ones * 0, ones
+    module = traced(function, *inputs)
+    probe = run_probe(module, [given.clone() for given in inputs])
+    add_times(probe, module, [given.clone() for given in inputs])
+    order = [op.name for op in probe.ops]
+    wanted = planning("all", 1.0, 1, ("order",))
+    chosen = plan_repeats(program_of(probe), order, wanted)
+    first, second = (name for name in order if name.startswith("native_batch_norm"))
+    last = len(chosen.runs) - 1 - list(chosen.runs[::-1]).index(first)
+    assert last < chosen.runs.index(second)
+
+
+def test_an_order_that_is_none_is_refused():
+    x = torch.randn(SIZE, SIZE)
+    module = traced(lambda x: torch.sin(torch.exp(x)), x)
+    program = program_of(run_probe(module, [x]))
+    for order in (["sin", "exp"], ["exp", "exp"], ["exp"]):
+        with pytest.raises(ValueError, match="an order of all ops"):
+            plan_repeats(program, order, planning("all", 1.0, 1, ("order",)))

@@ -151,6 +151,27 @@ def test_torchscript_runs_them_again_too():
     assert step.report.measured_peak_bytes == step.report.peak_bytes <= budget
 
 
+def test_mixed_precision_with_norms_without_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(
+            nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3, affine=False))
+            for _ in "ab"
+        ),
+        nn.Flatten(),
+        nn.Linear(3 * 16 * 16, 10),
+    )
+    step = compare(
+        model,
+        sgd,
+        [images(seed) for seed in range(2)],
+        around=lambda: torch.autocast("cpu", torch.bfloat16),
+        levers=LEVERS,
+        memory_budget=1000,
+    )
+    assert not any("failed" in use.reason for use in step.report.levers)
+
+
 def test_clipping_needs_all_gradients_but_not_all_activations():
     model, batches, optimizer = made("convolutions")
     loop, own = Loop(model, optimizer), optimizer(model)

@@ -59,7 +59,8 @@ _RUNNERS = {
     "wrap_with_autocast",
     "wrap_with_set_grad_enabled",
 }
-# Operators that do the same without the running statistics that they update.
+# Operators that do the same without the running statistics that they update, if all that they are
+# given is of one dtype: that of the statistics chooses the kernel, too.
 _APART_WITHOUT = {torch.ops.aten.native_batch_norm.default: ("running_mean", "running_var")}
 
 
@@ -82,23 +83,16 @@ def written_arguments(node: fx.Node) -> Iterator[tuple[Any, bool]]:
         yield from ((values[position], True) for position in effects["statistics"])
 
 
-def is_apart_again(node: fx.Node) -> bool:
-    """Can a second run of the node leave alone all that the node writes to, and do the same?"""
-    written = [argument for argument, _ in written_arguments(node) if argument is not None]
-    left = _left_alone(node)
-    return bool(written) and all(any(argument is own for own in left) for argument in written)
-
-
-def apart_again(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a second run of the node."""
-    if not is_apart_again(node):
-        return node.args, node.kwargs
-    return (), {**arguments_of(node), **dict.fromkeys(_APART_WITHOUT[node.target])}  # type: ignore[index]
-
-
-def _left_alone(node: fx.Node) -> list[Any]:
+def statistics_of(node: fx.Node) -> list[fx.Node]:
+    """The running statistics that the node could do without, and compute the same."""
     names = _APART_WITHOUT.get(node.target, ())  # type: ignore[call-overload]
-    return [arguments_of(node)[name] for name in names]
+    arguments = [arguments_of(node)[name] for name in names]
+    return [argument for argument in arguments if argument is not None]
+
+
+def without_statistics(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of the node without them."""
+    return (), {**arguments_of(node), **dict.fromkeys(_APART_WITHOUT[node.target])}  # type: ignore[index]
 
 
 def undeclared(node: fx.Node) -> str:

@@ -35,6 +35,7 @@ class Op:
     workspace_bytes: int
     draws: bool  # moved the state of the random number generator
     is_hidden: bool = False  # touches memory that cannot be looked into, and so nobody may pass it
+    moves: bool = False  # gives a tensor other memory
     nanoseconds: int = 0  # of a run, if it was timed
 
     @property
@@ -203,6 +204,8 @@ class Runner:
         changed = {id(tensor) for tensor, layout in layouts if _layout(tensor) != layout}
         if changed:
             self._look_again(changed)
+            if home is not None:
+                home.moves |= any(_is_elsewhere(tensor, layout) for tensor, layout in layouts)
         if home is not None and home.node is node:
             self.era += bool(changed) or home.is_hidden or is_barrier(node)
             self.era_of[home.node] = self.era
@@ -309,6 +312,11 @@ def _layout(tensor: torch.Tensor) -> list[tuple[Any, ...]]:
         (part.untyped_storage()._cdata, part.storage_offset(), part.shape, part.stride())
         for part in parts_of(tensor) or ()
     ]
+
+
+def _is_elsewhere(tensor: torch.Tensor, layout: list[tuple[Any, ...]]) -> bool:
+    """Has the tensor other memory than when its layout was that?"""
+    return [part[0] for part in _layout(tensor)] != [part[0] for part in layout]
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

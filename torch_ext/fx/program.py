@@ -18,10 +18,11 @@ from torch_ext.fx.effects import (
     changes_metadata,
     draws_random_numbers,
     has_side_effect,
-    is_apart_again,
     is_collective,
     is_stateful,
+    statistics_of,
     undeclared,
+    without_statistics,
     written_arguments,
 )
 from torch_ext.fx.overwritable import Overwritable
@@ -80,9 +81,16 @@ def program_of(
             size_bytes=copy.size_bytes,
             dtype=copy.dtype,
         )
+    touched_again = [_touched_again(probe, op) for op in probe.ops]
     for by_statistics in (False, True):
-        for earlier, later, is_inside in _conflicts(probe, by_statistics):
-            program.add_conflict(earlier, later, by_statistics=by_statistics, is_inside=is_inside)
+        for earlier, later, storage in _conflicts(probe, by_statistics):
+            program.add_conflict(
+                earlier,
+                later,
+                by_statistics=by_statistics,
+                is_inside=storage not in probe.outside,
+                is_left_alone=storage not in touched_again[earlier],
+            )
     return program
 
 
@@ -131,21 +139,47 @@ def written_storages(op: Op, *, by_statistics: bool | None = None) -> set[int]:
 
 
 def _effects(probe: Probe, op: Op) -> _sched.Effects:
-    is_hidden = "touches memory that cannot be looked into" if op.is_hidden else ""
+    unknown = "touches memory that cannot be looked into" if op.is_hidden else ""
+    if op.moves:
+        unknown = "gives a tensor the memory of another"
     return _sched.Effects(
-        undeclared=undeclared(op.node) or is_hidden,
+        undeclared=undeclared(op.node) or unknown,
         is_stateful=is_stateful(op.node),
         changes_metadata=changes_metadata(op.node),
         draws_random_numbers=op.draws or draws_random_numbers(op.node),
         has_side_effect=has_side_effect(op.node),
         is_collective=is_collective(op.node),
         writes_outside=not probe.outside.isdisjoint(written_storages(op)),
-        is_apart_again=is_apart_again(op.node),
+        is_apart_again=is_apart_again(probe, op),
     )
 
 
-def _conflicts(probe: Probe, by_statistics: bool) -> Iterator[tuple[int, int, bool]]:
-    """Pairs that keep writes and reads of each storage in order, and whether an op made it.
+def is_apart_again(probe: Probe, op: Op) -> bool:
+    """Would a second run of the op leave alone what it writes to, and compute the same?
+
+    Batch norm does without its running statistics.
+    """
+    node, statistics = op.node, statistics_of(op.node)
+    written = [argument for argument, _ in written_arguments(node) if argument is not None]
+    if not written or not all(any(one is own for own in statistics) for one in written):
+        return False
+    if not all(op.storages[own] <= probe.outside for own in statistics):
+        return False
+    looks = [probe.looks.get(used) for used in node.all_input_nodes]
+    return all(look is not None and look.dtype == looks[0].dtype for look in looks)  # type: ignore[union-attr]
+
+
+def _touched_again(probe: Probe, op: Op) -> set[int]:
+    """The storages that a second run of the op would touch, besides those that it makes."""
+    used: list[fx.Node] = []
+    is_apart = is_apart_again(probe, op)
+    given = without_statistics(op.node) if is_apart else (op.node.args, op.node.kwargs)
+    fx.node.map_arg(given, used.append)
+    return {storage for node in used for storage in op.storages[node]} | op.made.keys()
+
+
+def _conflicts(probe: Probe, by_statistics: bool) -> Iterator[tuple[int, int, int]]:
+    """Pairs that keep writes and reads of each storage in order, and the storage.
 
     Others follow from these.
     """
@@ -156,11 +190,10 @@ def _conflicts(probe: Probe, by_statistics: bool) -> Iterator[tuple[int, int, bo
     for index, (op, writes) in enumerate(zip(probe.ops, writes_of, strict=True)):
         touched = {s for held in op.storages.values() for s in held} | op.made.keys()
         for storage in sorted(touched & written):
-            is_inside = storage not in probe.outside
             if storage in writer:
-                yield writer[storage], index, is_inside
+                yield writer[storage], index, storage
             if storage in writes:
-                yield from ((reader, index, is_inside) for reader in readers.pop(storage, []))
+                yield from ((reader, index, storage) for reader in readers.pop(storage, []))
                 writer[storage] = index
             else:
                 readers.setdefault(storage, []).append(index)

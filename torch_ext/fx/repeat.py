@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import fx
 
 from torch_ext.fx.apply import arrange, copied
-from torch_ext.fx.effects import apart_again
+from torch_ext.fx.effects import without_statistics
 from torch_ext.fx.probe import REPEAT, Probe
+from torch_ext.fx.program import is_apart_again
 
 
 def with_repeats(module: fx.GraphModule, probe: Probe, runs: Sequence[str]) -> fx.GraphModule:
@@ -21,6 +22,7 @@ def with_repeats(module: fx.GraphModule, probe: Probe, runs: Sequence[str]) -> f
     nodes = {node.name: node for node in graph.nodes}
     own = probe.on(nodes)
     ops = {op.node.name: op for op in own.ops}
+    apart = {op.node.name for op in probe.ops if is_apart_again(probe, op)}
     counts = dict.fromkeys(ops, 0)
     latest: dict[fx.Node, fx.Node] = {}  # the node that stands for one of the original
     arguments = {node: (node.args, node.kwargs) for node in graph.nodes}
@@ -41,8 +43,8 @@ def with_repeats(module: fx.GraphModule, probe: Probe, runs: Sequence[str]) -> f
                     node = graph.node_copy(original)
                 node.meta[REPEAT] = (original.name, counts[name])
             read_latest(node, original)
-            if node is not original:
-                node.args, node.kwargs = apart_again(node)
+            if counts[name] > 1 and original is ops[name].node and name in apart:
+                node.args, node.kwargs = without_statistics(node)
             latest[original] = node
             placed.append(node)
     read_latest(end, end)

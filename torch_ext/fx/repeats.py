@@ -45,13 +45,14 @@ def told(plain: LeverPlan, found: LeverPlan, chosen: RepeatPlan, probe: Probe) -
     peak_bytes = found.plan.peak_bytes
     seconds = {op.name: op.nanoseconds / 1e9 for op in probe.ops}
     labels = {op.name: op for op in plain.graph.ops}
+    ops = {op.name for op in found.graph.ops}
     counts: Counter[str] = Counter()
     repeats = []
     for op in chosen.runs:
         counts[op] += 1
-        if counts[op] > 1:
+        name = f"{op}/{counts[op]}"
+        if name in ops:  # else it is a view, which comes with what it views
             label = labels[op]
-            name = f"{op}/{counts[op]}"
             repeats.append(Repeat(name, op, seconds[op], label.module_path, label.source))
     use = LeverUse(
         "repeat",
@@ -68,7 +69,10 @@ def told(plain: LeverPlan, found: LeverPlan, chosen: RepeatPlan, probe: Probe) -
         times=chosen.times,
         floor_bytes=chosen.floor_bytes,
         plan=dataclasses.replace(
-            found.plan, original_peak_bytes=plain.plan.original_peak_bytes, bottleneck=None
+            found.plan,
+            original_peak_bytes=plain.plan.original_peak_bytes,
+            bottleneck=None,
+            clock_stopped=found.plan.clock_stopped or chosen.clock_stopped,
         ),
         levers=(*plain.levers, use),
     )
@@ -79,7 +83,7 @@ def left_out(plain: LeverPlan, why: str, chosen: RepeatPlan | None = None) -> Le
     use = LeverUse.left_out("repeat", plain.plan.peak_bytes, why)
     plain = dataclasses.replace(plain, levers=(*plain.levers, use))
     if chosen is None:
-        return plain
+        return dataclasses.replace(plain, floor_bytes=None)
     times = dataclasses.replace(chosen.times, extra_seconds=0.0)
     return dataclasses.replace(plain, floor_bytes=chosen.floor_bytes, times=times)
 

@@ -148,7 +148,7 @@ class LeverPlan:
     hoists: tuple[Hoist, ...]
     slices: tuple[Slice, ...]
     slice_trials: tuple[SliceTrial, ...]
-    floor_bytes: int  # proven under any use of the levers asked for
+    floor_bytes: int | None  # proven under any use of the levers asked for
     plan: Plan  # of `edited`
     levers: tuple[LeverUse, ...]
     repeats: tuple[Repeat, ...] = ()

@@ -230,7 +230,9 @@ def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
         "call_seconds": found.times and found.times.call_seconds,
         "extra_seconds": found.times and found.times.extra_seconds,
         "extra_seconds_bound": found.times and found.times.extra_seconds_bound,
-        "floor_bytes": min(found.floor_bytes, found.plan.lower_bound_bytes),
+        "floor_bytes": None
+        if found.floor_bytes is None
+        else min(found.floor_bytes, found.plan.lower_bound_bytes),
         "graph": found.graph,
         "edited": found.edited,
     }

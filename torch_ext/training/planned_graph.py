@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from torch_ext import attributes
 from torch_ext.amounts import amount
-from torch_ext.arguments import Planning, without
+from torch_ext.arguments import TRAINING_LEVERS, Planning, without
 from torch_ext.files import first_line
 from torch_ext.fx import repeats
 from torch_ext.fx.overwritable import find_overwritable
@@ -144,6 +144,7 @@ def _made(
     free = without(wanted, "slice", "repeat")
     plain = maker.edited(captured.module, probe, free)
     if plain.verified.refusal and plain.found.overwrites:
+        wanted = without(wanted, "overwrite")
         plain = maker.edited(captured.module, probe, without(free, "overwrite"))
     if plain.verified.refusal:
         raise UnsupportedError(plain.verified.refusal)
@@ -217,15 +218,32 @@ class _Maker:
     def best(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
         """Try the levers that cost time, and return the cheapest graph that meets the budget.
 
-        If none does, return the one with the lowest peak.
+        If none does, return the one with the lowest peak. Without a budget only slices are tried,
+        which may save time.
         """
-        tried = [plain]
+        tried = []
         if "repeat" in wanted.levers:
-            tried.append(self.repeated(probe, wanted, plain))
-        if "slice" in wanted.levers and not _is_cheap(tried[-1]):
+            tried.append(self._repeated(probe, wanted, plain))
+        if "slice" in wanted.levers and not (tried and _is_cheap(tried[-1])):
             tried.append(self.sliced(probe, without(wanted, "repeat"), plain))
-        best = min(reversed(tried), key=_cost)
-        return _with_levers_of(best, tried)
+        if not tried:
+            return plain
+        best = tried[-1] if wanted.memory_budget is None else min(tried, key=_cost)
+        best = _with_levers_of(best, tried)
+        if len(wanted.levers) == len(TRAINING_LEVERS):  # no floor is proven of both together
+            best = dataclasses.replace(
+                best, found=dataclasses.replace(best.found, floor_bytes=None)
+            )
+        return best
+
+    def _repeated(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+        try:
+            return self.repeated(probe, wanted, plain)
+        except Exception as error:
+            if self.world.replicas is not None:  # the others wait
+                raise
+            why = f"trying repeats failed: {type(error).__name__}: {first_line(error)}"
+            return dataclasses.replace(plain, found=repeats.left_out(plain.found, why))
 
     def repeated(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
         """Run ops again where that meets the budget, or return the plain graph, and why."""
@@ -240,8 +258,8 @@ class _Maker:
             inputs = self._inputs()
             chosen = repeats.choose(module, probe, uses, inputs, plain.found, wanted)
             chosen = _common(self.world, chosen)[0]
-            why = repeats.why_missed(plain.found, chosen, chosen.peak_bytes).text
-            if not chosen.extra_nanoseconds:
+            if chosen.peak_bytes >= plain.found.plan.peak_bytes:
+                why = repeats.why_missed(plain.found, chosen, chosen.peak_bytes).text
                 return dataclasses.replace(plain, found=repeats.left_out(plain.found, why, chosen))
             module = with_repeats(module, probe, chosen.runs)
             again = run_probe(module, inputs)
@@ -344,11 +362,14 @@ def _with_levers_of(best: _Edited, tried: Sequence[_Edited]) -> _Edited:
     for other in tried:
         for use in other.found.levers:
             if use.name not in levers:
-                why = use.reason or "another lever does it in less time"
+                why = use.reason or "another lever does better"
                 levers[use.name] = LeverUse.left_out(use.name, best.found.plan.peak_bytes, why)
-    return dataclasses.replace(
-        best, found=dataclasses.replace(best.found, levers=tuple(levers.values()))
-    )
+    times = best.found.times
+    for other in tried:
+        if times is None and other.found.times is not None:
+            times = dataclasses.replace(other.found.times, extra_seconds=0.0)
+    found = dataclasses.replace(best.found, levers=tuple(levers.values()), times=times)
+    return dataclasses.replace(best, found=found)
 
 
 def _without_slices(plain: _Edited, why: str) -> _Edited:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <stdexcept>
 #include <unordered_map>
 
 #include "program/hazards.h"
@@ -15,9 +16,7 @@ Program WithDeadlinesOnly(const Program& program) {
   Program copy;
   copy.ops = program.ops;
   for (const Conflict& conflict : program.conflicts) {
-    const bool is_left_alone =
-        conflict.by_statistics && program.ops[conflict.earlier].effects.is_apart_again;
-    if (!conflict.is_inside && !is_left_alone) copy.conflicts.push_back(conflict);
+    if (!conflict.is_inside && !conflict.is_left_alone) copy.conflicts.push_back(conflict);
   }
   // Where the memory is known of which an op changes what views of it are, versions tell.
   for (Op& op : copy.ops) {
@@ -25,6 +24,9 @@ Program WithDeadlinesOnly(const Program& program) {
   }
   return copy;
 }
+
+// Of all ops, each run once: more than a year. Many runs of all do not overflow.
+constexpr std::int64_t kMostNanoseconds = std::int64_t{1} << 55;
 
 std::string NameOfRun(const std::string& name, std::int32_t run) {
   return run == 1 ? name : name + "/" + std::to_string(run);
@@ -165,9 +167,7 @@ Program WithRepeats(const Program& program, std::span<const OpId> runs) {
     if (conflict.is_inside) continue;
     for (const OpId earlier : runs_of[conflict.earlier]) {
       const bool is_repeat = earlier != runs_of[conflict.earlier].front();
-      const bool is_apart =
-          conflict.by_statistics && program.ops[conflict.earlier].effects.is_apart_again;
-      if (is_repeat && is_apart) continue;
+      if (is_repeat && conflict.is_left_alone) continue;
       for (const OpId later : runs_of[conflict.later]) {
         if (earlier < later) result.conflicts.push_back({earlier, later, conflict.by_statistics});
       }
@@ -207,6 +207,9 @@ Rerunner::Rerunner(const Program& program, bool overwrite, const RepeatRules& ru
     Step& step = steps_[v];
     step.workspace_bytes = op.workspace_bytes;
     step.nanoseconds = op.nanoseconds;
+    if (op.nanoseconds < 0 || op.nanoseconds > kMostNanoseconds - nanoseconds_) {
+      throw std::invalid_argument(op.name + ": its time is negative, or too long");
+    }
     nanoseconds_ += op.nanoseconds;
     step.may_repeat = MayRepeat(op) || !rules.once;
     step.before = graph.op(v).predecessors;
@@ -388,7 +391,7 @@ Rerunner::Judged Rerunner::Judge(std::span<const OpId> runs, std::int64_t budget
     argument.is_written_over = result.is_over = true;
     hill_bytes_[chance.position] -= size_bytes(result.buffer);
   }
-  judged.peak_bytes = end == 0 ? live_bytes : std::ranges::max(hill_bytes_);
+  judged.peak_bytes = end == 0 ? change_bytes[0] : std::ranges::max(hill_bytes_);
   for (const std::int64_t bytes : hill_bytes_) {
     judged.excess_bytes += std::max<std::int64_t>(bytes - budget_bytes, 0);
   }

@@ -68,7 +68,8 @@ Program WithRepeats(const Program& program, std::span<const OpId> runs);
 // The program by numbers, for judging many lists of runs.
 class Rerunner {
  public:
-  // `overwrite`: results take no memory where they may overwrite.
+  // `overwrite`: results take no memory where they may overwrite. Throws std::invalid_argument if
+  // the time of an op is negative, or the sum too long.
   Rerunner(const Program& program, bool overwrite, const RepeatRules& rules = {});
 
   // A read of a buffer by an op. It comes by values of those ops, each by the place of the buffer

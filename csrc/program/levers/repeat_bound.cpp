@@ -24,8 +24,8 @@ struct Price {
   std::int64_t nanoseconds = 0;
   std::int64_t bytes = 1;
 
-  std::int64_t Of(std::int64_t size_bytes) const {
-    return static_cast<std::int64_t>(static_cast<Wide>(size_bytes) * nanoseconds / bytes);
+  Wide Of(std::int64_t size_bytes) const {
+    return static_cast<Wide>(size_bytes) * nanoseconds / bytes;
   }
 };
 
@@ -55,6 +55,11 @@ struct RepeatBound::Question {
   };
   // The cheapest for that price; `times`: whether time counts.
   Answer Solve(const Price& price, bool times, sched::Budget& budget) const {
+    // So that no sum overflows. A smaller capacity keeps a cut a lower bound.
+    const Wide most = kInfinite / static_cast<std::int64_t>(choices.size() + again.size() + 1);
+    const auto capacity = [&](Wide amount) {
+      return static_cast<std::int64_t>(std::min(amount, most));
+    };
     FlowNetwork network;
     std::vector<std::int32_t> held(choices.size()), op(again.size());
     for (std::int32_t& node : held) node = network.AddNode();
@@ -64,11 +69,11 @@ struct RepeatBound::Question {
       const Choice& choice = choices[i];
       if (choice.crosses) network.AddEdge(FlowNetwork::kSource, held[i], kInfinite);
       if (!choice.makers.empty()) anew[i] = network.AddNode();
-      network.AddEdge(held[i], anew[i], price.Of(choice.bytes));
+      network.AddEdge(held[i], anew[i], capacity(price.Of(choice.bytes)));
       for (const std::int32_t m : choice.makers) network.AddEdge(anew[i], op[m], kInfinite);
     }
     for (std::size_t m = 0; m < again.size(); ++m) {
-      if (times) network.AddEdge(op[m], FlowNetwork::kSink, again[m].nanoseconds);
+      if (times) network.AddEdge(op[m], FlowNetwork::kSink, capacity(again[m].nanoseconds));
       for (const std::int32_t c : again[m].reads) network.AddEdge(op[m], held[c], kInfinite);
     }
     Answer answer;
@@ -253,9 +258,9 @@ std::optional<RepeatBound::Extra> RepeatBound::FindExtra(OpId v, std::int64_t bu
     const Price price{slow - fast, large - small};
     const Question::Answer answer = question.Solve(price, /*times=*/true, budget);
     if (!answer.is_exact && !budget.HasWork()) break;
-    const std::int64_t bound = answer.cut - price.Of(room_bytes);
-    if (bound > best.nanoseconds) best = {bound, answer.again};
-    const std::int64_t of_line = fast + price.Of(large);
+    const Wide bound = answer.cut - price.Of(room_bytes);
+    if (bound > best.nanoseconds) best = {static_cast<std::int64_t>(bound), answer.again};
+    const Wide of_line = fast + price.Of(large);
     if (answer.nanoseconds + price.Of(answer.held_bytes) >= of_line) break;
     const bool is_too_large = answer.held_bytes > room_bytes;
     (is_too_large ? fast : slow) = answer.nanoseconds;

@@ -25,7 +25,7 @@
 // rational, and capacities are rounded down, which keeps it a bound. Newton's method on the two
 // lines next to the budget finds the best price with few cuts.
 //
-// Attack: repeat_bound_test.cpp, against a search over all lists of runs.
+// Attack: repeat_bound_test.cpp, against searches over lists of runs of small programs.
 #pragma once
 
 #include <cstdint>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <random>
+#include <stdexcept>
 #include <utility>
 
 namespace torch_ext::program {
@@ -466,8 +467,11 @@ RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order
                        std::int64_t budget_bytes, const sched::PlanOptions& options) {
   sched::Budget budget(options.time_budget_seconds, options.search_memory_bytes);
   Rerunner rerunner(program, overwrite);
-  const std::int64_t peak_bytes = rerunner.Judge(order, budget_bytes).peak_bytes;
-  RepeatPlan plan{.runs = order, .peak_bytes = peak_bytes};
+  const Rerunner::Judged original = rerunner.Judge(order, budget_bytes);
+  if (!original.is_valid) {
+    throw std::invalid_argument("repeats start from an order of all ops; what is given is none");
+  }
+  RepeatPlan plan{.runs = order, .peak_bytes = original.peak_bytes};
   plan.nanoseconds = rerunner.nanoseconds();
   const RepeatBound bound(program, overwrite);
   sched::Budget bound_budget(options.time_budget_seconds, options.search_memory_bytes);
@@ -502,7 +506,7 @@ RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order
     if (plan.peak_bytes > middle_bytes) lowest_bytes = middle_bytes + 1;
   }
   plan.fits = plan.peak_bytes <= budget_bytes;
-  plan.clock_stopped = budget.clock_stopped();
+  plan.clock_stopped = budget.clock_stopped() || bound_budget.clock_stopped();
   return plan;
 }
 

@@ -94,7 +94,8 @@ struct RepeatPlan {
   bool clock_stopped = false;
 };
 
-// `order`: of all ops, valid.
+// `order`: of all ops, valid; else throws std::invalid_argument. Throws it too if the times of the
+// ops are negative or their sum overflows.
 RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order,
                        std::int64_t budget_bytes, const sched::PlanOptions& options);
 

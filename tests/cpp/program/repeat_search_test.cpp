@@ -13,32 +13,16 @@ namespace torch_ext::program {
 namespace {
 
 using test::Cases;
-using test::FewestNanoseconds;
 using test::RandomRepeatable;
-using test::Repeatable;
 using test::Shown;
 
 constexpr std::int64_t kNoBudget = std::numeric_limits<std::int64_t>::max();
-constexpr std::size_t kMostOps = 6;
-
-// Budgets from the peak of an order down to the first that no list of runs meets.
-template <typename Check>
-void ForEachBudget(const Program& program, bool overwrite, const Check& check) {
-  Rerunner rerunner(program, overwrite);
-  const sched::Graph graph = Lower(program);
-  const sched::Order order = sched::MakePlan(graph, {}).order;
-  for (std::int64_t bytes = rerunner.Judge(order, kNoBudget).peak_bytes; bytes >= 0; --bytes) {
-    const std::optional<std::int64_t> fewest = FewestNanoseconds(rerunner, overwrite, bytes);
-    check(rerunner, order, bytes, fewest);
-    if (!fewest) break;
-  }
-}
 
 TEST(RepeatSearch, FindsRunsThatFitAtLittleExtraTime) {
   std::uint64_t possible = 0, found = 0, repeated = 0, fewest_count = 0;
   for (std::uint64_t seed = 0; seed < Cases(300); ++seed) {
     const Program program = RandomRepeatable(seed, /*is_plain=*/true).program;
-    if (program.ops.size() > kMostOps) continue;
+    if (program.ops.size() > test::kMostOps) continue;
     SCOPED_TRACE(Shown(program, seed));
     const bool overwrite = seed % 2 == 0;
     const auto check = [&](Rerunner& rerunner, const sched::Order& order, std::int64_t bytes,
@@ -56,7 +40,7 @@ TEST(RepeatSearch, FindsRunsThatFitAtLittleExtraTime) {
       repeated += plan.fits && plan.extra_nanoseconds > 0;
       fewest_count += plan.fits && plan.extra_nanoseconds <= *fewest - rerunner.nanoseconds();
     };
-    ForEachBudget(program, overwrite, check);
+    test::ForEachBudget(program, overwrite, check);
   }
   RecordProperty("possible", static_cast<int>(possible));
   RecordProperty("found", static_cast<int>(found));
@@ -64,6 +48,18 @@ TEST(RepeatSearch, FindsRunsThatFitAtLittleExtraTime) {
   EXPECT_GT(repeated, Cases(300) / 20);
   EXPECT_GT(found, possible * 8 / 10);
   EXPECT_GT(fewest_count, possible * 6 / 10);
+}
+
+TEST(RepeatSearch, WhatIsNoOrderIsRefused) {
+  Program program = RandomRepeatable(3, /*is_plain=*/true).program;
+  Runs order = Lower(program).OriginalOrder();
+  ASSERT_GT(order.size(), 1U);
+  EXPECT_THROW(PlanRepeats(program, true, {order[0]}, 1, {}), std::invalid_argument);
+  EXPECT_THROW(PlanRepeats(program, true, {order[0], order[0]}, 1, {}), std::invalid_argument);
+  program.ops[0].nanoseconds = -1;
+  EXPECT_THROW(PlanRepeats(program, true, order, 1, {}), std::invalid_argument);
+  program.ops[0].nanoseconds = std::numeric_limits<std::int64_t>::max();
+  EXPECT_THROW(PlanRepeats(program, true, order, 1, {}), std::invalid_argument);
 }
 
 TEST(RepeatSearch, TheSameEachTime) {
@@ -137,39 +133,6 @@ TEST(RepeatSearch, AnUpdateWaitsForTheRepeatsThatReadWhatItWrites) {
   const auto updated = std::ranges::find(plan.runs, static_cast<OpId>(program.ops.size()) - 1);
   EXPECT_LT(last.base() - plan.runs.begin(), updated - plan.runs.begin() + 1);
   EXPECT_GT(std::ranges::count(plan.runs, 0), 1);
-}
-
-TEST(RepeatBound, NoRunsAreBelow) {
-  std::uint64_t budgets = 0, floors = 0, extra_reached = 0, extra_positive = 0, programs = 0;
-  for (std::uint64_t seed = 0; seed < Cases(300); ++seed) {
-    const Program program = RandomRepeatable(seed, /*is_plain=*/true).program;
-    if (program.ops.size() > kMostOps) continue;
-    ++programs;
-    SCOPED_TRACE(Shown(program, seed));
-    const bool overwrite = seed % 2 == 0;
-    const RepeatBound bound(program, overwrite);
-    const auto check = [&](Rerunner& rerunner, const sched::Order& order, std::int64_t bytes,
-                           const std::optional<std::int64_t>& fewest) {
-      sched::Budget budget(1);
-      const std::int64_t floor_bytes = bound.FindFloor(order, budget).bytes;
-      const auto extra = bound.FindExtra(order, bytes, budget);
-      if (!fewest) {
-        floors += floor_bytes > bytes;
-        return;
-      }
-      ++budgets;
-      ASSERT_LE(floor_bytes, bytes);
-      ASSERT_TRUE(extra.has_value());
-      const std::int64_t fewest_extra = *fewest - rerunner.nanoseconds();
-      ASSERT_LE(extra->nanoseconds, fewest_extra);
-      extra_positive += fewest_extra > 0;
-      extra_reached += fewest_extra > 0 && extra->nanoseconds == fewest_extra;
-    };
-    ForEachBudget(program, overwrite, check);
-  }
-  RecordProperty("budgets", static_cast<int>(budgets));
-  EXPECT_GT(floors, programs / 2);  // mostly the floor is the least that is possible
-  EXPECT_GT(extra_reached, extra_positive / 4);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -17,7 +18,9 @@
 #include <vector>
 
 #include "program/levers/repeat.h"
+#include "program/lower.h"
 #include "program/program.h"
+#include "sched/plan.h"
 #include "support/program_oracle.h"
 
 namespace torch_ext::program::test {
@@ -246,6 +249,23 @@ inline std::optional<std::int64_t> FewestNanoseconds(const Rerunner& rerunner, b
     }
   }
   return std::nullopt;
+}
+
+constexpr std::size_t kMostOps = 6;  // for which all lists are searched
+
+// Budgets from the peak of an order down to the first that no list of runs meets.
+template <typename Check>
+void ForEachBudget(const Program& program, bool overwrite, const Check& check) {
+  Rerunner rerunner(program, overwrite);
+  const sched::Graph graph = Lower(program);
+  const sched::Order order = sched::MakePlan(graph, {}).order;
+  for (std::int64_t bytes =
+           rerunner.Judge(order, std::numeric_limits<std::int64_t>::max()).peak_bytes;
+       bytes >= 0; --bytes) {
+    const std::optional<std::int64_t> fewest = FewestNanoseconds(rerunner, overwrite, bytes);
+    check(rerunner, order, bytes, fewest);
+    if (!fewest) break;
+  }
 }
 
 }  // namespace torch_ext::program::test
