@@ -48,9 +48,10 @@ def training_step(
     `runtime`: what runs a graph, the Python code of "fx" or TorchScript's interpreter, which makes
     `step.save(path)` possible: a file that trains in C++. `time_budget`: seconds to plan a graph.
     `levers`, `memory_budget`: as of torch_ext.optimize; the budget is for what a step needs above
-    its start, gradients included. With a budget that is not met otherwise, or with the lever
-    "slice", logits, loss and their gradient are made by blocks of rows, and other stretches in
-    parts.
+    its start, gradients included. With a budget that is not met otherwise some ops run again (the
+    lever "repeat": bits stay, dropout and statistics too), as few as meet it, at the least time
+    that is found. With such a budget, or with the lever "slice", logits, loss and their gradient
+    are made by blocks of rows, and other stretches in parts.
 
     Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line
     if it is in the model, ValueError for other arguments, and whatever the model raises.
