@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from torch_ext import attributes
 from torch_ext.amounts import amount
-from torch_ext.arguments import TRAINING_LEVERS, Planning, without
+from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
 from torch_ext.fx import repeats
 from torch_ext.fx.overwritable import find_overwritable
@@ -223,30 +223,30 @@ class _Maker:
         """
         tried = []
         if "repeat" in wanted.levers:
-            tried.append(self._repeated(probe, wanted, plain))
+            tried.append(self.repeated(probe, wanted, plain))
         if "slice" in wanted.levers and not (tried and _is_cheap(tried[-1])):
             tried.append(self.sliced(probe, without(wanted, "repeat"), plain))
         if not tried:
             return plain
         best = tried[-1] if wanted.memory_budget is None else min(tried, key=_cost)
         best = _with_levers_of(best, tried)
-        if len(wanted.levers) == len(TRAINING_LEVERS):  # no floor is proven of both together
+        if {"slice", "repeat"} <= set(wanted.levers):  # no floor is proven of both together
             best = dataclasses.replace(
                 best, found=dataclasses.replace(best.found, floor_bytes=None)
             )
         return best
 
-    def _repeated(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+    def repeated(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+        """Run ops again where that meets the budget, or return the plain graph, and why."""
         try:
-            return self.repeated(probe, wanted, plain)
+            return self._repeated(probe, wanted, plain)
         except Exception as error:
             if self.world.replicas is not None:  # the others wait
                 raise
             why = f"trying repeats failed: {type(error).__name__}: {first_line(error)}"
             return dataclasses.replace(plain, found=repeats.left_out(plain.found, why))
 
-    def repeated(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
-        """Run ops again where that meets the budget, or return the plain graph, and why."""
+    def _repeated(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
         if wanted.memory_budget is None:
             why = Reason.of("no_budget").text
             return dataclasses.replace(plain, found=repeats.left_out(plain.found, why))
