@@ -15,7 +15,7 @@ import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import doors
 import front
@@ -133,6 +133,11 @@ def _edits_table(batch: str) -> str:
     return Table(header, rows, ("model",)).markdown()
 
 
+def _shown_table(name: str, shown: Mapping[str, str], words: tuple[str, ...]) -> str:
+    """Some columns of a result; `shown`: how they are headed here, and there."""
+    return Table(tuple(shown), _table(name).select(tuple(shown.values())).rows, words).markdown()
+
+
 def _slices_table(name: str = "slices") -> str:
     shown = {
         "model": "model",
@@ -147,10 +152,7 @@ def _slices_table(name: str = "slices") -> str:
         "hand's time": "hand time",
         "hand's bits": "hand bits",
     }
-    rows: list[Row] = [
-        tuple(record[column] for column in shown.values()) for record in _table(name).records()
-    ]
-    return Table(tuple(shown), rows, ("model", "hand's bits")).markdown()
+    return _shown_table(name, shown, ("model", "hand's bits"))
 
 
 def _front_table() -> str:
@@ -165,10 +167,7 @@ def _front_table() -> str:
         "bound %": "bound %",
         "time": "time",
     }
-    rows: list[Row] = [
-        tuple(record[column] for column in shown.values()) for record in _table("front").records()
-    ]
-    return Table(tuple(shown), rows, ("model", "met")).markdown()
+    return _shown_table("front", shown, ("model", "met"))
 
 
 def _peers_table() -> str:
@@ -410,20 +409,19 @@ def _speed() -> str:
 
 
 def _training_table() -> str:
-    columns = {
+    shown = {
         "model": "model",
-        "eager MiB": "eager",
-        "hooks MiB": "backward hooks",
-        "ours MiB": "this step",
-        "bound MiB": "bound",
-        "compile MiB": "`torch.compile(model)`",
-        "without layout MiB": "without layout optimisation",
-        "whole step without layout MiB": "whole step, without it",
+        "eager": "eager MiB",
+        "backward hooks": "hooks MiB",
+        "this step": "ours MiB",
+        "bound": "bound MiB",
+        "`torch.compile(model)`": "compile MiB",
+        "without layout optimisation": "without layout MiB",
+        "whole step, without it": "whole step without layout MiB",
         "time / eager": "time / eager",
         "capture s": "capture s",
     }
-    table = _table("training").select(tuple(columns))
-    return Table(tuple(columns.values()), table.rows, ("model",)).markdown()
+    return _shown_table("training", shown, ("model",))
 
 
 def _noticing() -> list[float]:

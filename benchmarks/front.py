@@ -30,7 +30,7 @@ from children import add_one, row_of
 from measuring import mib, settled_peak, time_ratios
 from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
 from torch import Tensor, nn
-from training import Task
+from training import Task, is_as_the_loop, make_task
 
 from torch_ext import training_step
 from torch_ext.training import TrainingStep
@@ -115,11 +115,6 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def _made(name: str) -> Task:
-    torch.manual_seed(0)
-    return TASKS[name]()
-
-
 def _step(task: Task, budget_bytes: int | None) -> tuple[TrainingStep, float]:
     start = time.perf_counter()
     levers = LEVERS if budget_bytes is not None else LEVERS[:2]
@@ -134,31 +129,15 @@ def _step(task: Task, budget_bytes: int | None) -> tuple[TrainingStep, float]:
     return step, time.perf_counter() - start
 
 
-def _is_same(name: str, ours: Task, step: TrainingStep) -> bool:
-    """Are some steps the loop's, bit for bit?"""
-    loop = _made(name)
-    same = True
-    for number in range(STEPS):
-        torch.manual_seed(number)
-        expected = loop.eager_step()
-        torch.manual_seed(number)
-        same &= torch.equal(expected, step(*ours.batch))
-        states = zip(
-            loop.model.state_dict().values(), ours.model.state_dict().values(), strict=True
-        )
-        same &= all(torch.equal(a, b) for a, b in states)
-    return same
-
-
 def measure(name: str, percent: str, options: argparse.Namespace) -> dict[str, Any]:
     """One row as a dictionary of texts; `failures` are the promises broken."""
-    plain_task, task = _made(name), _made(name)
+    plain_task, task, loop = (make_task(name, TASKS) for _ in range(3))
     plain, without = _step(plain_task, None)
     order_bytes = plain.report.levers[0].peak_bytes_after
     budget_bytes = order_bytes * int(percent) // 100
     step, seconds = _step(task, budget_bytes)
     report = step.report
-    same = _is_same(name, task, step)
+    same = is_as_the_loop(loop, task, step, STEPS)
     measured_bytes = settled_peak(lambda: step(*task.batch))
     ratios = time_ratios(
         lambda: plain(*plain_task.batch), lambda: step(*task.batch), options.pairs, math.inf

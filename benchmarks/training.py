@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from results import Growing, Row, Table, add_output, add_resume, circumstances, 
 from torch import Tensor, fx, nn
 
 from torch_ext import training_step
+from torch_ext.training import TrainingStep
 from torch_ext.training.capture import Clipping, Objective
 from torch_ext.training.world import World
 
@@ -161,10 +162,25 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def make_task(name: str) -> Task:
+def make_task(name: str, tasks: Mapping[str, Callable[[], Task]] = TASKS) -> Task:
     """The task of that name, equal on every call. Seeds torch's generator with 0."""
     torch.manual_seed(0)
-    return TASKS[name]()
+    return tasks[name]()
+
+
+def is_as_the_loop(loop: Task, ours: Task, step: TrainingStep, steps: int) -> bool:
+    """Are some steps those of an equal task's eager loop, bit for bit? Both go on from there."""
+    identical = True
+    for number in range(steps):
+        torch.manual_seed(number)
+        expected = loop.eager_step()
+        torch.manual_seed(number)
+        identical &= torch.equal(expected, step(*ours.batch))
+        states = zip(
+            loop.model.state_dict().values(), ours.model.state_dict().values(), strict=True
+        )
+        identical &= all(torch.equal(a, b) for a, b in states)
+    return identical
 
 
 # --- one measurement, in a process of its own -----------------------------------------------------
@@ -174,16 +190,7 @@ def _ours(name: str, pairs: int) -> dict[str, str]:
     task, other = make_task(name), make_task(name)
     step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
     report = step.report
-    identical = True
-    for number in range(STEPS):
-        torch.manual_seed(number)
-        expected = other.eager_step()
-        torch.manual_seed(number)
-        identical &= torch.equal(expected, step(*task.batch))
-        states = zip(
-            other.model.state_dict().values(), task.model.state_dict().values(), strict=True
-        )
-        identical &= all(torch.equal(a, b) for a, b in states)
+    identical = is_as_the_loop(other, task, step, STEPS)
     ratios = time_ratios(other.eager_step, lambda: step(*task.batch), pairs, math.inf)
     quarters = statistics.quantiles(ratios, n=4)
     return {

@@ -48,6 +48,7 @@ bool MayRepeat(const Op& op) {
 
 Program WithRepeats(const Program& program, std::span<const OpId> runs) {
   Program result;
+  result.buffers = program.buffers;  // those of first runs
   result.run_elements = program.run_elements;
   result.threads = program.threads;
   result.most_placed = program.most_placed;
@@ -57,11 +58,6 @@ Program WithRepeats(const Program& program, std::span<const OpId> runs) {
   std::vector<std::vector<OpId>> runs_of(num_ops);
   // Per op: the instance of each buffer that its latest values lie in.
   std::vector<std::map<BufferId, BufferId>> held(num_ops);
-  std::vector<BufferId> original(program.buffers.size(), -1);
-  for (std::size_t b = 0; b < program.buffers.size(); ++b) {
-    original[b] = static_cast<BufferId>(result.buffers.size());
-    result.buffers.push_back(program.buffers[b]);
-  }
   std::unordered_map<std::string, OpId> maker_of;
   std::vector<OpId> producer(program.buffers.size(), sched::kNoOp);
   for (OpId v = 0; v < static_cast<OpId>(num_ops); ++v) {
@@ -76,7 +72,7 @@ Program WithRepeats(const Program& program, std::span<const OpId> runs) {
     for (const OpId m : op.makers) {
       if (const auto found = held[m].find(b); found != held[m].end()) return found->second;
     }
-    return producer[b] == sched::kNoOp ? original[b] : held[producer[b]].at(b);
+    return producer[b] == sched::kNoOp ? b : held[producer[b]].at(b);
   };
   std::vector<std::vector<std::pair<OpId, bool>>> touches(program.buffers.size());
   std::vector<std::map<BufferId, BufferId>> read_by;  // per run
@@ -99,7 +95,7 @@ Program WithRepeats(const Program& program, std::span<const OpId> runs) {
     op.name = NameOfRun(old.name, count[v]);
     std::map<BufferId, BufferId> holds;
     for (BufferId& b : op.writes) {
-      BufferId instance = original[b];
+      BufferId instance = b;
       if (is_repeat) {
         instance = static_cast<BufferId>(result.buffers.size());
         Buffer buffer = program.buffers[b];
@@ -149,7 +145,7 @@ Program WithRepeats(const Program& program, std::span<const OpId> runs) {
   // What the caller gets lies in the latest instances.
   for (std::size_t b = 0; b < program.buffers.size(); ++b) {
     if (!program.buffers[b].kept || producer[b] == sched::kNoOp) continue;
-    result.buffers[original[b]].kept = false;
+    result.buffers[b].kept = false;
     result.buffers[held[producer[b]].at(static_cast<BufferId>(b))].kept = true;
   }
   for (const Overwrite& use : program.overwritable) {

@@ -16,10 +16,9 @@ namespace torch_ext::program {
 namespace {
 
 using test::Cases;
+using test::kNoBudget;
 using test::RandomRepeatable;
 using test::Shown;
-
-constexpr std::int64_t kNoBudget = std::numeric_limits<std::int64_t>::max();
 
 TEST(RepeatBound, NoRunsAreBelow) {
   std::uint64_t budgets = 0, floors = 0, extra_reached = 0, extra_positive = 0, programs = 0;

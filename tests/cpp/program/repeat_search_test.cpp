@@ -13,10 +13,9 @@ namespace torch_ext::program {
 namespace {
 
 using test::Cases;
+using test::kNoBudget;
 using test::RandomRepeatable;
 using test::Shown;
-
-constexpr std::int64_t kNoBudget = std::numeric_limits<std::int64_t>::max();
 
 TEST(RepeatSearch, FindsRunsThatFitAtLittleExtraTime) {
   std::uint64_t possible = 0, found = 0, repeated = 0, fewest_count = 0;

@@ -15,12 +15,11 @@ namespace {
 
 using test::Cases;
 using test::ContentsOf;
+using test::kNoBudget;
 using test::RandomRepeatable;
 using test::Repeatable;
 using test::Shown;
 using Random = sched::test::Random;
-
-constexpr std::int64_t kNoBudget = std::numeric_limits<std::int64_t>::max();
 
 // First runs in a valid order, and any ops again behind them.
 Runs RandomRuns(const Program& program, Random& random) {

@@ -251,6 +251,7 @@ inline std::optional<std::int64_t> FewestNanoseconds(const Rerunner& rerunner, b
   return std::nullopt;
 }
 
+constexpr std::int64_t kNoBudget = std::numeric_limits<std::int64_t>::max();
 constexpr std::size_t kMostOps = 6;  // for which all lists are searched
 
 // Budgets from the peak of an order down to the first that no list of runs meets.
@@ -259,9 +260,7 @@ void ForEachBudget(const Program& program, bool overwrite, const Check& check) {
   Rerunner rerunner(program, overwrite);
   const sched::Graph graph = Lower(program);
   const sched::Order order = sched::MakePlan(graph, {}).order;
-  for (std::int64_t bytes =
-           rerunner.Judge(order, std::numeric_limits<std::int64_t>::max()).peak_bytes;
-       bytes >= 0; --bytes) {
+  for (std::int64_t bytes = rerunner.Judge(order, kNoBudget).peak_bytes; bytes >= 0; --bytes) {
     const std::optional<std::int64_t> fewest = FewestNanoseconds(rerunner, overwrite, bytes);
     check(rerunner, order, bytes, fewest);
     if (!fewest) break;
