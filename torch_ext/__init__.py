@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch_ext.capacities.search import Capacity as Capacity
     from torch_ext.capacities.search import capacity as capacity
     from torch_ext.capacities.search import training_capacity as training_capacity
+    from torch_ext.fronts import front as front
     from torch_ext.memory.limit import assert_peak_below as assert_peak_below
     from torch_ext.memory.meter import PeakMemory as PeakMemory
     from torch_ext.memory.meter import measure_peak as measure_peak
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch_ext.program.graph import Graph as Graph
     from torch_ext.program.graph import simulate as simulate
     from torch_ext.program.plan import Plan as Plan
+    from torch_ext.reporting.front import Front as Front
     from torch_ext.reporting.report import Verification as Verification
     from torch_ext.torchscript.optimize import Report as Report
     from torch_ext.torchscript.optimize import analyze as analyze
@@ -32,10 +34,12 @@ if TYPE_CHECKING:
     from torch_ext.torchscript.registered_pass import enabled as enabled
     from torch_ext.torchscript.registered_pass import is_enabled as is_enabled
     from torch_ext.torchscript.registered_pass import pass_stats as pass_stats
+    from torch_ext.training import training_front as training_front
     from torch_ext.training import training_step as training_step
 
 _HOMES = {  # public name -> where it lives; "": a module
     "Capacity": "capacities.search",
+    "Front": "reporting.front",
     "Graph": "program.graph",
     "PeakMemory": "memory.meter",
     "Plan": "program.plan",
@@ -47,6 +51,7 @@ _HOMES = {  # public name -> where it lives; "": a module
     "disable": "torchscript.registered_pass",
     "enable": "torchscript.registered_pass",
     "enabled": "torchscript.registered_pass",
+    "front": "fronts",
     "fx": "",
     "inductor": "",
     "is_enabled": "torchscript.registered_pass",
@@ -56,6 +61,7 @@ _HOMES = {  # public name -> where it lives; "": a module
     "plan": "planning",
     "simulate": "program.graph",
     "training_capacity": "capacities.search",
+    "training_front": "training",
     "training_step": "training",
     "verify": "torchscript.optimize",
 }

@@ -109,6 +109,9 @@ class Program:
     def plan_repeats(
         self, order: Sequence[str], *, memory_budget: int, time_budget: float, overwrite: bool
     ) -> dict[str, Any]: ...
+    def plan_repeat_front(
+        self, order: Sequence[str], *, count: int, time_budget: float, overwrite: bool
+    ) -> list[dict[str, Any]]: ...
 
 class OverwritingForm:
     oper: str
@@ -204,6 +207,7 @@ class SliceTrial:
         self,
         *,
         peak_bytes: int,
+        measured_peak_bytes: int,
         slices: int,
         seconds: float,
         seconds_without: float,

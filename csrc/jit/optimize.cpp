@@ -620,6 +620,8 @@ class SliceTrials {
       const PairedSeconds seconds =
           TimeInTurns(plain_.module, subject.reordered().module(), arguments_[report.worst_example],
                       subject.copy_state(), subject.quiet());
+      tried.trial.measured_peak_bytes =
+          report.examples[report.worst_example].measured_peak_bytes.value_or(0);
       tried.trial.seconds = seconds.b;
       tried.trial.seconds_without = seconds.a;
       trials_.push_back(tried.trial);

@@ -148,6 +148,7 @@ inline pybind11::list TrialFields(const std::vector<program::SliceTrial>& trials
   return ListOf(trials, [](const program::SliceTrial& trial) {
     pybind11::dict fields;
     fields["peak_bytes"] = trial.peak_bytes;
+    fields["measured_peak_bytes"] = trial.measured_peak_bytes;
     fields["slices"] = trial.slices;
     fields["seconds"] = trial.seconds;
     fields["seconds_without"] = trial.seconds_without;

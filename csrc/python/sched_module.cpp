@@ -239,6 +239,26 @@ PYBIND11_MODULE(_sched, m) {
             return torch_ext::python::RepeatFields(p, plan);
           },
           py::arg("order"), py::kw_only(), py::arg("memory_budget"), py::arg("time_budget"),
+          py::arg("overwrite"))
+      .def(
+          "plan_repeat_front",
+          [](const program::Program& p, const std::vector<std::string>& order, int count,
+             double time_budget, bool overwrite) {
+            const sched::PlanOptions options =
+                torch_ext::python::MakeOptions(time_budget, std::nullopt, "all");
+            const program::Runs runs = sched::GraphBuilder(program::Lower(p)).FindOps(order);
+            std::vector<program::RepeatPlan> plans;
+            {
+              const py::gil_scoped_release release;
+              plans = program::PlanRepeatFront(p, overwrite, runs, count, options);
+            }
+            py::list fields;
+            for (const program::RepeatPlan& plan : plans) {
+              fields.append(torch_ext::python::RepeatFields(p, plan));
+            }
+            return fields;
+          },
+          py::arg("order"), py::kw_only(), py::arg("count"), py::arg("time_budget"),
           py::arg("overwrite"));
   m.def(
       "reason",

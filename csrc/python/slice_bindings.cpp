@@ -126,12 +126,14 @@ void AddSearch(py::module_& m) {
       .def_readonly("peak_bytes", &Stretches::Choice::peak_bytes)
       .def_readonly("stretches", &Stretches::Choice::stretches);
   py::class_<program::SliceTrial>(m, "SliceTrial")
-      .def(py::init([](std::int64_t peak_bytes, std::int64_t slices, double seconds,
-                       double seconds_without, bool meets_budget) {
-             return program::SliceTrial{peak_bytes, slices, seconds, seconds_without, meets_budget};
+      .def(py::init([](std::int64_t peak_bytes, std::int64_t measured_peak_bytes,
+                       std::int64_t slices, double seconds, double seconds_without,
+                       bool meets_budget) {
+             return program::SliceTrial{peak_bytes, measured_peak_bytes, slices,
+                                        seconds,    seconds_without,     meets_budget};
            }),
-           py::kw_only(), py::arg("peak_bytes"), py::arg("slices"), py::arg("seconds"),
-           py::arg("seconds_without"), py::arg("meets_budget"));
+           py::kw_only(), py::arg("peak_bytes"), py::arg("measured_peak_bytes"), py::arg("slices"),
+           py::arg("seconds"), py::arg("seconds_without"), py::arg("meets_budget"));
   m.def("slice_targets", &program::TargetsBelow, py::arg("peak_bytes"), py::arg("budget_bytes"));
   m.def("choose_stretches", &program::ChooseStretches, py::arg("program"), py::arg("order"),
         py::arg("facts"), py::arg("targets"), py::arg("learn"));

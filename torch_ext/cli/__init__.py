@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from torch_ext._version import __version__
-from torch_ext.cli import analyze, capacity, doctor, optimize, plan, verify
+from torch_ext.cli import analyze, capacity, doctor, front, optimize, plan, verify
 from torch_ext.cli.output import BAD_INPUT, FAILED, INTERRUPTED, complain
 from torch_ext.files import (
     UnreadableInputError,
@@ -23,7 +23,7 @@ from torch_ext.files import (
     innermost_error,
 )
 
-COMMANDS = (plan, analyze, optimize, verify, capacity, doctor)
+COMMANDS = (plan, analyze, optimize, front, verify, capacity, doctor)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -67,13 +67,13 @@ def with_scope(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def with_levers(sub: argparse.ArgumentParser) -> None:
-    """Take the kinds of edits."""
+def with_levers(sub: argparse.ArgumentParser, default: str = "order,overwrite") -> None:
+    """Take the kinds of edits; `default` is what is done without."""
     sub.add_argument(
         "--levers",
         type=_levers,
         metavar="NAMES",
-        help="kinds of edits: order,overwrite is the default, slice is the third",
+        help=f"kinds of edits, of {','.join(ALL_LEVERS)}; default: {default}",
     )
 
 

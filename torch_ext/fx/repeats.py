@@ -1,40 +1,14 @@
-"""Which ops of a graph run again so that a memory budget is met, and what is said of them."""
+"""What is said of ops that run again so that a memory budget is met."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
-
-from torch import fx
 
 from torch_ext.amounts import amount
-from torch_ext.arguments import Planning
-from torch_ext.fx.overwritable import Overwritable
 from torch_ext.fx.probe import Probe
-from torch_ext.fx.program import labelled_program_of
-from torch_ext.fx.timing import add_times
-from torch_ext.program.plan import LeverPlan, LeverUse, Reason, RepeatPlan, plan_repeats
+from torch_ext.program.plan import LeverPlan, LeverUse, Reason, RepeatPlan
 from torch_ext.program.program import Repeat
 
 _MOST_BUFFERS = 5  # that are named to people
-
-
-def choose(
-    module: fx.GraphModule,
-    probe: Probe,
-    uses: Sequence[Overwritable],
-    inputs: Sequence[Any],
-    plain: LeverPlan,
-    wanted: Planning,
-) -> RepeatPlan:
-    """Time the ops of the module, which the probe is of, and plan which run again.
-
-    `plain`: its plan without repeats, from whose order they start.
-    """
-    add_times(probe, module, inputs)
-    names = {op.name for op in probe.ops}
-    order = [name for name in plain.plan.order if name in names]
-    return plan_repeats(labelled_program_of(probe, uses), order, wanted)
 
 
 def told(plain: LeverPlan, found: LeverPlan, chosen: RepeatPlan, probe: Probe) -> LeverPlan:
@@ -94,6 +68,12 @@ def why_missed(plain: LeverPlan, chosen: RepeatPlan, peak_bytes: int) -> Reason:
         detail = _what_needs_it(plain, chosen)
         return Reason.of("below_floor", size_bytes=chosen.floor_bytes, detail=detail)
     return Reason.of("missed", size_bytes=peak_bytes, other_bytes=chosen.floor_bytes)
+
+
+def why_no_lower(plain: LeverPlan, lowest: RepeatPlan) -> str:
+    """Say of a front where it ends, and what is proven of that: for people."""
+    floor = f"no program with these levers gets below {amount(lowest.floor_bytes)}"
+    return f"{floor}: {_what_needs_it(plain, lowest)}"
 
 
 def _what_needs_it(plain: LeverPlan, chosen: RepeatPlan) -> str:

@@ -99,7 +99,8 @@ class SliceTrials:
         if tried is None:
             return None
         without, with_slices = tried.seconds or (0.0, 0.0)
-        trial = SliceTrial(tried.found.plan.peak_bytes, len(stretches), with_slices, without)
+        peaks = tried.found.plan.peak_bytes, tried.measured_peak_bytes or 0
+        trial = SliceTrial(*peaks, len(stretches), with_slices, without)
         if tried.seconds is not None:
             self.verified.append(trial)
         self.tried.append((stretches, tried))
@@ -171,6 +172,7 @@ def why_not_tried(error: Exception) -> str:
 def _native(trial: SliceTrial, meets_budget: bool = False) -> _sched.SliceTrial:
     return _sched.SliceTrial(
         peak_bytes=trial.peak_bytes,
+        measured_peak_bytes=trial.measured_peak_bytes,
         slices=trial.slices,
         seconds=trial.seconds,
         seconds_without=trial.seconds_without,

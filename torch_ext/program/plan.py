@@ -118,6 +118,7 @@ class SliceTrial:
     """A program with slices that was tried, and gave the same bits."""
 
     peak_bytes: int
+    measured_peak_bytes: int  # by the allocator
     slices: int
     seconds: float  # of a call, measured in turns with the program without slices
     seconds_without: float
@@ -242,6 +243,12 @@ class RepeatPlan:
             None if bound is None else bound / 1e9,
         )
 
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Build it from the dict that the extension module returns."""
+        listed = {name: tuple(fields[name]) for name in ("runs", "floor_buffers")}
+        return cls(**{**fields, **listed})
+
 
 def plan_repeats(program: _sched.Program, order: Sequence[str], wanted: Planning) -> RepeatPlan:
     """Plan which ops of a program run again, from an order of its ops on.
@@ -249,19 +256,31 @@ def plan_repeats(program: _sched.Program, order: Sequence[str], wanted: Planning
     Its ops have to be timed, and `wanted` has a memory budget.
     """
     assert wanted.memory_budget is not None
-    fields = program.plan_repeats(
+    return RepeatPlan.from_fields(
+        program.plan_repeats(
+            order,
+            memory_budget=wanted.memory_budget,
+            time_budget=wanted.time_budget,
+            overwrite="overwrite" in wanted.levers,
+        )
+    )
+
+
+def plan_repeat_front(
+    program: _sched.Program, order: Sequence[str], wanted: Planning, count: int
+) -> list[RepeatPlan]:
+    """Plan the same for `count` budgets between the peak of the order and the floor, at most.
+
+    From the highest peak to the lowest; none is better in both, memory and time, than another. The
+    budgets share the time budget.
+    """
+    plans = program.plan_repeat_front(
         order,
-        memory_budget=wanted.memory_budget,
+        count=count,
         time_budget=wanted.time_budget,
         overwrite="overwrite" in wanted.levers,
     )
-    return RepeatPlan(
-        **{
-            **fields,
-            "runs": tuple(fields["runs"]),
-            "floor_buffers": tuple(fields["floor_buffers"]),
-        }
-    )
+    return [RepeatPlan.from_fields(fields) for fields in plans]
 
 
 def plan_graph(graph: Graph, wanted: Planning, without: Sequence[str] = ()) -> Plan:

@@ -1,9 +1,6 @@
 """One page of HTML that holds all it shows and loads nothing."""
 
-import base64
-import hashlib
 import html
-import importlib.resources
 import json
 import os
 import string
@@ -15,6 +12,7 @@ from torch_ext._version import __version__
 from torch_ext.program.program import Program
 from torch_ext.reporting import wording
 from torch_ext.reporting.advice import Advice, find_advice
+from torch_ext.reporting.assets import asset, policy_hash
 from torch_ext.reporting.findings import Findings, Run
 from torch_ext.reporting.wording import amount, code
 
@@ -25,14 +23,14 @@ def to_html(findings: Findings) -> str:
     """Return the page."""
     plan = findings.plan
     advice = find_advice(findings)
-    style, script = _file("page.css"), _file("page.js")
-    return string.Template(_file("page.html")).substitute(
+    style, script = asset("page.css"), asset("page.js")
+    return string.Template(asset("page.html")).substitute(
         title=html.escape(findings.title or "A program"),
         version=html.escape(__version__),
         style=style,
-        style_hash=_hash(style),
+        style_hash=policy_hash(style),
         script=script,
-        script_hash=_hash(script),
+        script_hash=policy_hash(script),
         data=_embedded(_data(findings)),
         facts=wording.facts(findings),
         unit=_unit(findings),
@@ -50,15 +48,6 @@ def to_html(findings: Findings) -> str:
         bars=_bars(findings),
         moved=wording.moved(findings),
     )
-
-
-def _file(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """For the page's own policy: nothing but this script and this style may run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _embedded(data: dict[str, Any]) -> str:

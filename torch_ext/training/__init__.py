@@ -8,11 +8,12 @@ from torch import nn
 
 from torch_ext import arguments
 from torch_ext.training.capture import Clipping, LossFunction
+from torch_ext.training.front import training_front
 from torch_ext.training.planned_graph import Runtime, TrainingReport
 from torch_ext.training.step import StepOptions, TrainingStep
 from torch_ext.training.updates import UnsupportedError
 
-__all__ = ["TrainingReport", "TrainingStep", "UnsupportedError", "training_step"]
+__all__ = ["TrainingReport", "TrainingStep", "UnsupportedError", "training_front", "training_step"]
 
 
 def training_step(
@@ -56,11 +57,6 @@ def training_step(
     Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line
     if it is in the model, ValueError for other arguments, and whatever the model raises.
     """
-    if not isinstance(example_batch, Sequence | Mapping) or isinstance(example_batch, str | bytes):
-        raise ValueError(
-            "example_batch must be a tuple (*inputs, target) or a dict of the model's arguments, "
-            f"not {type(example_batch).__name__}"
-        )
     arguments.choice(on_new_shape, "on_new_shape", ("capture", "eager"))
     arguments.choice(runtime, "runtime", ("fx", "torchscript"))
     clipping = Clipping(

@@ -5,37 +5,41 @@ import itertools
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.utils import _pytree as pytree
 
-from torch_ext import attributes
+from torch_ext import _sched, attributes
 from torch_ext.amounts import amount
 from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
 from torch_ext.fx import repeats
-from torch_ext.fx.overwritable import find_overwritable
+from torch_ext.fx.overwritable import Overwritable, find_overwritable
 from torch_ext.fx.planned import Planned, edited_module
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import labelled_program_of, written_storages
 from torch_ext.fx.repeat import with_repeats
 from torch_ext.fx.slice_trials import SliceTrials, Tried, why_not_tried
 from torch_ext.fx.slices import Slicer
+from torch_ext.fx.timing import add_times
 from torch_ext.fx.turns import seconds_in_turns
 from torch_ext.memory.meter import measure_peak
 from torch_ext.program.plan import (
     LeverPlan,
     LeverUse,
     Reason,
+    RepeatPlan,
     plan_and_explain,
     plan_program,
+    plan_repeats,
 )
 from torch_ext.reporting.report import ProgramReport, described, held_to
 from torch_ext.tensors.compare import first_difference
-from torch_ext.training.capture import Batch, Captured, loss_of
-from torch_ext.training.modes import apart, of_a_graph
+from torch_ext.training.capture import Batch, Captured
+from torch_ext.training.modes import of_a_graph
+from torch_ext.training.other_loops import loop_with_hooks
 from torch_ext.training.questions import Answers, users_line
 from torch_ext.training.randomness import only_torchs_numbers
 from torch_ext.training.scripting import as_torchscript
@@ -44,6 +48,7 @@ from torch_ext.training.world import Now, World
 
 MIB = 2**20
 Runtime = Literal["fx", "torchscript"]
+_Made = TypeVar("_Made")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,7 @@ class PlannedGraph:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Verified:
+class Verified:
     """What running loop and graph side by side has shown."""
 
     refusal: str  # empty: all bits are equal
@@ -102,7 +107,12 @@ class _Verified:
 def make_graph(
     world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning
 ) -> PlannedGraph:
-    """Capture, probe, plan, edit, verify: all on copies.
+    """Capture, probe, plan, edit, verify: all on copies. Raises as on_copies."""
+    return on_copies(world, now, updates, lambda: _made(world, now, updates, runtime, wanted))
+
+
+def on_copies(world: World, now: Now, updates: bool, work: Callable[[], _Made]) -> _Made:
+    """Return what `work` makes of copies of the world, which stays as it is.
 
     Raises UnsupportedError for what the loop can do and a captured step cannot, and whatever the
     loop itself raises.
@@ -111,7 +121,7 @@ def make_graph(
     with torch.inference_mode(False):  # copies would be of its kind, which autograd refuses
         try:
             with only_torchs_numbers():
-                return _made(world, now, updates, runtime, wanted)
+                return work()
         except UnsupportedError:
             raise
         except Exception as error:
@@ -126,29 +136,9 @@ def _made(
     world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning
 ) -> PlannedGraph:
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        scratch = world.copy()
-        looked = scratch.look(copied(now.batch))
-        if looked.key != now.key:
-            raise UnsupportedError(f"a copy is not as the original: {looked.key.why_not(now.key)}")
-        captured = scratch.capture(looked, updates)
-        _require_own_constants(captured.module, world)
-        if world.replicas is not None:
-            world.replicas.require_same(captured.module.graph)
-        inputs = scratch.bind(captured, looked)
-        with of_a_graph():
-            probe = run_probe(captured.module, inputs)
-        _require_constants_kept(captured.module, probe, scratch)
-        del scratch, looked, inputs
-    maker = _Maker(world, captured, now, updates, runtime)
-    free = without(wanted, "slice", "repeat")
-    plain = maker.edited(captured.module, probe, free)
-    if plain.verified.refusal and plain.found.overwrites:
-        wanted = without(wanted, "overwrite")
-        plain = maker.edited(captured.module, probe, without(free, "overwrite"))
-    if plain.verified.refusal:
-        raise UnsupportedError(plain.verified.refusal)
-    best = maker.best(probe, wanted, plain)
+    maker = Maker.of(world, now, updates, runtime)
+    plain, wanted = maker.plain(wanted)
+    best = maker.best(wanted, plain)
     found, reasons, verified = best.found, best.reasons, best.verified
     plan, refuted = held_to(found.plan, (verified.peak_bytes,))
     found = dataclasses.replace(found, plan=plan)
@@ -180,32 +170,67 @@ def _made(
         if node.op != "placeholder":  # a saved step checks its inputs against the example's
             node.meta.clear()  # labels are in the report by now, and values take memory
     is_kept = all(_common(world, verified.peak_bytes <= verified.eager_peak_bytes))
-    return PlannedGraph(best.captured if is_kept else None, captured.answers, report)
+    return PlannedGraph(best.captured if is_kept else None, maker.captured.answers, report)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Edited:
+class Edited:
     """A captured graph as planned, run beside the loop."""
 
     captured: Captured
     found: LeverPlan
     reasons: tuple[Reason, ...]
-    verified: _Verified
+    verified: Verified
 
 
 @dataclasses.dataclass(frozen=True)
-class _Maker:
+class Maker:
     """Makes edited graphs of a captured one, which stays as it is."""
 
     world: World
     captured: Captured
+    probe: Probe  # of the captured graph
     now: Now
     updates: bool
     runtime: Runtime
 
-    def edited(self, module: fx.GraphModule, probe: Probe, wanted: Planning) -> _Edited:
+    @classmethod
+    def of(cls, world: World, now: Now, updates: bool, runtime: Runtime) -> Self:
+        """Capture and probe. Raises UnsupportedError for what no graph can do."""
+        with torch.random.fork_rng(devices=[]):
+            scratch = world.copy()
+            looked = scratch.look(copied(now.batch))
+            if looked.key != now.key:
+                raise UnsupportedError(
+                    f"a copy is not as the original: {looked.key.why_not(now.key)}"
+                )
+            captured = scratch.capture(looked, updates)
+            _require_own_constants(captured.module, world)
+            if world.replicas is not None:
+                world.replicas.require_same(captured.module.graph)
+            inputs = scratch.bind(captured, looked)
+            with of_a_graph():
+                probe = run_probe(captured.module, inputs)
+            _require_constants_kept(captured.module, probe, scratch)
+        return cls(world, captured, probe, now, updates, runtime)
+
+    def plain(self, wanted: Planning) -> tuple[Edited, Planning]:
+        """Return the graph with the levers that cost no time, and what else may be done to it.
+
+        Raises UnsupportedError if it does not do what the loop does.
+        """
+        free = without(wanted, "slice", "repeat")
+        plain = self.edited(self.captured.module, self.probe, free)
+        if plain.verified.refusal and plain.found.overwrites:
+            wanted = without(wanted, "overwrite")
+            plain = self.edited(self.captured.module, self.probe, without(free, "overwrite"))
+        if plain.verified.refusal:
+            raise UnsupportedError(plain.verified.refusal)
+        return plain, wanted
+
+    def edited(self, module: fx.GraphModule, probe: Probe, wanted: Planning) -> Edited:
         """Plan and edit a copy of the module, which the probe is of, and run it."""
-        uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
+        uses = self._uses(probe, wanted)
         found, reasons = plan_and_explain(labelled_program_of(probe, uses), wanted)
         found = _common(self.world, found)[0]
         # The graph asks nothing: the key that it is found by has the number of threads.
@@ -213,9 +238,9 @@ class _Maker:
         captured = self._with(edited_module(planned, asks=False))
         verified = _verify(self.world, captured, self.now, self.updates)
         refusal = next(filter(None, _common(self.world, verified.refusal)), "")
-        return _Edited(captured, found, reasons, dataclasses.replace(verified, refusal=refusal))
+        return Edited(captured, found, reasons, dataclasses.replace(verified, refusal=refusal))
 
-    def best(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+    def best(self, wanted: Planning, plain: Edited) -> Edited:
         """Try the levers that cost time, and return the cheapest graph that meets the budget.
 
         If none does, return the one with the lowest peak. Without a budget only slices are tried,
@@ -223,9 +248,9 @@ class _Maker:
         """
         tried = []
         if "repeat" in wanted.levers:
-            tried.append(self.repeated(probe, wanted, plain))
+            tried.append(self.repeated(wanted, plain))
         if "slice" in wanted.levers and not (tried and _is_cheap(tried[-1])):
-            tried.append(self.sliced(probe, without(wanted, "repeat"), plain))
+            tried.append(self.sliced(without(wanted, "repeat"), plain))
         if not tried:
             return plain
         best = tried[-1] if wanted.memory_budget is None else min(tried, key=_cost)
@@ -236,34 +261,50 @@ class _Maker:
             )
         return best
 
-    def repeated(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+    def repeated(self, wanted: Planning, plain: Edited) -> Edited:
         """Run ops again where that meets the budget, or return the plain graph, and why."""
         try:
-            return self._repeated(probe, wanted, plain)
+            return self._repeated(wanted, plain)
         except Exception as error:
             if self.world.replicas is not None:  # the others wait
                 raise
             why = f"trying repeats failed: {type(error).__name__}: {first_line(error)}"
             return dataclasses.replace(plain, found=repeats.left_out(plain.found, why))
 
-    def _repeated(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+    def _repeated(self, wanted: Planning, plain: Edited) -> Edited:
         if wanted.memory_budget is None:
             why = Reason.of("no_budget").text
             return dataclasses.replace(plain, found=repeats.left_out(plain.found, why))
         if plain.found.plan.peak_bytes <= wanted.memory_budget:
             return dataclasses.replace(plain, found=repeats.left_out(plain.found, ""))
-        module = self.captured.module
-        uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
+        chosen = plan_repeats(*self.timed(wanted, plain), wanted)
+        chosen = _common(self.world, chosen)[0]
+        if chosen.peak_bytes >= plain.found.plan.peak_bytes:
+            why = repeats.why_missed(plain.found, chosen, chosen.peak_bytes).text
+            return dataclasses.replace(plain, found=repeats.left_out(plain.found, why, chosen))
+        edited, why = self.run_again(chosen, wanted, plain)
+        if why:
+            return dataclasses.replace(plain, found=repeats.left_out(plain.found, why, chosen))
+        found = repeats.told(plain.found, edited.found, chosen, self.probe)
+        return dataclasses.replace(edited, found=found, reasons=())
+
+    def timed(self, wanted: Planning, plain: Edited) -> tuple[_sched.Program, list[str]]:
+        """Return the program of the captured graph with the times of its ops, and an order of it.
+
+        `plain`: the graph without repeats, whose order it is.
+        """
         with torch.random.fork_rng(devices=[]), of_a_graph():
-            inputs = self._inputs()
-            chosen = repeats.choose(module, probe, uses, inputs, plain.found, wanted)
-            chosen = _common(self.world, chosen)[0]
-            if chosen.peak_bytes >= plain.found.plan.peak_bytes:
-                why = repeats.why_missed(plain.found, chosen, chosen.peak_bytes).text
-                return dataclasses.replace(plain, found=repeats.left_out(plain.found, why, chosen))
-            module = with_repeats(module, probe, chosen.runs)
-            again = run_probe(module, inputs)
-        edited = self.edited(module, again, without(wanted, "slice", "repeat"))
+            add_times(self.probe, self.captured.module, self.inputs())
+        names = {op.name for op in self.probe.ops}
+        order = [name for name in plain.found.plan.order if name in names]
+        return labelled_program_of(self.probe, self._uses(self.probe, wanted)), order
+
+    def run_again(self, chosen: RepeatPlan, wanted: Planning, plain: Edited) -> tuple[Edited, str]:
+        """Return the graph with those repeats, and why it is not to be used; else empty."""
+        with torch.random.fork_rng(devices=[]), of_a_graph():
+            module = with_repeats(self.captured.module, self.probe, chosen.runs)
+            probe = run_probe(module, self.inputs())
+        edited = self.edited(module, probe, without(wanted, "slice", "repeat"))
         peak_bytes = edited.found.plan.peak_bytes
         why = edited.verified.refusal
         # The thread of a collective lets go of a gradient a little late: not exactly as planned.
@@ -276,43 +317,43 @@ class _Maker:
             )
         if not why and peak_bytes >= plain.found.plan.peak_bytes:
             why = "repeats do not lower the peak"
-        why = next(filter(None, _common(self.world, why)), "")
-        if why:
-            return dataclasses.replace(plain, found=repeats.left_out(plain.found, why, chosen))
-        found = repeats.told(plain.found, edited.found, chosen, probe)
-        return dataclasses.replace(edited, found=found, reasons=())
+        return edited, next(filter(None, _common(self.world, why)), "")
 
-    def sliced(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+    def sliced(self, wanted: Planning, plain: Edited) -> Edited:
         """Try slices, and return the best graph, or the plain one, with what was found out."""
         if self.world.replicas is not None:  # their times differ, and all have to do the same
             return _without_slices(
                 plain, "slices are chosen by times, and processes that train together need the same"
             )
         try:
-            return self._sliced(probe, wanted, plain)
+            return self._sliced(wanted, plain)
         except Exception as error:
             return _without_slices(plain, why_not_tried(error))
 
-    def _sliced(self, probe: Probe, wanted: Planning, plain: _Edited) -> _Edited:
+    def _sliced(self, wanted: Planning, plain: Edited) -> Edited:
+        trials, best = self.try_slices(wanted, plain)
+        if best is None:
+            return dataclasses.replace(plain, found=trials.told_of_none())
+        edited: Edited = best.program
+        return dataclasses.replace(edited, found=best.found, reasons=())
+
+    def try_slices(self, wanted: Planning, plain: Edited) -> tuple[SliceTrials, Tried | None]:
+        """Return all that was tried, and the best of it if any is good."""
         ordering = without(wanted, "overwrite", "slice")
-        order = plan_program(labelled_program_of(probe), ordering)
-        ordered = Planned(self.captured.module, probe, (), order, ())
+        order = plan_program(labelled_program_of(self.probe), ordering)
+        ordered = Planned(self.captured.module, self.probe, (), order, ())
         with of_a_graph():
-            slicer = Slicer(edited_module(ordered, asks=False), self._inputs)
+            slicer = Slicer(edited_module(ordered, asks=False), self.inputs)
 
             def attempt(module: fx.GraphModule) -> Tried | None:
                 return self._tried(module, without(wanted, "slice"), plain)
 
             trials = SliceTrials(slicer, plain.found, wanted, attempt)
-            best = trials.best()
-        if best is None:
-            return dataclasses.replace(plain, found=trials.told_of_none())
-        edited: _Edited = best.program
-        return dataclasses.replace(edited, found=best.found, reasons=())
+            return trials, trials.best()
 
-    def _tried(self, module: fx.GraphModule, wanted: Planning, plain: _Edited) -> Tried | None:
+    def _tried(self, module: fx.GraphModule, wanted: Planning, plain: Edited) -> Tried | None:
         with torch.random.fork_rng(devices=[]):
-            probe = run_probe(module, self._inputs())
+            probe = run_probe(module, self.inputs())
         sliced = self.edited(module, probe, wanted)
         peak_bytes = sliced.verified.peak_bytes
         _, refuted = held_to(sliced.found.plan, (peak_bytes,))
@@ -321,34 +362,38 @@ class _Maker:
             return None
         if peak_bytes > plain.verified.peak_bytes:
             return None
-        seconds = self._seconds_in_turns(plain.captured.run, sliced.captured.run)
-        return Tried(sliced, sliced.found, peak_bytes, seconds)
+        return Tried(sliced, sliced.found, peak_bytes, self.seconds_in_turns(plain, sliced))
 
     def _with(self, module: fx.GraphModule) -> Captured:
         captured = dataclasses.replace(self.captured, module=module, run=module)
         return as_torchscript(captured) if self.runtime == "torchscript" else captured
 
-    def _inputs(self) -> list[Any]:
+    def _uses(self, probe: Probe, wanted: Planning) -> list[Overwritable]:
+        return find_overwritable(probe) if "overwrite" in wanted.levers else []
+
+    def inputs(self) -> list[Any]:
+        """What the placeholders of the captured graph stand for: a copy of the world."""
         scratch = self.world.copy()
         return scratch.bind(self.captured, scratch.look(copied(self.now.batch)))
 
-    def _seconds_in_turns(self, a: nn.Module, b: nn.Module) -> tuple[float, float]:
+    def seconds_in_turns(self, a: Edited, b: Edited) -> tuple[float, float]:
+        """Return the seconds of a step of each."""
         with torch.random.fork_rng(devices=[]), of_a_graph():
-            inputs = self._inputs()  # which steps change as they do in training
-            return seconds_in_turns((a, b), lambda: inputs)
+            inputs = self.inputs()  # which steps change as they do in training
+            return seconds_in_turns((a.captured.run, b.captured.run), lambda: inputs)
 
 
 # Of the time of a call: repeats that cost less are taken without a look at slices.
 _CHEAP = 0.02
 
 
-def _is_cheap(edited: _Edited) -> bool:
+def _is_cheap(edited: Edited) -> bool:
     times = edited.found.times
     is_met = bool(edited.found.plan.budget_met)
     return is_met and (times is None or times.extra_seconds <= _CHEAP * times.call_seconds)
 
 
-def _cost(edited: _Edited) -> tuple[float, ...]:
+def _cost(edited: Edited) -> tuple[float, ...]:
     """What is lower is better: seconds where the budget is met, and bytes where it is not."""
     found = edited.found
     if found.plan.budget_met is False:
@@ -356,7 +401,7 @@ def _cost(edited: _Edited) -> tuple[float, ...]:
     return 0, sum(use.extra_seconds for use in found.levers)
 
 
-def _with_levers_of(best: _Edited, tried: Sequence[_Edited]) -> _Edited:
+def _with_levers_of(best: Edited, tried: Sequence[Edited]) -> Edited:
     """Say of the levers that were tried, and are not in the best graph, why they are not."""
     levers = {use.name: use for use in best.found.levers}
     for other in tried:
@@ -372,7 +417,7 @@ def _with_levers_of(best: _Edited, tried: Sequence[_Edited]) -> _Edited:
     return dataclasses.replace(best, found=found)
 
 
-def _without_slices(plain: _Edited, why: str) -> _Edited:
+def _without_slices(plain: Edited, why: str) -> Edited:
     use = LeverUse.left_out("slice", plain.found.plan.peak_bytes, why)
     levers = (*plain.found.levers, use)
     return dataclasses.replace(plain, found=dataclasses.replace(plain.found, levers=levers))
@@ -483,7 +528,7 @@ def _rolled(batch: Batch) -> Batch:
     return other
 
 
-def _verify(world: World, captured: Captured, now: Now, updates: bool) -> _Verified:
+def _verify(world: World, captured: Captured, now: Now, updates: bool) -> Verified:
     """Run loop and graph side by side, from the same state, for two steps, and measure both.
 
     What a graph has frozen of the state shows in the second step, what it has frozen of the batch
@@ -531,7 +576,7 @@ def _verify(world: World, captured: Captured, now: Now, updates: bool) -> _Verif
         refusal = _why_stateful(changed)
     elif last.difference:
         refusal = f"the captured step does not do what the loop does: {last.difference} differs"
-    return _Verified(refusal, last.eager_peak_bytes, last.peak_bytes, state_bytes)
+    return Verified(refusal, last.eager_peak_bytes, last.peak_bytes, state_bytes)
 
 
 class _LoopError(Exception):
@@ -599,52 +644,13 @@ def _why_stateful(changed: Sequence[str]) -> str:
 
 
 def _hooks_peak(world: World, now: Now) -> int | None:
-    """The peak of the loop whose optimizer runs in backward hooks, in a settled step.
-
-    None where that loop does something else: clipping by norm needs all gradients, and other
-    processes need the gradient before the update.
-    """
-    if world.clipping.norm is not None or world.replicas is not None:
-        return None
+    """The peak of the loop with hooks in a settled step; None where it does something else."""
     with torch.random.fork_rng(devices=[]):
         scratch = world.copy()
-        optimizers: dict[torch.Tensor, torch.optim.Optimizer] = {}
-        looked = scratch.look(copied(now.batch))
-        for name, index in looked.group_of.items():
-            parameter, group = looked.trained[name], scratch.optimizer.param_groups[index]
-            options = {key: value for key, value in group.items() if key != "params"}
-            make: Callable[..., torch.optim.Optimizer] = type(scratch.optimizer)
-            optimizer = make([{"params": [parameter], **options}])
-            if parameter in scratch.optimizer.state:
-                optimizer.state[parameter] = scratch.optimizer.state[parameter]
-            optimizers[parameter] = optimizer
-
-        def update(parameter: torch.Tensor) -> None:
-            if world.clipping.value is not None:
-                nn.utils.clip_grad_value_([parameter], world.clipping.value)
-            optimizers[parameter].step()
-            parameter.grad = None
-
-        hooks = [
-            parameter.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
-            for parameter in optimizers
-        ]
-
-        def run() -> None:
-            with apart():
-                with looked.modes.of_the_forward_pass():
-                    loss = loss_of(scratch.objective(looked.batch))
-                loss.backward()
-
-        def state_count() -> int:
-            return sum(len(state) for one in optimizers.values() for state in one.state.values())
-
-        settled = False
-        while not settled:
-            before = state_count()
-            with measure_peak() as memory:
-                run()
-            settled = state_count() == before
-        for hook in hooks:
-            hook.remove()  # else parameters and hooks hold each other, unseen by the collector
-    return memory.peak_bytes
+        loop = loop_with_hooks(scratch, scratch.look(copied(now.batch)))
+        if loop is None:
+            return None
+        try:
+            return loop.settled_peak()
+        finally:
+            loop.remove()

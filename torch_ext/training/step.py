@@ -61,7 +61,7 @@ class TrainingStep:
         self._graphs: dict[tuple[bool, Key], list[PlannedGraph]] = {}
         self._told: set[str] = set()  # why the loop made a step
         self._batches = 0  # since the last update
-        now = self._world.look(_as_batch(example_batch, loss_fn))
+        now = self._world.look(as_batch(example_batch, loss_fn))
         if now.why_no_graph:
             raise UnsupportedError(f"{now.why_no_graph}, which a captured step cannot")
         self._first = self._add_graph(now)
@@ -197,7 +197,13 @@ class TrainingStep:
             )
 
 
-def _as_batch(example: Sequence[Any] | Mapping[str, Any], loss_fn: LossFunction | None) -> Batch:
+def as_batch(example: Sequence[Any] | Mapping[str, Any], loss_fn: LossFunction | None) -> Batch:
+    """Return a batch of the user's as a step takes it. Raises ValueError."""
+    if not isinstance(example, Sequence | Mapping) or isinstance(example, str | bytes):
+        raise ValueError(
+            "example_batch must be a tuple (*inputs, target) or a dict of the model's arguments, "
+            f"not {type(example).__name__}"
+        )
     if isinstance(example, Mapping):
         return dict(example)
     if loss_fn is None:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <random>
+#include <ranges>
 #include <stdexcept>
 #include <utility>
 
@@ -163,7 +164,7 @@ class RepeatSearch::Moment {
   std::int32_t position_ = 0;
 };
 
-RepeatSearch::RepeatSearch(const Program& program, bool overwrite, Runs order)
+RepeatSearch::RepeatSearch(const Program& program, bool overwrite, const Runs& order)
     : rerunner_(program, overwrite), order_(Settled(rerunner_, order)), runs_(order_) {
   for (const Rerunner::Step& step : rerunner_.steps()) price_.push_back(step.nanoseconds);
 }
@@ -173,9 +174,9 @@ Rerunner::Judged RepeatSearch::Judge(std::span<const OpId> runs, sched::Budget& 
   return rerunner_.Judge(runs, budget_bytes_);
 }
 
-RepeatSearch::Found RepeatSearch::Fit(std::int64_t budget_bytes, sched::Budget& budget,
+RepeatSearch::Found RepeatSearch::Fit(Runs start, std::int64_t budget_bytes, sched::Budget& budget,
                                       std::span<const OpId> preferred) {
-  runs_ = order_;
+  runs_ = std::move(start);
   budget_bytes_ = budget_bytes;
   const std::vector<std::int64_t> prices = price_;
   if (!preferred.empty()) {
@@ -463,20 +464,55 @@ RepeatSearch::Found RepeatSearch::Improve(Runs runs, std::int64_t enough_nanosec
   return {runs_, now_.peak_bytes, now_.nanoseconds - rerunner_.nanoseconds(), true};
 }
 
-RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order,
-                       std::int64_t budget_bytes, const sched::PlanOptions& options) {
-  sched::Budget budget(options.time_budget_seconds, options.search_memory_bytes);
-  Rerunner rerunner(program, overwrite);
-  const Rerunner::Judged original = rerunner.Judge(order, budget_bytes);
-  if (!original.is_valid) {
-    throw std::invalid_argument("repeats start from an order of all ops; what is given is none");
+namespace {
+
+// Plans one program for several budgets.
+class Planner {
+ public:
+  Planner(const Program& program, bool overwrite, const Runs& order,
+          const sched::PlanOptions& options)
+      : order_(order),
+        options_(options),
+        peak_bytes_(PeakOf(program, overwrite, order)),
+        bound_(program, overwrite),
+        search_(program, overwrite, order) {
+    for (const Op& op : program.ops) nanoseconds_ += op.nanoseconds;
+    sched::Budget budget(options.time_budget_seconds, options.search_memory_bytes);
+    floor_ = bound_.FindFloor(order, budget);
+    clock_stopped_ = budget.clock_stopped();
   }
-  RepeatPlan plan{.runs = order, .peak_bytes = original.peak_bytes};
-  plan.nanoseconds = rerunner.nanoseconds();
-  const RepeatBound bound(program, overwrite);
-  sched::Budget bound_budget(options.time_budget_seconds, options.search_memory_bytes);
-  plan.floor = bound.FindFloor(order, bound_budget);
-  RepeatSearch search(program, overwrite, order);
+
+  std::int64_t peak_bytes() const { return peak_bytes_; }  // of the order
+  const RepeatBound::Floor& floor() const { return floor_; }
+
+  // `start`: runs of a higher budget, if there are any. `share`: of the time budget.
+  RepeatPlan Plan(std::int64_t budget_bytes, const Runs& start, double share) const;
+
+ private:
+  static std::int64_t PeakOf(const Program& program, bool overwrite, const Runs& order) {
+    const Rerunner::Judged judged = Rerunner(program, overwrite).Judge(order, 0);
+    if (!judged.is_valid) {
+      throw std::invalid_argument("repeats start from an order of all ops; what is given is none");
+    }
+    return judged.peak_bytes;
+  }
+
+  const Runs& order_;
+  const sched::PlanOptions& options_;
+  std::int64_t peak_bytes_ = 0, nanoseconds_ = 0;
+  RepeatBound bound_;
+  RepeatSearch search_;
+  RepeatBound::Floor floor_;
+  bool clock_stopped_ = false;
+};
+
+RepeatPlan Planner::Plan(std::int64_t budget_bytes, const Runs& start, double share) const {
+  const double seconds = share * options_.time_budget_seconds;
+  sched::Budget budget(seconds, options_.search_memory_bytes);
+  sched::Budget bound_budget(seconds, options_.search_memory_bytes);
+  RepeatSearch search = search_;
+  RepeatPlan plan{.runs = order_, .peak_bytes = peak_bytes_, .nanoseconds = nanoseconds_};
+  plan.floor = floor_;
   const auto keep = [&](RepeatSearch::Found found) {
     const bool fits = found.peak_bytes <= budget_bytes;
     const bool is_better =
@@ -488,11 +524,12 @@ RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order
     plan.extra_nanoseconds = found.extra_nanoseconds;
   };
   if (plan.floor.bytes <= budget_bytes) {
-    const auto extra = bound.FindExtra(order, budget_bytes, bound_budget);
+    const auto extra = bound_.FindExtra(order_, budget_bytes, bound_budget);
     if (extra) {
       plan.extra_bound_nanoseconds = extra->nanoseconds;
-      keep(search.Fit(budget_bytes, budget));
-      keep(search.Fit(budget_bytes, budget, extra->again));
+      keep(search.Fit(search.order(), budget_bytes, budget));
+      keep(search.Fit(search.order(), budget_bytes, budget, extra->again));
+      if (!start.empty()) keep(search.Fit(start, budget_bytes, budget));
       if (plan.peak_bytes <= budget_bytes) {
         keep(search.Improve(plan.runs, extra->nanoseconds, budget));
       }
@@ -502,12 +539,46 @@ RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order
   std::int64_t lowest_bytes = std::max(plan.floor.bytes, budget_bytes);
   for (int i = 0; i < kMostHalvings && plan.peak_bytes > lowest_bytes; ++i) {
     const std::int64_t middle_bytes = lowest_bytes + (plan.peak_bytes - lowest_bytes) / 2;
-    keep(search.Fit(middle_bytes, budget));
+    keep(search.Fit(search.order(), middle_bytes, budget));
     if (plan.peak_bytes > middle_bytes) lowest_bytes = middle_bytes + 1;
   }
   plan.fits = plan.peak_bytes <= budget_bytes;
-  plan.clock_stopped = budget.clock_stopped() || bound_budget.clock_stopped();
+  plan.clock_stopped = clock_stopped_ || budget.clock_stopped() || bound_budget.clock_stopped();
   return plan;
+}
+
+}  // namespace
+
+RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order,
+                       std::int64_t budget_bytes, const sched::PlanOptions& options) {
+  return Planner(program, overwrite, order, options).Plan(budget_bytes, {}, 1);
+}
+
+std::vector<RepeatPlan> PlanRepeatFront(const Program& program, bool overwrite, const Runs& order,
+                                        int count, const sched::PlanOptions& options) {
+  const Planner planner(program, overwrite, order, options);
+  const std::int64_t range_bytes = planner.peak_bytes() - planner.floor().bytes;
+  std::vector<RepeatPlan> plans{planner.Plan(planner.peak_bytes(), {}, 1)};  // needs no repeats
+  std::int64_t budget_bytes = planner.peak_bytes();
+  for (int i = 1; i <= count && plans.back().fits; ++i) {
+    // Without the product of both, which may overflow.
+    const std::int64_t next_bytes = planner.peak_bytes() - range_bytes / count * i -
+                                    range_bytes % count * i / count;
+    if (next_bytes == std::exchange(budget_bytes, next_bytes)) continue;
+    plans.push_back(planner.Plan(budget_bytes, plans.back().runs, 1.0 / count));
+  }
+  // What a higher budget takes at least, a lower one takes too.
+  for (std::size_t i = 1; i < plans.size(); ++i) {
+    std::optional<std::int64_t>& bound = plans[i].extra_bound_nanoseconds;
+    if (bound) bound = std::max(*bound, plans[i - 1].extra_bound_nanoseconds.value_or(0));
+  }
+  std::vector<RepeatPlan> front;  // from the lowest peak
+  for (RepeatPlan& plan : plans | std::views::reverse) {
+    const bool is_better = front.empty() || plan.extra_nanoseconds < front.back().extra_nanoseconds;
+    if (is_better) front.push_back(std::move(plan));
+  }
+  std::ranges::reverse(front);
+  return front;
 }
 
 }  // namespace torch_ext::program

@@ -9,8 +9,9 @@
 // until nothing is in excess. Then each repeat is tried without. What a repeat has to precede, an
 // update of a parameter, moves behind the op that the repeat is for.
 //
-// A plan starts three times: from the order; from the order with the ops preferred that the cut of
-// the bound runs again (repeat_bound.h); and from what these found, with some repeats given up.
+// A plan starts several times: from the order; from the order with the ops preferred that the cut of
+// the bound runs again (repeat_bound.h); on a front from the runs of the budget before; and from
+// what these found, with some repeats given up.
 //
 // All is counted work, so the runs depend on nothing but program, seconds of ops and budgets. Time
 // of a step: O(runs) for each gap that is judged.
@@ -31,7 +32,9 @@ namespace torch_ext::program {
 class RepeatSearch {
  public:
   // `order`: of all ops, valid.
-  RepeatSearch(const Program& program, bool overwrite, Runs order);
+  RepeatSearch(const Program& program, bool overwrite, const Runs& order);
+
+  const Runs& order() const { return order_; }  // to start from: no higher, and lower between peaks
 
   struct Found {
     Runs runs;
@@ -39,8 +42,9 @@ class RepeatSearch {
     std::int64_t extra_nanoseconds = 0;
     bool fits = false;  // else as near as it came
   };
-  // `preferred`: ops that are to run again rather than others, if any are given.
-  Found Fit(std::int64_t budget_bytes, sched::Budget& budget, std::span<const OpId> preferred = {});
+  // From valid runs on. `preferred`: ops that are to run again rather than others, if any are given.
+  Found Fit(Runs start, std::int64_t budget_bytes, sched::Budget& budget,
+            std::span<const OpId> preferred = {});
   // From runs that fit the last budget on: gives some repeats up, closes the gaps anew at other
   // prices, and keeps what takes less time, until no more than `enough_nanoseconds` are extra. The
   // same numbers at random each time.
@@ -98,5 +102,11 @@ struct RepeatPlan {
 // ops are negative or their sum overflows.
 RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order,
                        std::int64_t budget_bytes, const sched::PlanOptions& options);
+// An order, which takes no extra time, and the same for budgets evenly spread between the peak of
+// the order given and the floor, `count` at most: none follows the first that is missed, whose plan
+// is the lowest that is found. No plan is better in both than another: with each the peak falls, and
+// the extra time rises. The budgets share the time budget.
+std::vector<RepeatPlan> PlanRepeatFront(const Program& program, bool overwrite, const Runs& order,
+                                        int count, const sched::PlanOptions& options);
 
 }  // namespace torch_ext::program

@@ -41,6 +41,7 @@ std::vector<Stretch> RandomStretches(const Program& program, const sched::Order&
 // A program with slices that was tried, gave the same bits, and needs less than the one without.
 struct SliceTrial {
   std::int64_t peak_bytes = 0;
+  std::int64_t measured_peak_bytes = 0;  // by the allocator; 0 if not measured
   std::int64_t slices = 0;
   double seconds = 0, seconds_without = 0;  // of a call, measured in turns; 0 if not measured
   bool meets_budget = false;                // by whatever else the adaptor knows of it, too

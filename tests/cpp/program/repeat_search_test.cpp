@@ -71,6 +71,40 @@ TEST(RepeatSearch, TheSameEachTime) {
   }
 }
 
+TEST(RepeatSearch, AFrontFallsAndRisesAndHoldsItsBounds) {
+  std::uint64_t points = 0;
+  for (std::uint64_t seed = 0; seed < Cases(200); ++seed) {
+    const Program program = RandomRepeatable(seed, /*is_plain=*/false).program;
+    SCOPED_TRACE(Shown(program, seed));
+    const bool overwrite = seed % 2 == 0;
+    const sched::Order order = Lower(program).OriginalOrder();
+    Rerunner rerunner(program, overwrite);
+    const std::vector<RepeatPlan> front = PlanRepeatFront(program, overwrite, order, 6, {});
+    ASSERT_FALSE(front.empty());
+    ASSERT_EQ(front[0].extra_nanoseconds, 0);
+    ASSERT_LE(front[0].peak_bytes, rerunner.Judge(order, kNoBudget).peak_bytes);
+    points += front.size() - 1;
+    for (std::size_t i = 0; i < front.size(); ++i) {
+      const RepeatPlan& plan = front[i];
+      const Rerunner::Judged judged = rerunner.Judge(plan.runs, kNoBudget);
+      ASSERT_TRUE(judged.is_valid);
+      ASSERT_EQ(judged.peak_bytes, plan.peak_bytes);
+      ASSERT_EQ(judged.nanoseconds - rerunner.nanoseconds(), plan.extra_nanoseconds);
+      ASSERT_GE(plan.peak_bytes, plan.floor.bytes);
+      if (plan.fits) {
+        ASSERT_LE(*plan.extra_bound_nanoseconds, plan.extra_nanoseconds);
+      }
+      if (i == 0) continue;
+      ASSERT_LT(plan.peak_bytes, front[i - 1].peak_bytes);
+      ASSERT_GT(plan.extra_nanoseconds, front[i - 1].extra_nanoseconds);
+      ASSERT_GE(plan.extra_bound_nanoseconds.value_or(kNoBudget),
+                *front[i - 1].extra_bound_nanoseconds);
+      ASSERT_TRUE(plan.fits || i + 1 == front.size());
+    }
+  }
+  EXPECT_GT(points, Cases(200) / 4);
+}
+
 // A chain forward, and a chain backward that reads each result of it: what all training has.
 Program ForwardAndBackward(int length) {
   Program program;
