@@ -48,7 +48,7 @@ def training_front(
     points: int = 10,
     clip_grad_norm: float | None = None,
     clip_grad_value: float | None = None,
-    time_budget: float = 10.0,
+    time_budget: float = 20.0,
     levers: Iterable[str] | None = None,
     measure: bool = True,
 ) -> Front:

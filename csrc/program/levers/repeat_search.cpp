@@ -15,6 +15,8 @@ constexpr std::size_t kMostGaps = 512, kMostJudged = 24;
 constexpr std::int64_t kSmallShare = 8;
 // Per run: to edit and judge a list of runs, and to find gaps and ways to close them.
 constexpr std::int64_t kWorkOfARun = 5, kWorkOfGaps = 50;
+// Others are taken with the best if they cost at most one part in so many more for what they give.
+constexpr std::int64_t kAboutAsGood = 4;
 // Of what is left between the lowest peak that was found and the floor.
 constexpr int kMostHalvings = 8;
 // Of the improvement by chance: rounds without success, and per cent and times that an op counts as
@@ -113,6 +115,9 @@ class RepeatSearch::Moment {
         latest_(rerunner.steps().size(), -1),
         held_(rerunner.num_held(), -1),
         version_(rerunner.instances().size(), 0) {
+    for (const Rerunner::Instance& instance : rerunner.instances()) {
+      last_read_.push_back(instance.birth);
+    }
     while (next_instance_ < rerunner.instances().size() &&
            rerunner.instances()[next_instance_].birth < 0) {
       ++next_instance_;
@@ -130,6 +135,7 @@ class RepeatSearch::Moment {
           from >= 0 ? read[from] : static_cast<std::int32_t>(next_instance_++);
     }
     for (const std::int32_t place : step.mutates) ++version_[read[place]];
+    for (const std::int32_t instance : read) last_read_[instance] = position_;
     latest_[v] = position_++;
   }
 
@@ -155,11 +161,22 @@ class RepeatSearch::Moment {
     return rerunner_.instances()[instance].last >= position_;
   }
   std::int32_t version(std::int32_t instance) const { return version_[instance]; }
+  // Before the position; or where it was made.
+  std::int32_t last_read(std::int32_t instance) const { return last_read_[instance]; }
+  // What the latest run of an op has made.
+  std::vector<std::int32_t> Made(OpId v) const {
+    std::vector<std::int32_t> made;
+    const std::vector<Rerunner::Held>& holds = rerunner_.steps()[v].holds;
+    for (std::size_t slot = 0; slot < holds.size(); ++slot) {
+      if (holds[slot].read < 0) made.push_back(held_[rerunner_.first_held(v) + slot]);
+    }
+    return made;
+  }
 
  private:
   const Rerunner& rerunner_;
   std::span<const OpId> runs_;
-  std::vector<std::int32_t> latest_, held_, version_;
+  std::vector<std::int32_t> latest_, held_, version_, last_read_;
   std::size_t next_instance_ = 0;
   std::int32_t position_ = 0;
 };
@@ -184,7 +201,7 @@ RepeatSearch::Found RepeatSearch::Fit(Runs start, std::int64_t budget_bytes, sch
     for (const OpId v : preferred) price_[v] = prices[v];
   }
   now_ = Judge(runs_, budget);
-  while (now_.excess_bytes > 0 && budget.HasWork() && CloseOneGap(budget)) {
+  while (now_.excess_bytes > 0 && budget.HasWork() && CloseGaps(budget)) {
   }
   price_ = prices;
   const bool fits = now_.excess_bytes == 0;
@@ -193,14 +210,15 @@ RepeatSearch::Found RepeatSearch::Fit(Runs start, std::int64_t budget_bytes, sch
 }
 
 // Needs the judged runs.
-std::vector<RepeatSearch::Gap> RepeatSearch::FindGaps() const {
+std::vector<RepeatSearch::Gap> RepeatSearch::FindGaps() {
   const std::vector<std::int64_t>& hills = rerunner_.hill_bytes();
   // Sums over all positions before one.
-  std::vector<std::int64_t> excess_bytes(hills.size() + 1, 0), in_excess(hills.size() + 1, 0);
+  excess_bytes_.assign(hills.size() + 1, 0);
+  in_excess_.assign(hills.size() + 1, 0);
   for (std::size_t i = 0; i < hills.size(); ++i) {
     const std::int64_t over = std::max<std::int64_t>(hills[i] - budget_bytes_, 0);
-    excess_bytes[i + 1] = excess_bytes[i] + over;
-    in_excess[i + 1] = in_excess[i] + (over > 0);
+    excess_bytes_[i + 1] = excess_bytes_[i] + over;
+    in_excess_[i + 1] = in_excess_[i] + (over > 0);
   }
   std::vector<std::int32_t> before;  // the last read of each instance so far
   for (const Rerunner::Instance& instance : rerunner_.instances()) before.push_back(instance.birth);
@@ -214,13 +232,13 @@ std::vector<RepeatSearch::Gap> RepeatSearch::FindGaps() const {
       const auto from = static_cast<std::size_t>(before[read[k]] + 1);
       before[read[k]] = static_cast<std::int32_t>(i);
       const std::int64_t bytes = rerunner_.size_bytes(instance.buffer);
-      if (instance.birth < 0 || bytes == 0 || from >= i || in_excess[i] == in_excess[from])
+      if (instance.birth < 0 || bytes == 0 || from >= i || in_excess_[i] == in_excess_[from])
         continue;
       const OpId maker = runs_[instance.birth];
       if (!rerunner_.steps()[maker].may_repeat) continue;
-      Gap gap{static_cast<std::int32_t>(i), static_cast<std::int32_t>(k), read[k]};
-      gap.relief_bytes =
-          std::min(bytes * (in_excess[i] - in_excess[from]), excess_bytes[i] - excess_bytes[from]);
+      Gap gap{static_cast<std::int32_t>(from), static_cast<std::int32_t>(i),
+              static_cast<std::int32_t>(k), read[k]};
+      gap.relief_bytes = ReliefBytes(bytes, gap.from, gap.position);
       gap.nanoseconds = price_[maker];
       for (std::int32_t w = 0; w < reads[k].version; ++w) {
         gap.nanoseconds += price_[rerunner_.mutators(instance.buffer)[w]];
@@ -229,6 +247,13 @@ std::vector<RepeatSearch::Gap> RepeatSearch::FindGaps() const {
     }
   }
   return gaps;
+}
+
+// At most, of so many bytes that are gone from one position on, before another.
+std::int64_t RepeatSearch::ReliefBytes(std::int64_t bytes, std::int32_t from,
+                                       std::int32_t to) const {
+  return std::min(bytes * (in_excess_[to] - in_excess_[from]),
+                  excess_bytes_[to] - excess_bytes_[from]);
 }
 
 // What has to run again before the later read of the gap: its maker, and what that needs.
@@ -242,6 +267,8 @@ std::optional<RepeatSearch::Batch> RepeatSearch::Closing(const Gap& gap, Hold ho
   Batch batch{.position = gap.position, .relief_bytes = gap.relief_bytes};
   std::vector<OpId> left;
   std::vector<char> is_chosen(steps.size(), 0);
+  std::vector<std::int32_t> held;             // instances that live on
+  std::int64_t net_bytes = gap.relief_bytes;  // about: less what they take, and more
   const auto run_again = [&](OpId v) {
     if (is_chosen[v]) return;
     is_chosen[v] = 1;
@@ -260,10 +287,21 @@ std::optional<RepeatSearch::Batch> RepeatSearch::Closing(const Gap& gap, Hold ho
     for (const Rerunner::Source& source : read.sources) {
       if (is_chosen[source.maker] || moment.Held(source) != instance) return false;
     }
+    if (moment.IsAlive(instance)) return true;
     const std::int64_t size_bytes = rerunner_.size_bytes(read.buffer);
-    return moment.IsAlive(instance) || hold == Hold::kAll ||
-           (hold == Hold::kNotLarger && size_bytes <= bytes) ||
-           (hold == Hold::kSmall && size_bytes <= bytes / kSmallShare);
+    const bool is_held = hold == Hold::kAll || (hold == Hold::kNotLarger && size_bytes <= bytes) ||
+                         (hold == Hold::kSmall && size_bytes <= bytes / kSmallShare);
+    if (is_held && std::ranges::count(held, instance) == 0) {
+      held.push_back(instance);
+      // Where the gap gives back less than is held, the rest is lost.
+      const std::int32_t from = rerunner_.instances()[instance].last + 1;
+      const std::int32_t both = std::max(from, gap.from);
+      net_bytes -= ReliefBytes(std::min(size_bytes, bytes), both, gap.position);
+      net_bytes -= std::max<std::int64_t>(size_bytes - bytes, 0) *
+                   (in_excess_[gap.position] - in_excess_[both]);
+      net_bytes -= size_bytes * (in_excess_[both] - in_excess_[from]);
+    }
+    return is_held;
   };
   make_anew(target);
   while (!left.empty()) {
@@ -282,6 +320,15 @@ std::optional<RepeatSearch::Batch> RepeatSearch::Closing(const Gap& gap, Hold ho
       if (moment.HasRun(u) && moment.IsUsedLater(u) && moment.SharesWith(u, v)) run_again(u);
     }
   }
+  // What else the ops make is made anew, too, for those that read it later.
+  for (const OpId v : batch.ops) {
+    for (const std::int32_t instance : moment.Made(v)) {
+      if (instance == gap.instance || !moment.IsAlive(instance)) continue;
+      net_bytes += ReliefBytes(rerunner_.size_bytes(rerunner_.instances()[instance].buffer),
+                               moment.last_read(instance) + 1, gap.position);
+    }
+  }
+  batch.is_doubtful = net_bytes <= 0;
   std::ranges::sort(batch.ops);
   for (const OpId v : batch.ops) batch.nanoseconds += price_[v];
   return batch;
@@ -307,12 +354,13 @@ std::vector<RepeatSearch::Batch> RepeatSearch::BatchesFor(std::vector<Gap> gaps)
     }
   }
   std::ranges::stable_sort(batches, is_cheaper);
+  std::ranges::stable_partition(batches, [](const Batch& batch) { return !batch.is_doubtful; });
   return batches;
 }
 
 // Ops that the repeats have to precede move behind the op that reads these, with all that depend on
 // them. Empty if that op does, too.
-Runs RepeatSearch::With(const Batch& batch) const {
+Runs RepeatSearch::With(const Batch& batch, std::int32_t position) const {
   const std::vector<Rerunner::Step>& steps = rerunner_.steps();
   std::vector<char> is_late(steps.size(), 0);
   for (const OpId v : batch.late) is_late[v] = 1;
@@ -322,7 +370,7 @@ Runs RepeatSearch::With(const Batch& batch) const {
            std::ranges::any_of(steps[v].makers, is_in);
   };
   Runs runs, late;
-  for (std::int32_t i = 0; i < batch.position; ++i) {
+  for (std::int32_t i = 0; i < position; ++i) {
     const OpId v = runs_[i];
     if (!batch.late.empty() && waits(v)) {
       is_late[v] = 1;
@@ -331,46 +379,85 @@ Runs RepeatSearch::With(const Batch& batch) const {
       runs.push_back(v);
     }
   }
-  const auto is_at_end = static_cast<std::size_t>(batch.position) == runs_.size();
+  const auto is_at_end = static_cast<std::size_t>(position) == runs_.size();
   if (!late.empty() &&
-      (is_at_end || waits(runs_[batch.position]) || std::ranges::any_of(batch.ops, waits))) {
+      (is_at_end || waits(runs_[position]) || std::ranges::any_of(batch.ops, waits))) {
     return {};
   }
   runs.insert(runs.end(), batch.ops.begin(), batch.ops.end());
-  if (!is_at_end) runs.push_back(runs_[batch.position]);
+  if (!is_at_end) runs.push_back(runs_[position]);
   runs.insert(runs.end(), late.begin(), late.end());
-  if (!is_at_end) runs.insert(runs.end(), runs_.begin() + batch.position + 1, runs_.end());
+  if (!is_at_end) runs.insert(runs.end(), runs_.begin() + position + 1, runs_.end());
   return runs;
 }
 
-bool RepeatSearch::CloseOneGap(sched::Budget& budget) {
+bool RepeatSearch::CloseGaps(sched::Budget& budget) {
   const std::vector<Batch> batches = BatchesFor(FindGaps());
   budget.Spend(kWorkOfGaps * static_cast<std::int64_t>(runs_.size()));
-  Runs best_runs;
-  std::int64_t best_relief_bytes = 0, best_nanoseconds = 0;
+  const Runs before = runs_;
+  struct Good {
+    const Batch* batch = nullptr;
+    std::int64_t relief_bytes = 0, nanoseconds = 0;
+    Runs runs;
+    Rerunner::Judged judged;
+  };
+  // The runs with a batch more, if that helps.
+  const auto judge = [&](const Batch& batch, std::int32_t position) -> std::optional<Good> {
+    Good good{.batch = &batch, .runs = With(batch, position)};
+    if (good.runs.empty()) return std::nullopt;
+    good.runs = rerunner_.WithoutDead(good.runs);
+    good.judged = Judge(good.runs, budget);
+    if (!good.judged.is_valid || good.judged.excess_bytes >= now_.excess_bytes) return std::nullopt;
+    good.relief_bytes = now_.excess_bytes - good.judged.excess_bytes;
+    good.nanoseconds = std::max<std::int64_t>(good.judged.nanoseconds - now_.nanoseconds, 0) + 1;
+    return good;
+  };
+  std::vector<Good> good;
   std::size_t judged_count = 0;
   for (const Batch& batch : batches) {
-    if (judged_count++ >= kMostJudged && !best_runs.empty()) break;
-    Runs runs = With(batch);
-    if (runs.empty()) continue;
-    runs = rerunner_.WithoutDead(runs);
-    const Rerunner::Judged judged = Judge(runs, budget);
-    if (!judged.is_valid || judged.excess_bytes >= now_.excess_bytes) continue;
-    const std::int64_t relief_bytes = now_.excess_bytes - judged.excess_bytes;
-    const std::int64_t nanoseconds =
-        std::max<std::int64_t>(judged.nanoseconds - now_.nanoseconds, 0) + 1;
-    if (!best_runs.empty() &&
-        !IsCheaper(nanoseconds, relief_bytes, best_nanoseconds, best_relief_bytes)) {
+    if (judged_count++ >= kMostJudged && !good.empty()) break;
+    if (std::optional<Good> one = judge(batch, batch.position)) good.push_back(std::move(*one));
+  }
+  std::ranges::stable_sort(good, [](const Good& a, const Good& b) {
+    return IsCheaper(a.nanoseconds, a.relief_bytes, b.nanoseconds, b.relief_bytes);
+  });
+  if (!good.empty()) {
+    runs_ = good.front().runs;
+    now_ = good.front().judged;
+  }
+  for (const Good& one : good | std::views::drop(1)) {
+    if (now_.excess_bytes == 0 || !budget.HasWork()) break;
+    const std::int32_t position = PositionNow(before, one.batch->position);
+    std::optional<Good> next;
+    if (position >= 0) next = judge(*one.batch, position);
+    if (!next ||
+        !IsCheaper(next->nanoseconds * kAboutAsGood, next->relief_bytes,
+                   good.front().nanoseconds * (kAboutAsGood + 1), good.front().relief_bytes)) {
       continue;
     }
-    best_runs = std::move(runs);
-    best_relief_bytes = relief_bytes;
-    best_nanoseconds = nanoseconds;
+    runs_ = std::move(next->runs);
+    now_ = next->judged;
   }
-  const bool helps = !best_runs.empty();
-  if (helps) runs_ = std::move(best_runs);
   now_ = Judge(runs_, budget);
-  return helps;
+  return !good.empty();
+}
+
+// Where what was at a position is now; -1 if neither what is before it nor what follows is as it
+// was.
+std::int32_t RepeatSearch::PositionNow(const Runs& before, std::int32_t position) const {
+  const std::ptrdiff_t shift =
+      static_cast<std::ptrdiff_t>(runs_.size()) - static_cast<std::ptrdiff_t>(before.size());
+  const auto at = before.begin() + position;
+  if (position <= static_cast<std::int32_t>(runs_.size()) &&
+      std::equal(before.begin(), at, runs_.begin())) {
+    const bool is_end = static_cast<std::size_t>(position) == runs_.size();
+    const bool is_same =
+        at == before.end() || is_end ? at == before.end() && is_end : runs_[position] == *at;
+    if (is_same) return position;
+  }
+  if (position + shift < 0) return -1;
+  const bool is_same = std::equal(at, before.end(), runs_.begin() + position + shift);
+  return is_same ? static_cast<std::int32_t>(position + shift) : -1;
 }
 
 // The last repeats first: those before them may then be dead.
@@ -449,7 +536,7 @@ RepeatSearch::Found RepeatSearch::Improve(Runs runs, std::int64_t enough_nanosec
     if (now_.is_valid) {
       runs_ = std::move(fewer);
       while (now_.excess_bytes > 0 && now_.nanoseconds < best.nanoseconds && budget.HasWork() &&
-             CloseOneGap(budget)) {
+             CloseGaps(budget)) {
       }
       if (now_.excess_bytes == 0) RemoveNeedless(budget);
     }
@@ -472,7 +559,6 @@ class Planner {
   Planner(const Program& program, bool overwrite, const Runs& order,
           const sched::PlanOptions& options)
       : order_(order),
-        options_(options),
         peak_bytes_(PeakOf(program, overwrite, order)),
         bound_(program, overwrite),
         search_(program, overwrite, order) {
@@ -485,8 +571,9 @@ class Planner {
   std::int64_t peak_bytes() const { return peak_bytes_; }  // of the order
   const RepeatBound::Floor& floor() const { return floor_; }
 
-  // `start`: runs of a higher budget, if there are any. `share`: of the time budget.
-  RepeatPlan Plan(std::int64_t budget_bytes, const Runs& start, double share) const;
+  // `start`: runs of a higher budget, if there are any.
+  RepeatPlan Plan(std::int64_t budget_bytes, const Runs& start, sched::Budget& budget,
+                  sched::Budget& bound_budget) const;
 
  private:
   static std::int64_t PeakOf(const Program& program, bool overwrite, const Runs& order) {
@@ -498,7 +585,6 @@ class Planner {
   }
 
   const Runs& order_;
-  const sched::PlanOptions& options_;
   std::int64_t peak_bytes_ = 0, nanoseconds_ = 0;
   RepeatBound bound_;
   RepeatSearch search_;
@@ -506,10 +592,8 @@ class Planner {
   bool clock_stopped_ = false;
 };
 
-RepeatPlan Planner::Plan(std::int64_t budget_bytes, const Runs& start, double share) const {
-  const double seconds = share * options_.time_budget_seconds;
-  sched::Budget budget(seconds, options_.search_memory_bytes);
-  sched::Budget bound_budget(seconds, options_.search_memory_bytes);
+RepeatPlan Planner::Plan(std::int64_t budget_bytes, const Runs& start, sched::Budget& budget,
+                         sched::Budget& bound_budget) const {
   RepeatSearch search = search_;
   RepeatPlan plan{.runs = order_, .peak_bytes = peak_bytes_, .nanoseconds = nanoseconds_};
   plan.floor = floor_;
@@ -527,9 +611,9 @@ RepeatPlan Planner::Plan(std::int64_t budget_bytes, const Runs& start, double sh
     const auto extra = bound_.FindExtra(order_, budget_bytes, bound_budget);
     if (extra) {
       plan.extra_bound_nanoseconds = extra->nanoseconds;
+      if (!start.empty()) keep(search.Fit(start, budget_bytes, budget));
       keep(search.Fit(search.order(), budget_bytes, budget));
       keep(search.Fit(search.order(), budget_bytes, budget, extra->again));
-      if (!start.empty()) keep(search.Fit(start, budget_bytes, budget));
       if (plan.peak_bytes <= budget_bytes) {
         keep(search.Improve(plan.runs, extra->nanoseconds, budget));
       }
@@ -551,29 +635,48 @@ RepeatPlan Planner::Plan(std::int64_t budget_bytes, const Runs& start, double sh
 
 RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order,
                        std::int64_t budget_bytes, const sched::PlanOptions& options) {
-  return Planner(program, overwrite, order, options).Plan(budget_bytes, {}, 1);
+  const Planner planner(program, overwrite, order, options);
+  sched::Budget budget(options.time_budget_seconds, options.search_memory_bytes);
+  sched::Budget bound_budget(options.time_budget_seconds, options.search_memory_bytes);
+  return planner.Plan(budget_bytes, {}, budget, bound_budget);
 }
 
 std::vector<RepeatPlan> PlanRepeatFront(const Program& program, bool overwrite, const Runs& order,
                                         int count, const sched::PlanOptions& options) {
   const Planner planner(program, overwrite, order, options);
+  sched::Budget budget(options.time_budget_seconds, options.search_memory_bytes);
+  sched::Budget bound_budget(options.time_budget_seconds, options.search_memory_bytes);
+  std::vector<RepeatPlan> plans;
+  // `left`: budgets that share what work there is.
+  const auto plan = [&](std::int64_t budget_bytes, int left) {
+    sched::Budget part = budget.Part(budget.work_left() / left);
+    sched::Budget bound_part = bound_budget.Part(bound_budget.work_left() / left);
+    const Runs& start = plans.empty() ? Runs() : plans.back().runs;
+    plans.push_back(planner.Plan(budget_bytes, start, part, bound_part));
+    budget.Spend(part.spent());
+    bound_budget.Spend(bound_part.spent());
+  };
+  plan(planner.peak_bytes(), 1);  // needs no repeats
   const std::int64_t range_bytes = planner.peak_bytes() - planner.floor().bytes;
-  std::vector<RepeatPlan> plans{planner.Plan(planner.peak_bytes(), {}, 1)};  // needs no repeats
   std::int64_t budget_bytes = planner.peak_bytes();
   for (int i = 1; i <= count && plans.back().fits; ++i) {
     // Without the product of both, which may overflow.
-    const std::int64_t next_bytes = planner.peak_bytes() - range_bytes / count * i -
-                                    range_bytes % count * i / count;
+    const std::int64_t next_bytes =
+        planner.peak_bytes() - range_bytes / count * i - range_bytes % count * i / count;
     if (next_bytes == std::exchange(budget_bytes, next_bytes)) continue;
-    plans.push_back(planner.Plan(budget_bytes, plans.back().runs, 1.0 / count));
+    plan(budget_bytes, count - i + 1);
   }
   // What a higher budget takes at least, a lower one takes too.
   for (std::size_t i = 1; i < plans.size(); ++i) {
     std::optional<std::int64_t>& bound = plans[i].extra_bound_nanoseconds;
     if (bound) bound = std::max(*bound, plans[i - 1].extra_bound_nanoseconds.value_or(0));
   }
+  std::ranges::stable_sort(plans, [](const RepeatPlan& a, const RepeatPlan& b) {
+    return std::pair(a.peak_bytes, a.extra_nanoseconds) <
+           std::pair(b.peak_bytes, b.extra_nanoseconds);
+  });
   std::vector<RepeatPlan> front;  // from the lowest peak
-  for (RepeatPlan& plan : plans | std::views::reverse) {
+  for (RepeatPlan& plan : plans) {
     const bool is_better = front.empty() || plan.extra_nanoseconds < front.back().extra_nanoseconds;
     if (is_better) front.push_back(std::move(plan));
   }
