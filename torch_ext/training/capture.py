@@ -220,7 +220,7 @@ class _Builder:
         if ending.updates and ending.replicas is not None:
             self._average(gradients, ending)
         if ending.updates:
-            self._clip(gradients, ending.clipping)
+            self._clip(gradients, ending)
         for name, gradient in gradients.items():
             if ending.updates and name in ending.group_of:
                 kept |= self._update(ending, name, gradient)
@@ -303,10 +303,11 @@ class _Builder:
             total = self._emit(_c10d.all_reduce_.default, own, "sum", replicas.group_name)
             gradients[name] = self._emit(_c10d.wait_tensor.default, total)
 
-    def _clip(self, gradients: dict[str, fx.Node], clipping: Clipping) -> None:
+    def _clip(self, gradients: dict[str, fx.Node], ending: Ending) -> None:
         """Source: torch/nn/utils/clip_grad.py. The norm needs all gradients before any update."""
+        clipping = ending.clipping
         if clipping.norm is not None and gradients:
-            if len({gradient.meta["val"].dtype for gradient in gradients.values()}) > 1:
+            if len({ending.trained[name].dtype for name in gradients}) > 1:
                 raise UnsupportedError(
                     "clip_grad_norm over gradients of several dtypes adds them up in an order of "
                     "its own; give one dtype, or clip_grad_value"
