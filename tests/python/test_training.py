@@ -340,13 +340,6 @@ def test_a_step_that_computes_something_else_is_refused(monkeypatch):
 # --- what is refused, and that nothing is changed by it -------------------------------------------
 
 
-def test_an_optimizer_that_is_not_known():
-    model = Net()
-    message = refusal(model, torch.optim.LBFGS(model.parameters()))
-    assert "LBFGS" in message
-    assert "AdamW" in message
-
-
 @pytest.mark.parametrize("option", ["foreach", "fused"])
 def test_another_form_of_the_optimizer(option):
     model = Net()
