@@ -21,6 +21,7 @@ import doors
 import front
 import gains_picture
 import noticing
+import optimizers
 import passes
 import peers
 import planner
@@ -58,6 +59,7 @@ WORDS = {
     "models-overwrite": standard_models.WORDS,
     "models-quick": standard_models.WORDS,
     "noticing": noticing.WORDS,
+    "optimizers": optimizers.WORDS,
     "passes": passes.WORDS,
     "planner": planner.WORDS,
     "planner-speed": planner.WORDS,
@@ -424,6 +426,19 @@ def _training_table() -> str:
     return _shown_table("training", shown, ("model",))
 
 
+def _optimizers_table() -> str:
+    shown = {
+        "optimizer": "optimizer",
+        "eager": "eager MiB",
+        "backward hooks": "hooks MiB",
+        "this step": "ours MiB",
+        "bound": "bound MiB",
+        "time / eager": "time / eager",
+        "capture s": "capture s",
+    }
+    return _shown_table("optimizers", shown, ("optimizer",))
+
+
 def _noticing() -> list[float]:
     return [float(record["of the step %"]) for record in _table("noticing").records()]
 
@@ -521,6 +536,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "doors": lambda: doors.by_door(_table("doors")).markdown(),
     "pass": lambda: _table("passes").select(PASS_COLUMNS).markdown(),
     "training": _training_table,
+    "training-optimizers": _optimizers_table,
     "noticing-most": lambda: f"{max(_noticing()):.1f}",
     "noticing-count": lambda: str(len(_noticing())),
     "training-residents": _residents,

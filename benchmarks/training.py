@@ -98,7 +98,8 @@ def classifier(name: str, batch: int, side: int, **options: object) -> Task:
     )
 
 
-def _mlp(depth: int = 12, width: int = 2048, batch: int = 64) -> Task:
+def mlp(depth: int = 12, width: int = 2048, batch: int = 64) -> Task:
+    """Linear layers with ReLU between them, trained by SGD."""
     layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())]
     network = nn.Sequential(*layers[:-1])
     return Task(
@@ -157,7 +158,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "densenet121 4x128": lambda: classifier("densenet121", 4, 128),
     "convnext_tiny 2x128": lambda: classifier("convnext_tiny", 2, 128),
     "vit_b_32 1x224": lambda: classifier("vit_b_32", 1, 224),
-    "mlp 12x2048": _mlp,
+    "mlp 12x2048": mlp,
     "gpt 6x384": gpt,
 }
 
@@ -186,8 +187,9 @@ def is_as_the_loop(loop: Task, ours: Task, step: TrainingStep, steps: int) -> bo
 # --- one measurement, in a process of its own -----------------------------------------------------
 
 
-def _ours(name: str, pairs: int) -> dict[str, str]:
-    task, other = make_task(name), make_task(name)
+def ours(make: Callable[[], Task], pairs: int) -> dict[str, str]:
+    """Peaks and times of the captured step of a task, which `make` makes equal on every call."""
+    task, other = make(), make()
     step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
     report = step.report
     identical = is_as_the_loop(other, task, step, STEPS)
@@ -294,7 +296,7 @@ def _our_resident(name: str) -> dict[str, str]:
 
 
 MEASUREMENTS: dict[str, Callable[[str, int], dict[str, str]]] = {
-    "ours": _ours,
+    "ours": lambda name, pairs: ours(lambda: make_task(name), pairs),
     "torchscript": lambda name, _: _torchscript(name),
     "compile": lambda name, _: _compiled(name, True),
     "compile without layout": lambda name, _: _compiled(name, False),

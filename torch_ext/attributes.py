@@ -188,6 +188,11 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def plain_values(root: Any) -> dict[str, Any]:
+    """What two equal objects have in common: numbers, texts and tensors by path, and kinds."""
+    return {leaf.path: _plain(leaf.value) for leaf in _walk(root)[0]}
+
+
 def tensors_in_a_graph(root: nn.Module) -> list[torch.Tensor]:
     """Tensors in attributes that autograd computed, which copy.deepcopy refuses."""
     values = (leaf.value for leaf in _walk(root)[0])
@@ -425,6 +430,17 @@ def _token(value: Any, names: Mapping[int, str]) -> Any:
     return _Identity(value)
 
 
+def _plain(value: Any) -> Any:
+    """The value of what has one, the kind of what is told apart by identity alone."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if _is_array(value):
+        return value.dtype, value.shape, _array_bytes(value)
+    token = _token(value, {})
+    is_told_apart = isinstance(token, _Identity) or isinstance(value, nn.Module)
+    return type(value) if is_told_apart else token
+
+
 def _registered(root: nn.Module) -> dict[int, str]:
     named = [*root.named_parameters(), *root.named_buffers()]
     return {id(tensor): name for name, tensor in named}
@@ -450,7 +466,7 @@ def _copy(value: Any) -> Any:
         copies = [None if one is None else one.detach().clone() for one in (value, gradient)]
         return _Identity(value, keep=True), *copies
     if _is_array(value):
-        return value.dtype, value.shape, _array_bytes(value)
+        return _plain(value)
     return _token(value, {})
 
 

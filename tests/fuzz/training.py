@@ -8,6 +8,7 @@ before anything was written.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import logging
 import random
 import sys
@@ -166,6 +167,42 @@ def _optimizer(model: nn.Module, choose: random.Random) -> torch.optim.Optimizer
     return made
 
 
+class Lion(torch.optim.Optimizer):
+    """As users write one."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": 0.0, "count": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Count in the group, and keep a mean per parameter."""
+        for group in self.param_groups:
+            group["count"] += 1
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    change = mean.lerp(parameter.grad, 0.1).sign_()
+                    parameter.sub_(change, alpha=group["lr"] / group["count"])
+                    mean.lerp_(parameter.grad, 0.01)
+
+
+def _other_optimizer(groups: list[dict[str, Any]], choose: random.Random) -> torch.optim.Optimizer:
+    """One of those whose own code makes the updates, over the same parameters."""
+    kinds: list[Callable[..., torch.optim.Optimizer]] = [
+        torch.optim.Adafactor,
+        functools.partial(torch.optim.RMSprop, momentum=0.9, centered=True),
+        torch.optim.Adagrad,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+        torch.optim.Adadelta,
+        torch.optim.Adamax,
+        Lion,
+    ]
+    given = [{"params": group["params"], "lr": group["lr"]} for group in groups]
+    return choose.choice(kinds)(given, lr=0.01)
+
+
 # --- what happens between steps -------------------------------------------------------------------
 
 Event = Callable[[Net, torch.optim.Optimizer, random.Random], None]
@@ -320,7 +357,9 @@ class Program:
         self.options: dict[str, Any] = choose.choice(
             [{}, {}, {"clip_grad_norm": 0.5}, {"clip_grad_value": 0.01}]
         )
-        self.ours = choose.choice([{}, {}, {"runtime": "torchscript"}, {"max_graphs": 2}])
+        self.ours: dict[str, Any] = choose.choice(
+            [{}, {}, {"runtime": "torchscript"}, {"max_graphs": 2}]
+        )
         generator = torch.Generator().manual_seed(seed)
         sizes = [ROWS if choose.random() < 0.9 else ROWS - 1 for _ in range(STEPS)]
         masks = [torch.rand(ROWS, generator=generator) < least for least in (0.5, 0.5, 2.0)]
@@ -337,6 +376,9 @@ class Program:
             for number in range(STEPS)
         ]
         self.constructed, *self.called = choose.choices(MODES, k=STEPS + 1)
+        if seed % 5 == 4:
+            self.optimizer = _other_optimizer(self.optimizer.param_groups, random.Random(seed))
+            self.ours.pop("runtime", None)
 
     def change(self, number: int, seed: int) -> None:
         """What happens before a step."""
@@ -386,7 +428,10 @@ def _constructed(ours: Program, **options: Any) -> torch_ext.training.TrainingSt
 
 
 def examine(seed: int) -> Outcome:
-    """Train both ways; the first difference, if there is one. Every fourth seed has a budget."""
+    """Train both ways; the first difference, if there is one.
+
+    Every fourth seed has a budget, every fifth an optimizer of which only its own code knows.
+    """
     loop, ours = Program(seed), Program(seed)
     try:
         step = _constructed(ours)

@@ -12,7 +12,16 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from torch_ext.attributes import Watch, changes, contents, may_return, path_of, tensors_in_a_graph
+from torch_ext.attributes import (
+    Watch,
+    changes,
+    contents,
+    may_return,
+    path_of,
+    plain_values,
+    tensors_in_a_graph,
+)
+from torch_ext.tensors.compare import first_difference
 
 
 class Note:
@@ -232,3 +241,25 @@ def test_code_that_belongs_to_no_module():
     assert watch.is_unchanged()
     given["scale"] = 3.0
     assert not watch.is_unchanged()
+
+
+def test_equal_objects_have_equal_plain_values():
+    class Held:
+        def __init__(self):
+            self.count, self.ratio, self.nothing = 1, float("nan"), None
+            self.rows = [torch.ones(2), {"deep": (1, "two")}]
+            self.function, self.module = print, nn.Linear(2, 2)
+
+    first, second = Held(), Held()
+    second.module.load_state_dict(first.module.state_dict())
+    assert not first_difference(plain_values(vars(first)), plain_values(vars(second)))
+    for change in (
+        lambda held: setattr(held, "count", 2),
+        lambda held: held.rows[0].add_(1),
+        lambda held: held.rows[1].update(deep=(1, "three")),
+        lambda held: held.rows.append(1),
+        lambda held: setattr(held, "function", 1),
+    ):
+        second = copy.deepcopy(first)
+        change(second)
+        assert first_difference(plain_values(vars(first)), plain_values(vars(second)))

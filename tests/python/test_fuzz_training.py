@@ -20,7 +20,7 @@ PROGRAMS = max(1, int(10 * SCALE))
 NOTICES = {
     "attributes": 2,
     "modes": 0,
-    "memory": 7,
+    "memory": 77,
     "answers": 11,
     "state": 58,
     "gradients": 8,

@@ -25,6 +25,7 @@ from torch_ext.fx.effects import (
     schema_of,
     written_arguments,
 )
+from torch_ext.fx.writing import Writing
 
 aten = torch.ops.aten
 LIBRARY = torch.library.Library("torch_ext_hazards_test", "DEF")
@@ -202,6 +203,14 @@ def test_operators_in_place_write_to_their_first_argument(function):
 )
 def test_other_functions_are_barriers(function):
     assert is_barrier(call(function, ...))
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_functions_that_say_what_they_write_are_no_barriers(draws):
+    node = call(Writing("change", print, written=2, draws_random_numbers=draws), ..., ..., ...)
+    assert written(node) == list(node.args[:2])
+    assert not is_barrier(node)
+    assert draws_random_numbers(node) == draws
 
 
 def test_methods_and_modules_are_barriers():

@@ -83,7 +83,8 @@ def train(rank: int, make_optimizer, share: float) -> None:
     distributed.all_gather_object(orders, [node.name for node in graph.nodes])
     assert orders[0] == orders[1]
     names = orders[0]
-    first_update = next(i for i, name in enumerate(names) if name.startswith("add_"))
+    updates = ("add_", "rmsprop_step")
+    first_update = next(i for i, name in enumerate(names) if name.startswith(updates))
     last_collective = max(i for i, name in enumerate(names) if name.startswith("all_reduce"))
     assert first_update < last_collective  # gradients do not wait for all others
 
@@ -96,7 +97,15 @@ def plain_sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize(("make_optimizer", "share"), [(sgd, 1), (plain_sgd, 1), (sgd, 0.9)])
+def rmsprop(model):
+    """One of those whose own code makes the updates."""
+    return torch.optim.RMSprop(model.parameters(), momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("make_optimizer", "share"),
+    [(sgd, 1), (plain_sgd, 1), (sgd, 0.9), (rmsprop, 1), (rmsprop, 0.9)],
+)
 def test_two_processes_train_as_in_the_eager_loop(make_optimizer, share, tmp_path):
     torch.multiprocessing.spawn(in_group, (str(tmp_path), train, make_optimizer, share), nprocs=2)
 

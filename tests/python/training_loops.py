@@ -55,8 +55,8 @@ def assert_equal(expected, actual):
     assert expected.keys() == actual.keys()
     for name, value in expected.items():
         other = actual[name]
-        same = value is other if value is None or other is None else torch.equal(value, other)
-        assert same, name
+        are_tensors = isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor)
+        assert torch.equal(value, other) if are_tensors else value is other or value == other, name
 
 
 class Loop:

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from torch_ext._native import _jit
 from torch_ext.fx.parts import Parts
+from torch_ext.fx.writing import Writing
 
 # What computes with symbolic sizes, and does the same for tensors.
 _PURE_FUNCTIONS = {
@@ -77,6 +78,8 @@ def written_arguments(node: fx.Node) -> Iterator[tuple[Any, bool]]:
     """
     if node.target in _IN_PLACE_FUNCTIONS:
         yield node.args[0], False
+    if isinstance(node.target, Writing):
+        yield from ((argument, False) for argument in node.args[: node.target.written])
     if effects := _effects(node):
         values = list(arguments_of(node).values())
         yield from ((values[position], False) for position in effects["writes"])
@@ -99,7 +102,8 @@ def undeclared(node: fx.Node) -> str:
     """Why nobody knows what the node writes to; empty if that is known."""
     if effects := _effects(node):
         return str(effects["undeclared"])
-    if isinstance(node.target, Parts):  # new memory from what it reads, and nothing else
+    # Parts: new memory from what it reads, and nothing else.
+    if isinstance(node.target, Parts | Writing):
         return ""
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return "" if _runs_pure_graphs(node) else "a higher-order op of unknown effects"
@@ -127,6 +131,8 @@ def is_barrier(node: fx.Node) -> bool:
 
 def draws_random_numbers(node: fx.Node) -> bool:
     """Does the op say so? A probe may see more."""
+    if isinstance(node.target, Writing):
+        return node.target.draws_random_numbers
     return bool(_effects(node).get("draws_random_numbers"))
 
 

@@ -40,7 +40,8 @@ def training_step(
     result's attribute `loss`. Losses, parameters, buffers, optimizer state and random numbers are
     those of the eager loop, bit for bit: each graph is checked against it on copies before its
     first use. Model and optimizer stay the owners of everything; capturing changes neither them nor
-    the random state. SGD, Adam and AdamW in torch's default for-loop form, on the CPU.
+    the random state. Any optimizer that updates each parameter as if there were no others, in
+    torch's default for-loop form, on the CPU.
 
     `clip_grad_norm`, `clip_grad_value`: as torch.nn.utils.clip_grad_norm_ and clip_grad_value_; the
     norm needs all gradients before the first update, which costs their memory. `accumulate`: update

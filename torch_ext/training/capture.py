@@ -62,6 +62,13 @@ def loss_of(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) else result
 
 
+def require_strided(gradients: Mapping[str, torch.Tensor | None]) -> None:
+    """Raise UnsupportedError for a sparse one. By the names of their parameters."""
+    for name, gradient in gradients.items():
+        if gradient is not None and gradient.layout != torch.strided:
+            raise UnsupportedError(f"the gradient of {name} is sparse, which is unsupported")
+
+
 @dataclasses.dataclass(frozen=True)
 class Clipping:
     """What happens to gradients before the update, as torch.nn.utils.clip_grad_* do it."""
@@ -75,7 +82,8 @@ class Ending:
     """What follows the backward pass."""
 
     trained: Mapping[str, torch.Tensor]  # parameters that get a gradient
-    group_of: Mapping[str, int]  # of the optimizer's groups the one that updates a parameter
+    # Of the optimizer's groups the one that updates a parameter, in the optimizer's order.
+    group_of: Mapping[str, int]
     accumulated: Collection[str]  # parameters whose gradient is there already and is added to
     updates: bool  # else all gradients stay
     clipping: Clipping
@@ -90,7 +98,7 @@ class Ending:
 class Role:
     """What a placeholder of the captured graph stands for."""
 
-    kind: str  # "parameter", "buffer", "input", "gradient", "state", "number", "result"
+    kind: str  # "parameter", "buffer", "input", "gradient", "state", "number", "step", "result"
     name: str  # of the parameter or buffer; the index of an input; the group and step of a number
     item: str = ""  # of a state or a number
 
@@ -155,9 +163,7 @@ def capture(objective: Objective, batch: Batch, modes: Modes, ending: Ending) ->
             gradients = torch.autograd.grad(
                 loss, [given[name] for name in ending.trained], allow_unused=True
             )
-        for name, gradient in zip(ending.trained, gradients, strict=True):
-            if gradient is not None and gradient.layout != torch.strided:
-                raise UnsupportedError(f"the gradient of {name} is sparse, which is unsupported")
+        require_strided(dict(zip(ending.trained, gradients, strict=True)))
         values, structure = pytree.tree_flatten(result)
         result_spec.append(structure)
         assigned = [name for name in buffers if given[name] is not before[name]]
@@ -212,7 +218,7 @@ class _Builder:
             if name in gradients:
                 self._emit(_aten.add_.Tensor, total, gradients[name])
             gradients[name] = total
-        # As the loop clips and updates them: in the order of the model's parameters.
+        # As the loop clips them: in the order of the model's parameters.
         gradients = {name: gradients[name] for name in ending.trained if name in gradients}
         new = gradients.keys() - set(ending.accumulated)
         kept: dict[Role, fx.Node] = {}
@@ -220,12 +226,13 @@ class _Builder:
         if ending.updates and ending.replicas is not None:
             self._average(gradients, ending)
         if ending.updates:
-            self._clip(gradients, ending.clipping)
-        for name, gradient in gradients.items():
-            if ending.updates and name in ending.group_of:
-                kept |= self._update(ending, name, gradient)
+            self._clip(gradients, ending)
+        for name in ending.group_of if ending.updates else ():  # as the loop updates them
+            if name in gradients:
+                kept |= self._update(ending, name, gradients[name])
                 updated[name] = ending.number_keys[name]
-            elif name in new:
+        for name, gradient in gradients.items():
+            if name in new and name not in updated:
                 kept[Role("gradient", name)] = gradient
         self.output.args = ((*values[:count], *kept.values()),)
         self.graph.lint()
@@ -249,9 +256,10 @@ class _Builder:
             gradient,
             {item: self._input(Role("state", name, item)) for item in ending.states[name]},
             lambda item: self._input(Role("number", key, item)),
+            lambda: self._input(Role("step", "")),
         )
 
-        def emit(target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
+        def emit(target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
             node = self._emit(target, *args, **kwargs)
             label_update(node, name.removeprefix("model."))
             return node
@@ -268,7 +276,7 @@ class _Builder:
             self.roles.append(role)
         return self.placeholders[role]
 
-    def _emit(self, target: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
+    def _emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         with self.graph.inserting_before(self.output):
             node: fx.Node = self.graph.call_function(target, args, kwargs)
             return node
@@ -303,10 +311,11 @@ class _Builder:
             total = self._emit(_c10d.all_reduce_.default, own, "sum", replicas.group_name)
             gradients[name] = self._emit(_c10d.wait_tensor.default, total)
 
-    def _clip(self, gradients: dict[str, fx.Node], clipping: Clipping) -> None:
+    def _clip(self, gradients: dict[str, fx.Node], ending: Ending) -> None:
         """Source: torch/nn/utils/clip_grad.py. The norm needs all gradients before any update."""
+        clipping = ending.clipping
         if clipping.norm is not None and gradients:
-            if len({gradient.meta["val"].dtype for gradient in gradients.values()}) > 1:
+            if len({ending.trained[name].dtype for name in gradients}) > 1:
                 raise UnsupportedError(
                     "clip_grad_norm over gradients of several dtypes adds them up in an order of "
                     "its own; give one dtype, or clip_grad_value"

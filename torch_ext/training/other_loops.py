@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from torch_ext.memory.meter import measure_peak
-from torch_ext.training.capture import loss_of
 from torch_ext.training.modes import apart
 from torch_ext.training.world import Now, World
 
@@ -22,16 +22,14 @@ class HooksLoop:
     """
 
     run: Callable[[], None]
-    optimizers: dict[torch.Tensor, torch.optim.Optimizer]
+    optimizer: torch.optim.Optimizer
     remove: Callable[[], None]
 
     def settled_peak(self) -> int:
         """The peak in bytes of a step that makes no state of the optimizer any more."""
 
         def state_count() -> int:
-            return sum(
-                len(state) for one in self.optimizers.values() for state in one.state.values()
-            )
+            return len(pytree.tree_leaves(list(self.optimizer.state.values())))
 
         settled = False
         while not settled:
@@ -51,38 +49,33 @@ def loop_with_hooks(scratch: World, looked: Now) -> HooksLoop | None:
     clipping = scratch.clipping
     if clipping.norm is not None or scratch.replicas is not None:
         return None
-    optimizers: dict[torch.Tensor, torch.optim.Optimizer] = {}
-    for name, index in looked.group_of.items():
-        parameter, group = looked.trained[name], scratch.optimizer.param_groups[index]
-        options = {key: value for key, value in group.items() if key != "params"}
-        make: Callable[..., torch.optim.Optimizer] = type(scratch.optimizer)
-        optimizer = make([{"params": [parameter], **options}])
-        if parameter in scratch.optimizer.state:
-            optimizer.state[parameter] = scratch.optimizer.state[parameter]
-        optimizers[parameter] = optimizer
+    step = scratch.step_alone(looked, looked.group_of)
 
     def update(parameter: torch.Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
         if clipping.value is not None:
             nn.utils.clip_grad_value_([parameter], clipping.value)
-        optimizers[parameter].step()
+        step.update(parameter, gradient)
         parameter.grad = None
 
     hooks = [
-        parameter.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
-        for parameter in optimizers
+        looked.trained[name].register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]
+        for name in looked.group_of
     ]
 
     def run() -> None:
+        nonlocal step
+        step = scratch.step_alone(looked, looked.group_of)
         with apart():
-            with looked.modes.of_the_forward_pass():
-                loss = loss_of(scratch.objective(looked.batch))
-            loss.backward()
+            scratch.backward(looked)
+        step.finish()
 
     def remove() -> None:
         for hook in hooks:
             hook.remove()
 
-    return HooksLoop(run, optimizers, remove)
+    return HooksLoop(run, scratch.optimizer, remove)
 
 
 def checkpoint_blocks(model: nn.Module) -> int:

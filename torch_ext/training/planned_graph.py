@@ -18,7 +18,7 @@ from torch_ext.files import first_line
 from torch_ext.fx import repeats
 from torch_ext.fx.overwritable import Overwritable, find_overwritable
 from torch_ext.fx.planned import Planned, edited_module
-from torch_ext.fx.probe import Probe, run_probe
+from torch_ext.fx.probe import Probe, run_probe, tensors_of
 from torch_ext.fx.program import labelled_program_of, written_storages
 from torch_ext.fx.repeat import with_repeats
 from torch_ext.fx.slice_trials import SliceTrials, Tried, why_not_tried
@@ -37,12 +37,14 @@ from torch_ext.program.plan import (
 )
 from torch_ext.reporting.report import ProgramReport, described, held_to
 from torch_ext.tensors.compare import first_difference
+from torch_ext.training.alone import OwnStep
 from torch_ext.training.capture import Batch, Captured
 from torch_ext.training.modes import of_a_graph
 from torch_ext.training.other_loops import loop_with_hooks
 from torch_ext.training.questions import Answers, users_line
 from torch_ext.training.randomness import only_torchs_numbers
 from torch_ext.training.scripting import as_torchscript
+from torch_ext.training.separable import settled
 from torch_ext.training.updates import UnsupportedError
 from torch_ext.training.world import Now, World
 
@@ -137,6 +139,7 @@ def _made(
 ) -> PlannedGraph:
     start = time.perf_counter()
     maker = Maker.of(world, now, updates, runtime)
+    world, now = maker.world, maker.now
     plain, wanted = maker.plain(wanted)
     best = maker.best(wanted, plain)
     found, reasons, verified = best.found, best.reasons, best.verified
@@ -187,7 +190,7 @@ class Edited:
 class Maker:
     """Makes edited graphs of a captured one, which stays as it is."""
 
-    world: World
+    world: World  # with state for an optimizer that runs its own step
     captured: Captured
     probe: Probe  # of the captured graph
     now: Now
@@ -197,6 +200,9 @@ class Maker:
     @classmethod
     def of(cls, world: World, now: Now, updates: bool, runtime: Runtime) -> Self:
         """Capture and probe. Raises UnsupportedError for what no graph can do."""
+        if updates and isinstance(world.update, OwnStep):
+            world = settled(world, copied(now.batch))
+            now = world.look(now.batch)
         with torch.random.fork_rng(devices=[]):
             scratch = world.copy()
             looked = scratch.look(copied(now.batch))
@@ -559,12 +565,8 @@ def _verify(world: World, captured: Captured, now: Now, updates: bool) -> Verifi
                 _measured_apart(world, loop, captured, now, updates), difference=last.difference
             )
         seen.append(attributes.contents(loop.objective))
-        state_bytes = sum(
-            value.nbytes
-            for state in loop.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, torch.Tensor)
-        )
+        state = list(loop.optimizer.state.values())
+        state_bytes = sum(tensor.nbytes for tensor in tensors_of(state))
     changed = attributes.changes(*seen[1:])
     if not changed and last.difference:  # what the first step alone has changed may be why
         changed = attributes.changes(*seen[:2])

@@ -11,6 +11,7 @@ from torch import nn
 from torch_ext.arguments import FilePath, Planning
 from torch_ext.memory.process import return_free_memory
 from torch_ext.progress import progress
+from torch_ext.training.alone import OwnStep
 from torch_ext.training.capture import Batch, Clipping, LossFunction, Objective
 from torch_ext.training.planned_graph import (
     PlannedGraph,
@@ -56,6 +57,12 @@ class TrainingStep:
         if replicas is not None and options.accumulate != 1:
             raise UnsupportedError("DistributedDataParallel needs accumulate=1")
         self._world = World(Objective(module, loss_fn), optimizer, options.clipping, replicas)
+        update = self._world.update
+        if options.runtime == "torchscript" and isinstance(update, OwnStep):
+            raise UnsupportedError(
+                f"the step of {update.name} is Python code, which TorchScript cannot run; use "
+                "runtime='fx', or SGD, Adam or AdamW"
+            )
         self._options = options
         # With and without an update, one for each answer to what a step asks about its batch.
         self._graphs: dict[tuple[bool, Key], list[PlannedGraph]] = {}

@@ -1,4 +1,6 @@
-"""The optimizers as nodes of a graph: for each parameter the ops of torch's for-loop, bit for bit.
+"""Optimizers as nodes of a graph: for each parameter the ops of torch's for-loop, bit for bit.
+
+Those of SGD, Adam and AdamW are here; of all others, one node stands for them (alone.py).
 
 Source: _single_tensor_sgd and _single_tensor_adam in torch/optim. What those compute with Python
 numbers (rates, bias corrections) is computed outside the graph at every step and handed in, so a
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-Emit = Callable[..., fx.Node]  # an overload and its arguments -> the node that calls it
+Emit = Callable[..., fx.Node]  # what is called and its arguments -> the node that calls it
 Numbers = Callable[[dict[str, float], float], dict[str, float]]
 _aten = torch.ops.aten
 
@@ -32,45 +34,64 @@ class Operands:
     gradient: fx.Node
     state: Mapping[str, fx.Node]
     number: Callable[[str], fx.Node]  # by name
+    step: Callable[[], fx.Node]  # of the optimizer, which update by update is made
+
+
+def _no_numbers(group: dict[str, float], updates_done: float) -> dict[str, float]:
+    return {}
 
 
 class Update(abc.ABC):
     """How one kind of optimizer changes one parameter of one group."""
 
+    @abc.abstractmethod
     def structure(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
         """What decides which ops run. Raises UnsupportedError."""
-        _require_plain(group)
+
+    def settings(self, optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
+        """What decides it beside the groups."""
+        return ()
+
+    def state_names(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which tensors of a parameter's state the coming update is given."""
+        return ()
+
+    def new_state(self, group: Mapping[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
+        """What torch puts into an empty state before the first update."""
+        return {}
+
+    def updates_done(self, state: Mapping[str, Any]) -> float:
+        """As far as the numbers depend on it: parameters of a group that agree share them."""
+        return 0.0
+
+    # The numbers of the coming update, by name: from a group's options and the updates done.
+    numbers: Numbers = staticmethod(_no_numbers)
+
+    def options(self, group: Mapping[str, Any]) -> dict[str, float]:
+        """What the numbers depend on, by name."""
+        return {}
+
+    @abc.abstractmethod
+    def finish(self, state: dict[str, Any]) -> None:
+        """What torch changes in the state besides tensors of the parameter's shape."""
+
+    @abc.abstractmethod
+    def emit(self, emit: Emit, group: Mapping[str, Any], of: Operands) -> dict[str, fx.Node]:
+        """Add the ops; return state that is made anew, by name."""
+
+
+class _Known(Update):
+    """One whose ops are written here."""
+
+    def structure(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        require_plain(group)
         return (group["weight_decay"] != 0, bool(group["maximize"]), *self._choices(group))
 
     @abc.abstractmethod
     def _choices(self, group: Mapping[str, Any]) -> tuple[bool, ...]:
         """What else decides which ops run."""
 
-    @abc.abstractmethod
-    def state_names(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]:
-        """Which tensors of a parameter's state the coming update reads and writes."""
-
-    @abc.abstractmethod
-    def new_state(self, group: Mapping[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
-        """What torch puts into an empty state before the first update."""
-
-    @abc.abstractmethod
-    def updates_done(self, state: Mapping[str, Any]) -> float:
-        """As far as the numbers depend on it: parameters of a group that agree share them."""
-
-    # The numbers of the coming update, by name: from a group's options and the updates done.
-    numbers: Numbers
-
-    @abc.abstractmethod
-    def options(self, group: Mapping[str, Any]) -> dict[str, float]:
-        """What the numbers depend on, by name."""
-
-    @abc.abstractmethod
-    def finish(self, state: dict[str, Any]) -> None:
-        """What torch changes in the state besides tensors of the parameter's shape."""
-
     def emit(self, emit: Emit, group: Mapping[str, Any], of: Operands) -> dict[str, fx.Node]:
-        """Add the ops; return state that is made anew, by name."""
         gradient = of.gradient
         if group["maximize"]:
             gradient = emit(_aten.neg.default, gradient)
@@ -86,22 +107,19 @@ class Update(abc.ABC):
         """As emit, with the sign and the weight decay in the gradient."""
 
 
-def update_of(optimizer: torch.optim.Optimizer) -> Update:
-    """The update rule of an optimizer. Raises UnsupportedError if there is none for its class."""
+def known_update(optimizer: torch.optim.Optimizer) -> Update | None:
+    """The update of an optimizer whose ops are written here."""
     kinds: dict[type, type[Update]] = {
         torch.optim.SGD: _Sgd,
         torch.optim.Adam: _Adam,
         torch.optim.AdamW: _Adam,
     }
     kind = kinds.get(type(optimizer))
-    if kind is None:
-        raise UnsupportedError(
-            f"the optimizer is a {type(optimizer).__name__}; known are SGD, Adam and AdamW"
-        )
-    return kind()
+    return None if kind is None else kind()
 
 
-def _require_plain(group: Mapping[str, Any]) -> None:
+def require_plain(group: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for options of a group that no step can be captured with."""
     for option in ("foreach", "fused", "capturable", "differentiable"):
         if group.get(option):
             raise UnsupportedError(
@@ -137,7 +155,7 @@ def _adam_numbers(group: dict[str, float], updates_done: float) -> dict[str, flo
     }
 
 
-class _Sgd(Update):
+class _Sgd(_Known):
     numbers = staticmethod(_sgd_numbers)
 
     def _choices(self, group: Mapping[str, Any]) -> tuple[bool, ...]:
@@ -147,12 +165,6 @@ class _Sgd(Update):
         # The first update makes the buffer.
         has_buffer = group["momentum"] != 0 and state.get("momentum_buffer") is not None
         return ("momentum_buffer",) if has_buffer else ()
-
-    def new_state(self, group: Mapping[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
-        return {}
-
-    def updates_done(self, state: Mapping[str, Any]) -> float:
-        return 0.0
 
     def options(self, group: Mapping[str, Any]) -> dict[str, float]:
         names = ("lr", "weight_decay", "momentum", "dampening")
@@ -181,7 +193,7 @@ class _Sgd(Update):
         return made
 
 
-class _Adam(Update):
+class _Adam(_Known):
     """Adam, and AdamW, which decays the weight instead of the gradient."""
 
     numbers = staticmethod(_adam_numbers)

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import enum
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Self
 
 import torch
@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils import _pytree as pytree
 
-from torch_ext.attributes import Watch, may_return, tensors_in_a_graph
+from torch_ext.attributes import Watch, may_return, plain_values, tensors_in_a_graph
+from torch_ext.training.alone import OwnStep, StepAlone, attributes_of, options_of, update_of
 from torch_ext.training.capture import (
     Batch,
     Captured,
@@ -24,7 +25,7 @@ from torch_ext.training.capture import (
 )
 from torch_ext.training.modes import Modes, apart, of_a_graph
 from torch_ext.training.replicas import Replicas
-from torch_ext.training.updates import UnsupportedError, Update, update_of
+from torch_ext.training.updates import UnsupportedError, Update
 
 Homes = dict[str, tuple[dict[str, Any], str]]  # name -> a module's own table, and the key there
 # What a batch may hold besides tensors: it is part of a graph's key.
@@ -84,7 +85,8 @@ class Now:
     modes: Modes
     parameters: dict[str, nn.Parameter]
     trained: dict[str, nn.Parameter]  # those that get a gradient
-    group_of: dict[str, int]  # of the optimizer's groups the one that updates a parameter
+    # Of the optimizer's groups the one that updates a parameter, in the optimizer's order.
+    group_of: dict[str, int]
     accumulated: list[str]  # trained parameters that have a gradient already
     states: dict[str, tuple[str, ...]]  # of each updated parameter: tensors the update reads
     number_keys: dict[str, str]  # of each updated parameter: whose numbers its update shares
@@ -125,6 +127,10 @@ class World:
             memo[id(tensor)] = tensor.detach().clone()
         try:
             objective, optimizer = copy.deepcopy((self.objective, self.optimizer), memo)
+            if isinstance(self.update, OwnStep):  # torch's own copying leaves attributes out
+                own = attributes_of(self.optimizer)
+                left = {name: value for name, value in own.items() if name not in vars(optimizer)}
+                vars(optimizer).update(copy.deepcopy(left, memo))
         except Exception as error:
             raise UnsupportedError(
                 "model, loss and optimizer cannot be copied, on which a step is captured and "
@@ -136,7 +142,7 @@ class World:
         for original, parameter in pairs:
             parameter.grad = copy.deepcopy(original.grad)
         world = type(self)(objective, optimizer, self.clipping, self.replicas)
-        world._watch, world.era = None, self.era
+        world._watch, world.era, world.update = None, self.era, self.update
         return world
 
     def _look_around(self) -> None:
@@ -196,10 +202,12 @@ class World:
         accumulated = [name for name, one in trained.items() if one.grad is not None]
         group_of, states, number_keys = {}, {}, {}
         classes: dict[tuple[int, float], str] = {}
-        for name, parameter in trained.items():
-            if id(parameter) in index_of:
-                index = group_of[name] = index_of[id(parameter)]
-                state = self.optimizer.state.get(parameter, {})
+        names = {id(parameter): name for name, parameter in trained.items()}
+        for identity, index in index_of.items():
+            if identity in names:
+                name = names[identity]
+                group_of[name] = index
+                state = self.optimizer.state.get(trained[name], {})
                 group = self.optimizer.param_groups[index]
                 states[name] = self.update.state_names(group, state)
                 pace = (index, self.update.updates_done(state))
@@ -211,7 +219,10 @@ class World:
             training=tuple(module.training for module in self.modules),
             parameters=tuple(map(_look_of, parameters.values())),
             buffers=tuple(map(_look_of, _found(self.buffer_homes).values())),
-            groups=tuple(self.update.structure(group) for group in self.optimizer.param_groups),
+            groups=(
+                *(self.update.structure(group) for group in self.optimizer.param_groups),
+                self.update.settings(self.optimizer),
+            ),
             states=tuple((name, group_of[name], items) for name, items in states.items()),
             paces=tuple(number_keys.values()),
             accumulated=tuple(accumulated),
@@ -283,9 +294,10 @@ class World:
                 numbers[key] = self.update.numbers(options, self.update.updates_done(state))
         for name in captured.updated:
             parameter = now.trained[name]
-            state = of_state[parameter]
-            if not state:
-                state.update(self.update.new_state(groups[now.group_of[name]], parameter))
+            if not of_state.get(parameter):
+                new = self.update.new_state(groups[now.group_of[name]], parameter)
+                if new:
+                    of_state[parameter].update(new)
         values: list[Any] = []
         for role in captured.inputs:
             if role.kind == "parameter":
@@ -299,9 +311,18 @@ class World:
                 values.append(now.parameters[role.name].grad)
             elif role.kind == "state":
                 values.append(of_state[now.parameters[role.name]][role.item])
+            elif role.kind == "step":
+                values.append(self.step_alone(now, captured.updated))
             else:
                 values.append(numbers[role.name][role.item])
         return values
+
+    def step_alone(self, now: Now, updated: Collection[str]) -> StepAlone:
+        """A step of the optimizer over these parameters, to be made one by one."""
+        group_of: dict[torch.Tensor, int] = {
+            now.trained[name]: index for name, index in now.group_of.items() if name in updated
+        }
+        return StepAlone(self.optimizer, group_of)
 
     def run(self, captured: Captured, now: Now) -> Any:
         """One step through the graph."""
@@ -328,8 +349,12 @@ class World:
                 home[name] = value
             else:
                 now.parameters[role.name].grad = value
+        for role, value in zip(captured.inputs, inputs, strict=True):
+            if role.kind == "step":
+                value.finish()
         for name in captured.updated:
-            self.update.finish(self.optimizer.state[now.parameters[name]])
+            if state := self.optimizer.state.get(now.parameters[name]):
+                self.update.finish(state)
             now.parameters[name].grad = None
         if captured.updated:
             self.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask
@@ -339,9 +364,7 @@ class World:
         """The loop that the graph replaces."""
         with apart():
             self._sync_buffers()
-            with now.modes.of_the_forward_pass():
-                result = self.objective(now.batch)
-            loss_of(result).backward()
+            result = self.backward(now)
             result = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
             if updates:
                 if self.replicas is not None:
@@ -353,6 +376,13 @@ class World:
                     nn.utils.clip_grad_value_(parameters, self.clipping.value)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+        return result
+
+    def backward(self, now: Now) -> Any:
+        """Forward and backward pass of the loop, within `apart()`. Returns what loss_fn returns."""
+        with now.modes.of_the_forward_pass():
+            result = self.objective(now.batch)
+        loss_of(result).backward()
         return result
 
     def _sync_buffers(self) -> None:
@@ -372,7 +402,22 @@ class World:
             found[f"{name}.grad"] = parameter.grad
             for item, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"{name} {item}"] = value
-        return found
+        return {**found, **self._set_by_steps()}
+
+    def _set_by_steps(self) -> dict[str, Any]:
+        """What the optimizer keeps besides the state of parameters."""
+        state = self.optimizer.state.items()
+        held = {
+            "the optimizer": attributes_of(self.optimizer),
+            "the optimizer's state": {k: v for k, v in state if not isinstance(k, torch.Tensor)},
+        }
+        for index, group in enumerate(self.optimizer.param_groups):
+            held[f"the optimizer's group {index}"] = options_of(group)
+        return {
+            f"{owner}{path}": value
+            for owner, owned in held.items()
+            for path, value in plain_values(owned).items()
+        }
 
 
 def _require_no_hooks(
