@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
+import checkpointing
 import doors
 import front
 import gains_picture
@@ -49,6 +50,7 @@ EDITED_COLUMNS = (
 )
 WORDS = {
     "ablation": ("without", "worst instance"),
+    "checkpointing": checkpointing.WORDS,
     "doors": doors.WORDS,
     "front": front.WORDS,
     "models": standard_models.WORDS,
@@ -170,6 +172,21 @@ def _front_table() -> str:
         "time": "time",
     }
     return _shown_table("front", shown, ("model", "met"))
+
+
+def _checkpointing_table() -> str:
+    shown = {
+        "model": "model",
+        "way": "way",
+        "theirs": "theirs MiB",
+        "cost": "their time",
+        "state": "their state",
+        "ours": "ours MiB",
+        "extra %": "extra %",
+        "bound %": "bound %",
+        "ours / theirs": "our time",
+    }
+    return _shown_table("checkpointing", shown, ("model", "way", "state"))
 
 
 def _peers_table() -> str:
@@ -497,6 +514,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "hoist-table": lambda: _edits_table("8"),
     "overwrite-machine": lambda: _comment("models-overwrite", "machine"),
     "overwrite-threads": lambda: _comment("models-overwrite", "threads").partition(",")[0],
+    "checkpointing-table": _checkpointing_table,
     "front-table": _front_table,
     "front-machine": lambda: _comment("front", "machine"),
     "front-threads": lambda: _comment("front", "threads"),

@@ -304,7 +304,7 @@ def test_a_wide_step_needs_much_less():
 
 
 def test_a_step_that_needs_more_runs_as_the_loop(monkeypatch):
-    monkeypatch.setattr(planned_graph, "_verify", lambda *_: planned_graph._Verified("", 1, 2, 0))
+    monkeypatch.setattr(planned_graph, "_verify", lambda *_: planned_graph.Verified("", 1, 2, 0))
     step = compare(Net(), OPTIMIZERS["sgd"], [batch(), batch()])
     assert "needs more than the eager loop" in step.report.reason
     assert all(graph.captured is None for graph in graphs_of(step))
@@ -312,7 +312,7 @@ def test_a_step_that_needs_more_runs_as_the_loop(monkeypatch):
 
 def test_a_step_that_ran_with_less_than_its_bound_proves_nothing(monkeypatch):
     monkeypatch.setattr(
-        planned_graph, "_verify", lambda *_: planned_graph._Verified("", 10**9, 1, 0)
+        planned_graph, "_verify", lambda *_: planned_graph.Verified("", 10**9, 1, 0)
     )
     model = Net()
     optimizer = OPTIMIZERS["sgd"](model)
