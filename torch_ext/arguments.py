@@ -17,10 +17,10 @@ from torch_ext.amounts import parse_memory
 FilePath = str | os.PathLike[str]
 MemoryAmount = int | str  # bytes, or text like "512MiB"
 # Kinds of edits that keep all bits (csrc/program/levers). Slices are tried by running, which not
-# all doors can do.
+# all doors can do; repeats stay in graphs of torch.fx, and TorchScript's executor undoes them.
 LEVERS = ("order", "overwrite")
 ALL_LEVERS = (*LEVERS, "slice")
-TRAINING_LEVERS = (*ALL_LEVERS, "repeat")
+GRAPH_LEVERS = (*ALL_LEVERS, "repeat")
 
 _MOST_BYTES = 2**63 - 1
 _MOST_SECONDS = 10**6

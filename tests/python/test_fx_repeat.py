@@ -5,6 +5,7 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import torch_ext
 from torch_ext.arguments import planning
 from torch_ext.fx.probe import run_probe
 from torch_ext.fx.program import is_apart_again, program_of
@@ -214,3 +215,66 @@ def test_an_order_that_is_none_is_refused():
     for order in (["sin", "exp"], ["exp", "exp"], ["exp"]):
         with pytest.raises(ValueError, match="an order of all ops"):
             plan_repeats(program, order, planning("all", 1.0, 1, ("order",)))
+
+
+class Held(nn.Module):
+    """A cheap result is read at both ends of a program, and others have their hill between."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cheap = torch.tanh(x).repeat(1, 4)
+        low = cheap.cumsum(0).amax(1, keepdim=True)
+        high = torch.cos(x.repeat(1, 6) + low).cumsum(0).amax(1, keepdim=True)
+        return high + (cheap * high).cumsum(0).amax(1, keepdim=True)
+
+
+REPEAT = ("order", "overwrite", "repeat")
+
+
+@pytest.mark.parametrize("kind", ["exported", "captured"])
+def test_a_program_meets_a_budget_by_repeats(kind, tmp_path):
+    torch.manual_seed(0)
+    x = (torch.randn(512, 64),)
+    program = torch.export.export(Held(), x) if kind == "exported" else make_fx(Held())(*x)
+    best = torch_ext.fx.reorder(program, x)[1].peak_bytes
+    result, report = torch_ext.fx.reorder(program, x, memory_budget=best - 1, levers=REPEAT)
+    assert report.repeats
+    assert report.budget_met
+    assert report.identical
+    assert report.measured_peak_bytes == report.peak_bytes < best
+    assert 0 <= report.extra_seconds_bound <= report.extra_seconds < report.call_seconds
+    assert report.floor_bytes <= report.peak_bytes
+    if kind == "exported":  # the other knows no lines
+        assert all("test_fx_repeat.py" in again.source for again in report.repeats)
+    (use,) = (use for use in report.levers if use.name == "repeat")
+    assert use.edits == len(report.repeats)
+    runnable = result
+    if kind == "exported":
+        torch.export.save(result, tmp_path / "program.pt2")
+        runnable = torch.export.load(tmp_path / "program.pt2").module()
+    expected = Held()(*x)
+    with torch_ext.measure_peak() as memory:
+        actual = runnable(*x)
+    assert torch.equal(actual, expected)
+    assert memory.peak_bytes == report.measured_peak_bytes
+
+
+def test_repeats_that_do_not_help_leave_the_program_and_say_why():
+    x = (torch.randn(64, 8),)
+    program = torch.export.export(nn.Sequential(nn.ReLU(), nn.Sigmoid()), x)
+    result, report = torch_ext.fx.reorder(program, x, memory_budget=1, levers=REPEAT)
+    assert not report.repeats
+    assert "no order and no repeats get below" in report.levers[-1].reason
+    assert result is program or report.overwrites
+    plain = torch_ext.fx.reorder(program, x, levers=REPEAT)[1]
+    assert "give a memory budget" in plain.levers[-1].reason
+
+
+def test_repeats_and_slices_together_have_the_floor_of_slices():
+    torch.manual_seed(0)
+    x = (torch.randn(512, 64),)
+    program = torch.export.export(Held(), x)
+    both = ("order", "overwrite", "slice", "repeat")
+    report = torch_ext.fx.reorder(program, x, memory_budget=1, levers=both)[1]
+    sliced = torch_ext.fx.reorder(program, x, memory_budget=1, levers=both[:3])[1]
+    assert {use.name for use in report.levers} == set(both)
+    assert report.floor_bytes == sliced.floor_bytes <= report.peak_bytes

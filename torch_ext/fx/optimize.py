@@ -1,14 +1,25 @@
 """Graph modules and exported programs in an order of lower peak memory, verified by running."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from torch_ext.arguments import ALL_LEVERS, MemoryAmount, Planning, flag, planning, without
+from torch_ext.amounts import amount
+from torch_ext.arguments import (
+    ALL_LEVERS,
+    GRAPH_LEVERS,
+    MemoryAmount,
+    Planning,
+    flag,
+    planning,
+    without,
+)
+from torch_ext.fx import repeats
+from torch_ext.fx.choice import cost, is_cheap, left_out, why_failed, with_levers_of
 from torch_ext.fx.graphs import (
     Baseline,
     Graphs,
@@ -17,12 +28,21 @@ from torch_ext.fx.graphs import (
     measured,
     state_of,
 )
-from torch_ext.fx.planned import edited, edited_module, own_inputs, plan
+from torch_ext.fx.planned import edited, edited_module, own_inputs, plan, timed
 from torch_ext.fx.probe import storages_of, tensors_of
-from torch_ext.fx.slice_trials import SliceTrials, Tried, why_not_tried
+from torch_ext.fx.program import labelled_program_of
+from torch_ext.fx.repeat import with_repeats
+from torch_ext.fx.slice_trials import SliceTrials, Tried
 from torch_ext.fx.slices import Slicer, at_random
 from torch_ext.logs import is_disabled
-from torch_ext.program.plan import LeverPlan, LeverUse, Reason, plan_graph
+from torch_ext.program.plan import (
+    LeverPlan,
+    LeverUse,
+    Reason,
+    joined,
+    plan_graph,
+    plan_repeats,
+)
 from torch_ext.program.program import Program
 from torch_ext.reporting.report import (
     ProgramReport,
@@ -34,6 +54,15 @@ from torch_ext.reporting.report import (
 )
 
 _QUESTION_BYTES = 2**13  # what the question about threads takes (same_threads.py), and more
+# Fields of a report that tell of levers that were tried as well.
+_OF_LEVERS = (
+    "levers",
+    "slice_trials",
+    "floor_bytes",
+    "call_seconds",
+    "extra_seconds",
+    "extra_seconds_bound",
+)
 AnyGraphs = TypeVar("AnyGraphs", fx.GraphModule, ExportedProgram)
 
 
@@ -63,7 +92,9 @@ def reorder(
     state are changed. `example_inputs`: the arguments, by position. With `verify` both versions run
     and must be equal bit for bit, with a measured peak that is lower and not below the bound;
     otherwise the original comes back and `report.reason` says why. Other arguments as of
-    torch_ext.optimize. All runs without gradients.
+    torch_ext.optimize; `levers` has "repeat", too: with a memory budget that is not met otherwise
+    some ops run again, as in training_step, or stretches of ops run part by part, whichever costs
+    less. All runs without gradients.
 
     A program that overwrites is for calls without gradients, in which torch may raise, and outside
     of autocast. So without `levers` it is only done where no parameter requires gradients; what is
@@ -72,25 +103,58 @@ def reorder(
     Raises ValueError for inputs that do not fit or other bad arguments, and whatever the program
     raises when it runs.
     """
-    wanted = planning(scope, time_budget, memory_budget, levers, offered=ALL_LEVERS)
+    wanted = planning(scope, time_budget, memory_budget, levers, offered=GRAPH_LEVERS)
     verify = flag(verify, "verify")
     given = checked_arguments(program, example_inputs)
     if why := _why_left_alone():
         return program, _unplanned(program, given, why, wanted.memory_budget)
     wanted, unwanted = _allowed(program, wanted, is_asked=levers is not None)
     baseline = Baseline(program, given)
-    plain = _reordered(baseline, without(wanted, "slice"), verify)
+    plain = _reordered(baseline, without(wanted, "slice", "repeat"), verify)
     if plain.program is program and plain.is_edited:  # an order alone may still be good
         unwanted = {"overwrite": plain.report.reason}
         wanted = without(wanted, "overwrite")
-        plain = _reordered(baseline, without(wanted, "slice"), verify)
-    result, report = plain.program, plain.report
-    if "slice" in wanted.levers and plain.found.graph.ops:
-        try:
-            result, report = _with_slices(baseline, wanted, verify, plain)
-        except Exception as error:
-            unwanted |= {"slice": why_not_tried(error)}
-    return cast(AnyGraphs, result), _with_given_up(report, unwanted)
+        plain = _reordered(baseline, without(wanted, "slice", "repeat"), verify)
+    best = _best(baseline, wanted, verify, plain) if plain.found.graph.ops else plain
+    return cast(AnyGraphs, best.program), _with_given_up(best.report, unwanted)
+
+
+def _best(baseline: Baseline, wanted: Planning, verify: bool, plain: "_Reordered") -> "_Reordered":
+    """Try the levers that cost time; return the cheapest program that meets the budget.
+
+    If none does, return the one with the lowest peak.
+    """
+    tried = []
+    if "repeat" in wanted.levers:
+        tried.append(_tried(_with_repeats, "repeat", baseline, wanted, verify, plain))
+    if "slice" in wanted.levers and not (tried and is_cheap(tried[-1].found)):
+        ordinary = without(wanted, "repeat")
+        tried.append(_tried(_with_slices, "slice", baseline, ordinary, verify, plain))
+    if not tried:
+        return plain
+    best = tried[-1]
+    if wanted.memory_budget is not None:
+        best = min(tried, key=lambda one: cost(one.found))
+    found = with_levers_of(best.found, [one.found for one in tried], wanted.levers)
+    fields = described(found, best.report.reasons)
+    report = dataclasses.replace(best.report, **{name: fields[name] for name in _OF_LEVERS})
+    return dataclasses.replace(best, found=found, report=report)
+
+
+def _tried(
+    lever: Callable[..., "_Reordered"],
+    name: str,
+    baseline: Baseline,
+    wanted: Planning,
+    verify: bool,
+    plain: "_Reordered",
+) -> "_Reordered":
+    """Use the lever, or return the plain program with why it failed."""
+    try:
+        return lever(baseline, wanted, verify, plain)
+    except Exception as error:
+        why = why_failed(f"{name}s", error)
+        return dataclasses.replace(plain, found=left_out(plain.found, name, why))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +197,56 @@ def _reordered(baseline: Baseline, wanted: Planning, verify: bool) -> _Reordered
     return _Reordered(program if reasons else result, found, report, is_edited)
 
 
+def _with_repeats(
+    baseline: Baseline, wanted: Planning, verify: bool, plain: _Reordered
+) -> _Reordered:
+    """Run ops again where that meets the budget; return the plain program, and why, if not."""
+    if untouched := repeats.not_needed(plain.found, wanted.memory_budget):
+        return dataclasses.replace(plain, found=untouched)
+    program, given = baseline.program, baseline.given
+    module = graph_module_of(program)
+    with torch.no_grad():
+        probe, uses = timed(program, module, given, wanted)
+        names = {op.name for op in probe.ops}
+        order = [name for name in plain.found.plan.order if name in names]
+        chosen = plan_repeats(labelled_program_of(probe, uses), order, wanted)
+        if chosen.peak_bytes >= plain.found.plan.peak_bytes:
+            return dataclasses.replace(plain, found=repeats.given_up(plain.found, chosen))
+        again = with_repeats(module, probe, chosen.runs)
+        planned = plan(program, again, given, without(wanted, "slice", "repeat"))
+        result = edited(program, planned)
+        peak_bytes = planned.found.plan.peak_bytes
+        difference, measured_bytes = baseline.compared(result) if verify else ("", peak_bytes)
+    _, refuted = held_to(planned.found.plan, (measured_bytes,))
+    why = f"{difference} differs" if difference else joined(refuted)
+    if not why and peak_bytes >= plain.found.plan.peak_bytes:
+        why = "repeats do not lower the peak"
+    if not why and measured_bytes > _most_bytes(peak_bytes):
+        why = f"it was planned to take {amount(peak_bytes)} and takes {amount(measured_bytes)}"
+    if why:
+        return dataclasses.replace(plain, found=repeats.given_up(plain.found, chosen, why))
+    found = repeats.told(plain.found, planned.found, chosen, probe)
+    report = _report(
+        program,
+        given,
+        found,
+        (),
+        measured_original_peak_bytes=baseline.peak_bytes if verify else None,
+        measured_peak_bytes=measured_bytes if verify else None,
+        identical=True if verify else None,
+    )
+    return _Reordered(result, found, report, is_edited=True)
+
+
+def _most_bytes(planned_bytes: int) -> int:
+    """What a program that was planned to take so much may take."""
+    return int(1.01 * planned_bytes) + _QUESTION_BYTES
+
+
 def _with_slices(
     baseline: Baseline, wanted: Planning, verify: bool, plain: _Reordered
-) -> tuple[Graphs, GraphReport]:
-    """Return the program with slices and its report; the plain one if it is better not to slice."""
+) -> _Reordered:
+    """Cut stretches into parts; return the plain program, and why, if it is better not to."""
     program, given = baseline.program, baseline.given
 
     def inputs() -> list[Any]:
@@ -151,8 +261,8 @@ def _with_slices(
             return Tried(sliced, planned.found)
         difference, peak_bytes = baseline.compared(sliced)
         _, refuted = held_to(planned.found.plan, (peak_bytes,))
-        planned_bytes = 1.01 * planned.found.plan.peak_bytes + _QUESTION_BYTES
-        if difference or refuted or peak_bytes > min(planned_bytes, baseline.peak_bytes):
+        most_bytes = min(_most_bytes(planned.found.plan.peak_bytes), baseline.peak_bytes)
+        if difference or refuted or peak_bytes > most_bytes:
             return None
         if not baseline.is_same_elsewhere(sliced, at_random(given)):
             return None
@@ -166,14 +276,7 @@ def _with_slices(
         trials = SliceTrials(slicer, plain.found, wanted, attempt)
         best = trials.best()
     if best is None:
-        report = plain.report
-        found = trials.told_of_none()
-        return plain.program, dataclasses.replace(
-            report,
-            levers=found.levers,
-            slice_trials=found.slice_trials,
-            floor_bytes=found.floor_bytes,
-        )
+        return dataclasses.replace(plain, found=trials.told_of_none())
     report = _report(
         program,
         given,
@@ -183,7 +286,7 @@ def _with_slices(
         measured_peak_bytes=best.measured_peak_bytes,
         identical=True if verify else None,
     )
-    return best.program, report
+    return _Reordered(best.program, best.found, report, is_edited=True)
 
 
 def analyze(

@@ -17,6 +17,7 @@ from torch_ext.fx.overwritable import Overwritable, can_be_required, find_overwr
 from torch_ext.fx.probe import Probe, run_probe
 from torch_ext.fx.program import labelled_program_of
 from torch_ext.fx.stretch import inline_parts
+from torch_ext.fx.timing import add_times
 from torch_ext.program.plan import LeverPlan, Reason, plan_and_explain
 
 
@@ -44,6 +45,18 @@ def plan(
     found, reasons = plan_and_explain(labelled_program_of(probe, uses, copies), wanted)
     nodes = {node.name: node for node in module.graph.nodes}
     return Planned(module, probe.on(nodes), uses, found, reasons)
+
+
+def timed(
+    program: Graphs, module: fx.GraphModule, given: tuple[Any, ...], wanted: Planning
+) -> tuple[Probe, Sequence[Overwritable]]:
+    """Probe the graph and time its ops; return what may be overwritten, too. As of plan."""
+    own = with_own_state(module)
+    with torch.random.fork_rng(devices=[]):
+        probe = run_probe(own, own_inputs(program, given))
+        add_times(probe, own, own_inputs(program, given))
+    uses = find_overwritable(probe) if "overwrite" in wanted.levers else []
+    return probe, [use for use in uses if can_be_required(probe, use)]
 
 
 def own_inputs(program: Graphs, given: tuple[Any, ...]) -> list[Any]:

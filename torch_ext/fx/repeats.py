@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 
 from torch_ext.amounts import amount
+from torch_ext.fx.choice import left_out
 from torch_ext.fx.probe import Probe
 from torch_ext.program.plan import LeverPlan, LeverUse, Reason, RepeatPlan
 from torch_ext.program.program import Repeat
@@ -52,14 +53,21 @@ def told(plain: LeverPlan, found: LeverPlan, chosen: RepeatPlan, probe: Probe) -
     )
 
 
-def left_out(plain: LeverPlan, why: str, chosen: RepeatPlan | None = None) -> LeverPlan:
-    """Return the plan without repeats, with why there are none."""
-    use = LeverUse.left_out("repeat", plain.plan.peak_bytes, why)
-    plain = dataclasses.replace(plain, levers=(*plain.levers, use))
-    if chosen is None:
-        return dataclasses.replace(plain, floor_bytes=None)
-    times = dataclasses.replace(chosen.times, extra_seconds=0.0)
-    return dataclasses.replace(plain, floor_bytes=chosen.floor_bytes, times=times)
+def not_needed(plain: LeverPlan, memory_budget: int | None) -> LeverPlan | None:
+    """Return the plan without repeats, and why, where none are to be tried."""
+    if memory_budget is None:
+        return left_out(plain, "repeat", Reason.of("no_budget").text)
+    return left_out(plain, "repeat", "") if plain.plan.peak_bytes <= memory_budget else None
+
+
+def given_up(plain: LeverPlan, chosen: RepeatPlan, why: str = "") -> LeverPlan:
+    """Return the plan without the repeats that were chosen; without `why` they do not help."""
+    why = why or why_missed(plain, chosen, chosen.peak_bytes).text
+    return dataclasses.replace(
+        left_out(plain, "repeat", why),
+        floor_bytes=chosen.floor_bytes,
+        times=dataclasses.replace(chosen.times, extra_seconds=0.0),
+    )
 
 
 def why_missed(plain: LeverPlan, chosen: RepeatPlan, peak_bytes: int) -> Reason:

@@ -11,7 +11,6 @@ from torch import fx
 
 from torch_ext import _sched
 from torch_ext.arguments import Planning
-from torch_ext.files import first_line
 from torch_ext.fx.slices import Slicer
 from torch_ext.program.plan import LeverPlan, LeverUse, Reason, SliceTrial, joined
 
@@ -162,11 +161,6 @@ class SliceTrials:
             if len(like) == len(op.writes):
                 names |= zip(op.writes, like, strict=True)
         return names
-
-
-def why_not_tried(error: Exception) -> str:
-    """Say that slices failed; the program without them stays, which is verified."""
-    return f"trying slices failed: {type(error).__name__}: {first_line(error)}"
 
 
 def _native(trial: SliceTrial, meets_budget: bool = False) -> _sched.SliceTrial:

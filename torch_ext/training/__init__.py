@@ -71,7 +71,7 @@ def training_step(
         max_graphs=arguments.count(max_graphs, "max_graphs"),
         runtime=runtime,
         planning=arguments.planning(
-            "all", time_budget, memory_budget, levers, offered=arguments.TRAINING_LEVERS
+            "all", time_budget, memory_budget, levers, offered=arguments.GRAPH_LEVERS
         ),
     )
     return TrainingStep(model, loss_fn, optimizer, example_batch, options)

@@ -79,9 +79,7 @@ def training_front(
     )
     measure = arguments.flag(measure, "measure")
     chosen = _LEVERS if levers is None else levers
-    wanted = arguments.planning(
-        "all", time_budget, levers=chosen, offered=arguments.TRAINING_LEVERS
-    )
+    wanted = arguments.planning("all", time_budget, levers=chosen, offered=arguments.GRAPH_LEVERS)
     if not measure and "slice" in wanted.levers:
         raise ValueError("slices are chosen by measuring; leave them out, or give measure=True")
     batch = as_batch(example_batch, loss_fn)

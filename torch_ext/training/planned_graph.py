@@ -16,19 +16,19 @@ from torch_ext.amounts import amount
 from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
 from torch_ext.fx import repeats
+from torch_ext.fx.choice import cost, is_cheap, left_out, why_failed, with_levers_of
 from torch_ext.fx.overwritable import Overwritable, find_overwritable
 from torch_ext.fx.planned import Planned, edited_module
 from torch_ext.fx.probe import Probe, run_probe, tensors_of
 from torch_ext.fx.program import labelled_program_of, written_storages
 from torch_ext.fx.repeat import with_repeats
-from torch_ext.fx.slice_trials import SliceTrials, Tried, why_not_tried
+from torch_ext.fx.slice_trials import SliceTrials, Tried
 from torch_ext.fx.slices import Slicer
 from torch_ext.fx.timing import add_times
 from torch_ext.fx.turns import seconds_in_turns
 from torch_ext.memory.meter import measure_peak
 from torch_ext.program.plan import (
     LeverPlan,
-    LeverUse,
     Reason,
     RepeatPlan,
     plan_and_explain,
@@ -255,17 +255,15 @@ class Maker:
         tried = []
         if "repeat" in wanted.levers:
             tried.append(self.repeated(wanted, plain))
-        if "slice" in wanted.levers and not (tried and _is_cheap(tried[-1])):
+        if "slice" in wanted.levers and not (tried and is_cheap(tried[-1].found)):
             tried.append(self.sliced(without(wanted, "repeat"), plain))
         if not tried:
             return plain
-        best = tried[-1] if wanted.memory_budget is None else min(tried, key=_cost)
-        best = _with_levers_of(best, tried)
-        if {"slice", "repeat"} <= set(wanted.levers):  # no floor is proven of both together
-            best = dataclasses.replace(
-                best, found=dataclasses.replace(best.found, floor_bytes=None)
-            )
-        return best
+        best = tried[-1]
+        if wanted.memory_budget is not None:
+            best = min(tried, key=lambda edited: cost(edited.found))
+        found = with_levers_of(best.found, [edited.found for edited in tried], wanted.levers)
+        return dataclasses.replace(best, found=found)
 
     def repeated(self, wanted: Planning, plain: Edited) -> Edited:
         """Run ops again where that meets the budget, or return the plain graph, and why."""
@@ -274,23 +272,19 @@ class Maker:
         except Exception as error:
             if self.world.replicas is not None:  # the others wait
                 raise
-            why = f"trying repeats failed: {type(error).__name__}: {first_line(error)}"
-            return dataclasses.replace(plain, found=repeats.left_out(plain.found, why))
+            found = left_out(plain.found, "repeat", why_failed("repeats", error))
+            return dataclasses.replace(plain, found=found)
 
     def _repeated(self, wanted: Planning, plain: Edited) -> Edited:
-        if wanted.memory_budget is None:
-            why = Reason.of("no_budget").text
-            return dataclasses.replace(plain, found=repeats.left_out(plain.found, why))
-        if plain.found.plan.peak_bytes <= wanted.memory_budget:
-            return dataclasses.replace(plain, found=repeats.left_out(plain.found, ""))
+        if found := repeats.not_needed(plain.found, wanted.memory_budget):
+            return dataclasses.replace(plain, found=found)
         chosen = plan_repeats(*self.timed(wanted, plain), wanted)
         chosen = _common(self.world, chosen)[0]
         if chosen.peak_bytes >= plain.found.plan.peak_bytes:
-            why = repeats.why_missed(plain.found, chosen, chosen.peak_bytes).text
-            return dataclasses.replace(plain, found=repeats.left_out(plain.found, why, chosen))
+            return dataclasses.replace(plain, found=repeats.given_up(plain.found, chosen))
         edited, why = self.run_again(chosen, wanted, plain)
         if why:
-            return dataclasses.replace(plain, found=repeats.left_out(plain.found, why, chosen))
+            return dataclasses.replace(plain, found=repeats.given_up(plain.found, chosen, why))
         found = repeats.told(plain.found, edited.found, chosen, self.probe)
         return dataclasses.replace(edited, found=found, reasons=())
 
@@ -328,13 +322,13 @@ class Maker:
     def sliced(self, wanted: Planning, plain: Edited) -> Edited:
         """Try slices, and return the best graph, or the plain one, with what was found out."""
         if self.world.replicas is not None:  # their times differ, and all have to do the same
-            return _without_slices(
-                plain, "slices are chosen by times, and processes that train together need the same"
-            )
+            why = "slices are chosen by times, and processes that train together need the same"
+            return dataclasses.replace(plain, found=left_out(plain.found, "slice", why))
         try:
             return self._sliced(wanted, plain)
         except Exception as error:
-            return _without_slices(plain, why_not_tried(error))
+            found = left_out(plain.found, "slice", why_failed("slices", error))
+            return dataclasses.replace(plain, found=found)
 
     def _sliced(self, wanted: Planning, plain: Edited) -> Edited:
         trials, best = self.try_slices(wanted, plain)
@@ -387,46 +381,6 @@ class Maker:
         with torch.random.fork_rng(devices=[]), of_a_graph():
             inputs = self.inputs()  # which steps change as they do in training
             return seconds_in_turns((a.captured.run, b.captured.run), lambda: inputs)
-
-
-# Of the time of a call: repeats that cost less are taken without a look at slices.
-_CHEAP = 0.02
-
-
-def _is_cheap(edited: Edited) -> bool:
-    times = edited.found.times
-    is_met = bool(edited.found.plan.budget_met)
-    return is_met and (times is None or times.extra_seconds <= _CHEAP * times.call_seconds)
-
-
-def _cost(edited: Edited) -> tuple[float, ...]:
-    """What is lower is better: seconds where the budget is met, and bytes where it is not."""
-    found = edited.found
-    if found.plan.budget_met is False:
-        return 1, found.plan.peak_bytes
-    return 0, sum(use.extra_seconds for use in found.levers)
-
-
-def _with_levers_of(best: Edited, tried: Sequence[Edited]) -> Edited:
-    """Say of the levers that were tried, and are not in the best graph, why they are not."""
-    levers = {use.name: use for use in best.found.levers}
-    for other in tried:
-        for use in other.found.levers:
-            if use.name not in levers:
-                why = use.reason or "another lever does better"
-                levers[use.name] = LeverUse.left_out(use.name, best.found.plan.peak_bytes, why)
-    times = best.found.times
-    for other in tried:
-        if times is None and other.found.times is not None:
-            times = dataclasses.replace(other.found.times, extra_seconds=0.0)
-    found = dataclasses.replace(best.found, levers=tuple(levers.values()), times=times)
-    return dataclasses.replace(best, found=found)
-
-
-def _without_slices(plain: Edited, why: str) -> Edited:
-    use = LeverUse.left_out("slice", plain.found.plan.peak_bytes, why)
-    levers = (*plain.found.levers, use)
-    return dataclasses.replace(plain, found=dataclasses.replace(plain.found, levers=levers))
 
 
 def _run_loop(world: World, now: Now, updates: bool) -> None:
