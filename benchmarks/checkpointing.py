@@ -11,13 +11,15 @@ step above its start. Our step gets the peak of the other way as its memory budg
   our time             beside the other way, in turns: below 1 we are faster
 
 Ways: the loop, its optimizer in backward hooks, the blocks of the model checkpointed by torch, both
-of these, and torch.compile with activation_memory_budget (`aot_eager 0.5`, `inductor 0.5`). Exits
-with 1 if our bits are not the loop's.
+of these, torch.compile with activation_memory_budget (`aot_eager 0.5`, `inductor 0.5`), and
+torch.compile with our backend and a share of the peak of its step as memory budget (`torch_ext
+0.5`). Exits with 1 if our bits are not the loop's.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import functools
 import json
@@ -58,7 +60,11 @@ WAYS = (
     "hooks",
     "checkpoint",
     "checkpoint and hooks",
-    *(f"{backend} {share}" for backend in ("aot_eager", "inductor") for share in (0.75, 0.5, 0.25)),
+    *(
+        f"{backend} {share}"
+        for backend in ("torch_ext", "aot_eager", "inductor")
+        for share in (0.75, 0.5, 0.25)
+    ),
 )
 
 
@@ -72,9 +78,17 @@ def run_of(task: Task, way: str) -> Run | None:
         assert loop is not None
         return loop.run
     backend, _, share = way.partition(" ")
+    if backend == "torch_ext":
+        plain = copy.deepcopy(task)
+        compiled: Any = torch.compile(plain.model, backend=backend)
+        peak_bytes = settled_peak(dataclasses.replace(plain, model=compiled).eager_step)
+        torch._dynamo.reset()
+        budget = int(float(share) * peak_bytes)
+        compiled = torch.compile(task.model, backend=backend, options={"memory_budget": budget})
+        return dataclasses.replace(task, model=compiled).eager_step
     if backend in ("aot_eager", "inductor"):
         torch._functorch.config.activation_memory_budget = float(share)
-        compiled: Any = torch.compile(task.model, backend=backend)
+        compiled = torch.compile(task.model, backend=backend)
         return dataclasses.replace(task, model=compiled).eager_step
     return task.eager_step
 

@@ -31,6 +31,7 @@ class Effects:
         is_collective: bool = ...,
         writes_outside: bool = ...,
         is_apart_again: bool = ...,
+        runs_once: bool = ...,
     ) -> None: ...
 
 class Program:

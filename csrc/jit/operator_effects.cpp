@@ -144,6 +144,13 @@ bool DrawsRandomNumbers(const FunctionSchema& schema, bool is_seeded, const Cons
   return is_seeded || std::ranges::any_of(schema.arguments(), takes_generator);
 }
 
+// Norms do, in training. Their gradients read them, and functional forms return new ones.
+bool UpdatesStatistics(const FunctionSchema& schema, const Constants& constants) {
+  const std::string_view name = schema.name();
+  return !name.ends_with("_backward") && !name.ends_with("_functional") &&
+         !IsAnyFalse(constants, kStatisticFlags);
+}
+
 bool IsCollective(const FunctionSchema& schema) {
   const std::string_view name_space = NamespaceOf(schema);
   return name_space.find("c10d") != std::string_view::npos || name_space == "symm_mem" ||
@@ -161,7 +168,7 @@ bool HidesAliases(const FunctionSchema& schema, bool is_composite) {
 OperatorEffects EffectsOf(const FunctionSchema& schema, const Constants& constants) {
   const auto op = c10::Dispatcher::singleton().findSchema(schema.operator_name());
   const auto has_tag = [&](at::Tag tag) { return op && op->hasTag(tag); };
-  const bool may_update = !IsAnyFalse(constants, kStatisticFlags);
+  const bool may_update = UpdatesStatistics(schema, constants);
 
   OperatorEffects effects;
   for (std::size_t i = 0; i < schema.arguments().size(); ++i) {

@@ -44,7 +44,7 @@ OperatorEffects EffectsOf(const c10::FunctionSchema& schema, const Constants& co
 OperatorEffects EffectsOf(const std::string& name, const std::string& overload,
                           const Constants& constants);
 
-// Batch and instance norm update their running statistics, in training.
+// Is it given running statistics, which batch and instance norm update in training?
 bool HasStatistics(const c10::FunctionSchema& schema);
 
 }  // namespace torch_ext::jit

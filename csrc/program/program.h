@@ -29,6 +29,7 @@ struct Effects {
   bool is_collective = false;    // has to meet the same op of other processes
   bool writes_outside = false;   // writes to memory that outlives the call
   bool is_apart_again = false;   // a second run would not: it leaves running statistics alone
+  bool runs_once = false;        // nobody knows what a second run would take
 };
 
 // How the program names an op and where it comes from. Unknown is empty.

@@ -68,15 +68,16 @@ PYBIND11_MODULE(_sched, m) {
   py::class_<program::Effects>(m, "Effects")
       .def(py::init([](std::string undeclared, bool is_stateful, bool changes_metadata,
                        bool draws_random_numbers, bool has_side_effect, bool is_collective,
-                       bool writes_outside, bool is_apart_again) {
+                       bool writes_outside, bool is_apart_again, bool runs_once) {
              return program::Effects{std::move(undeclared), is_stateful,     changes_metadata,
                                      draws_random_numbers,  has_side_effect, is_collective,
-                                     writes_outside,        is_apart_again};
+                                     writes_outside,        is_apart_again,  runs_once};
            }),
            py::kw_only(), py::arg("undeclared") = "", py::arg("is_stateful") = false,
            py::arg("changes_metadata") = false, py::arg("draws_random_numbers") = false,
            py::arg("has_side_effect") = false, py::arg("is_collective") = false,
-           py::arg("writes_outside") = false, py::arg("is_apart_again") = false);
+           py::arg("writes_outside") = false, py::arg("is_apart_again") = false,
+           py::arg("runs_once") = false);
   // Filled by an adaptor; ids count from 0, in the sequence of the calls.
   py::class_<program::Program>(m, "Program")
       .def(py::init<>())

@@ -87,6 +87,20 @@ def test_running_statistics_are_read_out_of_training():
     assert not written(node)
 
 
+def test_gradients_and_functional_forms_of_norms_update_no_statistics():
+    x, mean, variance = torch.randn(4, 3, 8), torch.zeros(3), torch.ones(3)
+    functional = aten._native_batch_norm_legit_functional.default
+    _, mean_now, deviation_now, *new = functional(x, None, None, mean, variance, True, 0.1, 1e-5)
+    assert not torch.equal(new[0], mean)
+    gradient = aten.native_batch_norm_backward.default
+    rest = mean, variance, mean_now, deviation_now, True, 1e-5, [True] * 3
+    gradient(x, x, torch.ones(3), *rest)
+    assert torch.equal(mean, torch.zeros(3))
+    assert torch.equal(variance, torch.ones(3))
+    assert not written(call(functional, *[...] * 5, True, 0.1, 1e-5))
+    assert not written(call(gradient, *[...] * 7, True, 1e-5, [True] * 3))
+
+
 def test_random_ops_draw():
     assert draws_random_numbers(call(aten.rand_like.default, ...))
     assert draws_random_numbers(call(aten.normal_.default, ...))

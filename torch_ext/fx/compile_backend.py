@@ -13,7 +13,9 @@ torch runs both graphs without gradients.
 Both graphs free their inputs as they use them up, which the planner counts on.
 
 With a memory budget, or the lever "slice", graphs without gradients run stretches of ops part by
-part. These are cut, and verified, in the first call (fx/first_call.py).
+part, or some ops again. That is tried, and verified, in the first call (fx/first_call.py). With a
+memory budget, and gradients, the backward pass runs ops of the forward pass again, so that less is
+saved: the planner chooses them on the joint graph, by times of ops run alone, and torch splits it.
 
 Environment: `TORCH_EXT_DISABLE=1` leaves every graph in its order; `TORCH_EXT_LOG=info` logs the
 peak and the bound of each through the logger "torch_ext".
@@ -21,26 +23,29 @@ peak and the bound of each through the logger "torch_ext".
 
 import functools
 import logging
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import default_partition
 from torch.fx.graph import _BoxedCodeGen
 
-from torch_ext.arguments import ALL_LEVERS, Planning, planning, without
-from torch_ext.fx.apply import apply_order, arrange, chosen_of, copied
+from torch_ext.arguments import GRAPH_LEVERS, Planning, planning, without
+from torch_ext.fx.apply import copied
 from torch_ext.fx.estimate import estimate_probe
-from torch_ext.fx.first_call import CutAtFirstCall, has_symbolic_inputs
-from torch_ext.fx.overwritable import Overwritable, find_overwritable, overwrite
+from torch_ext.fx.first_call import EditedAtFirstCall, has_symbolic_inputs
+from torch_ext.fx.joint import make_alike, mark_arrival, place_of_arrival
+from torch_ext.fx.overwritable import Overwritable, find_overwritable
+from torch_ext.fx.planned import Planned, edited_module
 from torch_ext.fx.probe import Probe
-from torch_ext.fx.program import program_of
+from torch_ext.fx.program import labelled_program_of
+from torch_ext.fx.repeat import with_repeats
+from torch_ext.fx.repeats import not_needed, told, why_missed
 from torch_ext.logs import Peaks, is_disabled, set_up_logging
-from torch_ext.program.plan import plan_program
+from torch_ext.program.plan import LeverPlan, plan_program, plan_repeats
 
+_TRIED = ("slice", "repeat")  # levers that graphs without gradients try by running
 MIB = 2**20
 _log = logging.getLogger("torch_ext")
 
@@ -58,7 +63,7 @@ def backend(
     set_up_logging()
     options = dict(options or {})
     given = {name: options.pop(name, None) for name in ("memory_budget", "levers")}
-    wanted = planning("all", options.pop("time_budget", 2.0), **given, offered=ALL_LEVERS)
+    wanted = planning("all", options.pop("time_budget", 2.0), **given, offered=GRAPH_LEVERS)
     if options:
         raise ValueError(
             f"the backend torch_ext has no option '{next(iter(options))}'; it has 'levers', "
@@ -79,23 +84,31 @@ def _compile_inference(
 ) -> Callable[..., Any]:
     def compile_graph(graph: fx.GraphModule, *, edits: bool) -> Callable[..., Any]:
         if edits:
-            _edit(graph, without(wanted, "slice"))
+            _edit(graph, without(wanted, *_TRIED))
         return _boxed(graph, _)
 
-    if "slice" in wanted.levers and not has_symbolic_inputs(module):
-        return CutAtFirstCall(module, wanted, compile_graph)
+    if not has_symbolic_inputs(module) and any(lever in wanted.levers for lever in _TRIED):
+        return EditedAtFirstCall(module, wanted, compile_graph)
     return compile_graph(module, edits=True)
 
 
 def _partition(
-    wanted: Planning, joint: fx.GraphModule, joint_inputs: Any, **options: Any
+    wanted: Planning,
+    joint: fx.GraphModule,
+    joint_inputs: Any,
+    *,
+    static_lifetime_input_indices: list[int] | None = None,
+    **options: Any,
 ) -> Partition:
     """Order the joint graph, then split it where it was to be split anyway.
 
     torch splits it by the tags of its nodes and keeps their order.
     """
-    _edit(joint, wanted)
-    halves: Partition = default_partition(joint, joint_inputs, **options)
+    lasting = static_lifetime_input_indices or []
+    _edit(joint, wanted, lasting)
+    halves: Partition = default_partition(
+        joint, joint_inputs, static_lifetime_input_indices=lasting, **options
+    )
     return halves
 
 
@@ -115,38 +128,62 @@ def _boxed(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
 # --- editing --------------------------------------------------------------------------------------
 
 
-def _edit(module: fx.GraphModule, wanted: Planning) -> None:
-    """Edit the graph so that its peak is lower, if that can be; else leave it."""
+def _edit(module: fx.GraphModule, wanted: Planning, lasting: Sequence[int] = ()) -> None:
+    """Edit the graph so that its peak is lower, if that can be; else leave it.
+
+    `lasting`: as of mark_arrival.
+    """
     if is_disabled():
         return
     try:
         draft = fx.GraphModule(module, copied(module.graph))
-        _mark_boundary(draft.graph)
-        probe = estimate_probe(draft)
-        uses = _own(probe, find_overwritable(probe)) if "overwrite" in wanted.levers else []
-        planned = plan_program(program_of(probe, uses), wanted)
-        found = planned.plan
-        if found.peak_bytes < found.original_peak_bytes:
-            nodes = {node.name: node for node in module.graph.nodes}
-            chosen = chosen_of(probe, uses, planned)
-            apply_order(draft, probe, found.order)
-            arrange([nodes[node.name] for node in draft.graph.nodes if node.name in nodes])
-            for node, form in chosen:
-                overwrite(nodes[node.name], form)
-            module.graph.lint()
-            module.recompile()
+        mark_arrival(draft.graph, lasting)
+        planned = _planned(draft, without(wanted, "repeat"))
+        found, repeats = planned.found, ""
+        if "repeat" in wanted.levers and not not_needed(found, wanted.memory_budget):
+            planned, found, repeats = _with_repeats(planned, wanted)
+        if found.plan.peak_bytes < found.plan.original_peak_bytes:
+            make_alike(module, edited_module(planned, asks=False).graph)
     except Exception as error:
         _log.warning("a graph keeps its order: %s: %s", type(error).__name__, error)
         return
     _log.info(
-        "a graph of %d ops: %.2f MiB, was %.2f, bound %.2f (%s)",
-        found.ops,
-        found.peak_bytes / MIB,
-        found.original_peak_bytes / MIB,
-        found.lower_bound_bytes / MIB,
-        found.status,
-        extra={"peaks": Peaks.of(found)},
+        "a graph of %d ops: %.2f MiB, was %.2f, bound %.2f (%s)%s",
+        found.plan.ops,
+        found.plan.peak_bytes / MIB,
+        found.plan.original_peak_bytes / MIB,
+        found.plan.lower_bound_bytes / MIB,
+        found.plan.status,
+        repeats and f"; {repeats}",
+        extra={"peaks": Peaks.of(found.plan)},
     )
+
+
+def _planned(module: fx.GraphModule, wanted: Planning) -> Planned:
+    probe = estimate_probe(module)
+    uses = _own(probe, find_overwritable(probe)) if "overwrite" in wanted.levers else []
+    return Planned(module, probe, uses, plan_program(labelled_program_of(probe, uses), wanted), ())
+
+
+def _with_repeats(plain: Planned, wanted: Planning) -> tuple[Planned, LeverPlan, str]:
+    """Run ops again where that helps to meet the budget.
+
+    Returns what to make, its plan as one of the original graph, and what there is to say of it.
+    """
+    if any("recompute" in node.meta for node in plain.module.graph.nodes):
+        return plain, plain.found, "torch.utils.checkpoint has chosen what runs again"
+    probe = estimate_probe(plain.module, timed=True)
+    chosen = plan_repeats(labelled_program_of(probe, plain.uses), plain.found.plan.order, wanted)
+    if chosen.peak_bytes >= plain.found.plan.peak_bytes:
+        return plain, plain.found, why_missed(plain.found, chosen, chosen.peak_bytes).text
+    repeated = with_repeats(plain.module, probe, chosen.runs)
+    again = _planned(repeated, without(wanted, "repeat"))
+    if again.found.plan.peak_bytes >= plain.found.plan.peak_bytes:
+        return plain, plain.found, "repeats do not lower the peak"
+    found = told(plain.found, again.found, chosen, probe)
+    extra = 100 * chosen.extra_nanoseconds / chosen.nanoseconds
+    said = f"{len(found.repeats)} ops run again, for {extra:.1f} % of the time of all"
+    return again, found, "; ".join(filter(None, (said, found.levers[-1].reason)))
 
 
 def _own(probe: Probe, uses: Sequence[Overwritable]) -> list[Overwritable]:
@@ -155,42 +192,6 @@ def _own(probe: Probe, uses: Sequence[Overwritable]) -> list[Overwritable]:
     The gradients are the caller's, and what the forward pass has saved may be needed again, by
     `backward(retain_graph=True)`.
     """
-    calls = [op.node.target for op in probe.ops]
-    arrival = calls.index(_arrive) if _arrive in calls else -1
+    arrival = place_of_arrival([op.node.target for op in probe.ops])
     given = {storage for op in probe.ops[: arrival + 1] for storage in op.made}
     return [use for use in uses if use.op <= arrival or use.argument not in given]
-
-
-def _mark_boundary(graph: fx.Graph) -> None:
-    """Let the gradients of the results arrive between forward and backward.
-
-    In a joint graph they are inputs from the start. Nothing may pass the place where they arrive:
-    user code runs there, and draws random numbers or changes parameters. Ops of the forward pass
-    that torch has put behind the backward pass (updates of buffers) run before it.
-    """
-    arriving = [node for node in graph.nodes if node.op == "placeholder" and _is_gradient(node)]
-    if not arriving:
-        return
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    ops = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
-    forward = [node for node in ops if node.meta.get("partitioner_tag") == "is_forward"]
-    last = (forward or placeholders)[-1]
-    for node in ops:
-        if node.meta.get("partitioner_tag") == "must_be_in_forward":
-            last.append(node)
-            last = node
-    with graph.inserting_after(last):
-        arrival = graph.call_function(_arrive, tuple(arriving))
-    last = arrival
-    for index, node in enumerate(arriving):
-        with graph.inserting_after(last):
-            last = graph.call_function(operator.getitem, (arrival, index))
-        node.replace_all_uses_with(last, delete_user_cb=lambda user: user is not arrival)
-
-
-def _is_gradient(placeholder: fx.Node) -> bool:
-    return "tangents" in placeholder.name  # torch's partitioners go by the name, too
-
-
-def _arrive(*gradients: torch.Tensor) -> list[torch.Tensor]:
-    return [torch.empty_like(gradient) for gradient in gradients]

@@ -19,11 +19,12 @@ from torch.fx.experimental.sym_node import METHOD_TO_OPERATOR
 from torch.utils import _pytree as pytree
 
 from torch_ext._native import _jit
+from torch_ext.fx.arrival import Arrival
 from torch_ext.fx.parts import Parts
 from torch_ext.fx.writing import Writing
 
 # What computes with symbolic sizes, and does the same for tensors.
-_PURE_FUNCTIONS = {
+PURE_FUNCTIONS = {
     *METHOD_TO_OPERATOR.values(),
     *(torch.sym_int, torch.sym_sum),
     *(getattr(math, name) for name in dir(math) if not name.startswith("_")),
@@ -60,9 +61,15 @@ _RUNNERS = {
     "wrap_with_autocast",
     "wrap_with_set_grad_enabled",
 }
-# Operators that do the same without the running statistics that they update, if all that they are
-# given is of one dtype: that of the statistics chooses the kernel, too.
-_APART_WITHOUT = {torch.ops.aten.native_batch_norm.default: ("running_mean", "running_var")}
+# Norms that compute the same without the running statistics that they update, if all that they are
+# given is of one dtype: that of the statistics chooses the kernel, too. And how they are called so.
+_APART: dict[Any, torch._ops.OpOverload] = {
+    torch.ops.aten.native_batch_norm.default: torch.ops.aten.native_batch_norm.default,
+    torch.ops.aten._native_batch_norm_legit_functional.default: (
+        torch.ops.aten._native_batch_norm_legit.no_stats
+    ),
+}
+_STATISTICS = "running_mean", "running_var"
 
 
 def schema_of(node: fx.Node) -> torch.FunctionSchema | None:
@@ -88,14 +95,17 @@ def written_arguments(node: fx.Node) -> Iterator[tuple[Any, bool]]:
 
 def statistics_of(node: fx.Node) -> list[fx.Node]:
     """The running statistics that the node could do without, and compute the same."""
-    names = _APART_WITHOUT.get(node.target, ())  # type: ignore[call-overload]
-    arguments = [arguments_of(node)[name] for name in names]
-    return [argument for argument in arguments if argument is not None]
+    if node.target not in _APART or arguments_of(node)["training"] is not True:
+        return []
+    statistics = [arguments_of(node)[name] for name in _STATISTICS]
+    return [argument for argument in statistics if argument is not None]
 
 
-def without_statistics(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of the node without them."""
-    return (), {**arguments_of(node), **dict.fromkeys(_APART_WITHOUT[node.target])}  # type: ignore[index]
+def without_statistics(node: fx.Node) -> tuple[torch._ops.OpOverload, dict[str, Any]]:
+    """Return what to call without them, and with what; it may have fewer results."""
+    given = {**arguments_of(node), **dict.fromkeys(_STATISTICS)}
+    target = _APART[node.target]
+    return target, {place.name: given[place.name] for place in target._schema.arguments}
 
 
 def undeclared(node: fx.Node) -> str:
@@ -103,11 +113,11 @@ def undeclared(node: fx.Node) -> str:
     if effects := _effects(node):
         return str(effects["undeclared"])
     # Parts: new memory from what it reads, and nothing else.
-    if isinstance(node.target, Parts | Writing):
+    if isinstance(node.target, Arrival | Parts | Writing):
         return ""
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return "" if _runs_pure_graphs(node) else "a higher-order op of unknown effects"
-    is_known = node.target in _PURE_FUNCTIONS or node.target in _IN_PLACE_FUNCTIONS
+    is_known = node.target in PURE_FUNCTIONS or node.target in _IN_PLACE_FUNCTIONS
     return "" if is_known else "not an operator"
 
 
@@ -126,7 +136,8 @@ def is_barrier(node: fx.Node) -> bool:
 
     Nothing may pass it then.
     """
-    return bool(undeclared(node)) or is_stateful(node) or changes_metadata(node)
+    is_known = not undeclared(node) and not isinstance(node.target, Arrival)
+    return not is_known or is_stateful(node) or changes_metadata(node)
 
 
 def draws_random_numbers(node: fx.Node) -> bool:
@@ -138,6 +149,8 @@ def draws_random_numbers(node: fx.Node) -> bool:
 
 def has_side_effect(node: fx.Node) -> bool:
     """Must what the node shows, a failed assertion or a print, keep its place among the others'?"""
+    if isinstance(node.target, Arrival):
+        return True
     effects = _effects(node)
     is_registered = bool(effects) and node.target in fx.node._side_effectful_functions
     return is_registered or bool(effects.get("has_side_effect"))

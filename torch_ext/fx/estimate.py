@@ -1,16 +1,17 @@
 """Probes an FX graph without its inputs: sizes from types, scratch memory from one run per op.
 
 What a compiler has is a graph and the types of its values. Running it on fake tensors shows which
-storages there are; what an op takes beside its result is learned by running it alone, on memory of
-our own with the same shapes and strides. Nothing is as large as the program. A higher-order op is
-not run at all: the graph says what it gives, and the graphs that it runs are estimated like this.
+storages there are; what an op takes beside its result, and how long it runs, is learned by running
+it alone, on memory of our own with the same shapes and strides. Nothing is as large as the program.
+A higher-order op is not run at all: the graph says what it gives, and the graphs that it runs are
+estimated like this.
 """
 
 import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -20,8 +21,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_ext._native import _jit
 from torch_ext.arguments import planning
+from torch_ext.fx.effects import PURE_FUNCTIONS
 from torch_ext.fx.probe import Executed, Probe, Runner, storages_of
 from torch_ext.fx.program import program_of
+from torch_ext.fx.timing import nanoseconds_of
 from torch_ext.memory.meter import measure_peak, no_collections
 from torch_ext.program.plan import plan_program
 
@@ -33,8 +36,11 @@ class UnknownSizeError(Exception):
     """A size that is known only when the program runs."""
 
 
-def estimate_probe(module: fx.GraphModule) -> Probe:
+def estimate_probe(module: fx.GraphModule, *, timed: bool = False) -> Probe:
     """What run_probe would show for inputs as in `meta["val"]` of the placeholders.
+
+    `timed`: with the nanoseconds of ops, as run alone on memory of our own; of a higher-order op,
+    or one that does not run on that, nobody knows them.
 
     Symbolic sizes count as what they were when the graph was traced. Raises UnknownSizeError, and
     whatever an op raises for fake tensors.
@@ -44,14 +50,20 @@ def estimate_probe(module: fx.GraphModule) -> Probe:
         stack.enter_context(torch.no_grad())
         stack.enter_context(no_collections())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        return _estimate(module)
+        return _estimate(module, timed)
 
 
 class _Estimator(Runner):
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Any], timed: bool) -> None:
+        super().__init__(module, inputs)
+        self.nanoseconds: dict[fx.Node, int | None] | None = {} if timed else None
+
     def execute(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Executed:
         """Run one node on fakes, and alone on stand-ins if it makes something."""
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return self._not_executed(node, is_loop=node.target._name in _LOOPS)
+        if self.nanoseconds is not None:
+            self.nanoseconds[node] = _nanoseconds(node.target, args, kwargs)
         known = storages_of((args, kwargs))
         value = self.function_of(node, args)(*args, **kwargs)
         made = storages_of(value)
@@ -76,9 +88,17 @@ class _Estimator(Runner):
         return Executed(value, max(made_bytes, peak_bytes), drew=False)
 
 
-def _estimate(module: fx.GraphModule) -> Probe:
+def _estimate(module: fx.GraphModule, timed: bool = False) -> Probe:
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return _Estimator(module, [_concrete(node.meta.get("val")) for node in placeholders]).run()
+    inputs = [_concrete(node.meta.get("val")) for node in placeholders]
+    estimator = _Estimator(module, inputs, timed)
+    probe = estimator.run()
+    if estimator.nanoseconds is not None:
+        for op in probe.ops:
+            known = [estimator.nanoseconds.get(node) for node in op.nodes]
+            op.is_untimed = None in known
+            op.nanoseconds = sum(one or 0 for one in known)
+    return probe
 
 
 def _peak_bytes(module: fx.GraphModule) -> int:
@@ -126,7 +146,7 @@ def _numbers(sizes: Sequence[Any]) -> list[Any]:
     return numbers
 
 
-# --- scratch memory -------------------------------------------------------------------------------
+# --- ops alone -----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,24 +176,37 @@ def _is_ordinary(leaf: Any) -> bool:
     return not isinstance(leaf, torch.layout) or leaf is torch.strided
 
 
-def _scratch_bytes(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    """What the op takes beside its result; 0 where it cannot be learned by running it."""
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """An operator and its arguments, the tensors among them described."""
+
+    target: torch._ops.OpOverload
+    leaves: tuple[Any, ...]
+    spec: pytree.TreeSpec
+    settings: tuple[Any, ...]  # what else its memory and its time depend on
+
+    def arguments(self) -> tuple[Any, Any]:
+        given = [leaf.stand_in() if isinstance(leaf, _Layout) else leaf for leaf in self.leaves]
+        return cast(tuple[Any, Any], pytree.tree_unflatten(given, self.spec))
+
+
+def _call(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> _Call | None:
+    """Return the call for running it alone; None if that cannot be."""
     if not isinstance(target, torch._ops.OpOverload) or target.namespace not in ("aten", "prims"):
-        return 0
+        return None
     leaves, spec = pytree.tree_flatten((tuple(args), kwargs))
     if not all(map(_is_ordinary, leaves)):
-        return 0
+        return None
     described = tuple(
         _Layout(tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.is_conj(), leaf.is_neg())
         if isinstance(leaf, torch.Tensor)
         else leaf
         for leaf in leaves
     )
-    return _measured_scratch_bytes(target, described, spec, _settings())
+    return _Call(target, described, spec, _settings())
 
 
 def _settings() -> tuple[Any, ...]:
-    """What scratch memory depends on beside arguments."""
     return (
         torch.get_num_threads(),
         torch.get_default_dtype(),
@@ -183,22 +216,39 @@ def _settings() -> tuple[Any, ...]:
     )
 
 
+def _scratch_bytes(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    """What the op takes beside its result; 0 where it cannot be learned by running it."""
+    call = _call(target, args, kwargs)
+    return 0 if call is None else _measured_scratch_bytes(call)
+
+
 @functools.lru_cache(maxsize=100_000)
-def _measured_scratch_bytes(
-    target: torch._ops.OpOverload,
-    leaves: tuple[Any, ...],
-    spec: pytree.TreeSpec,
-    settings: tuple[Any, ...],
-) -> int:
-    """`settings` belong to the key."""
+def _measured_scratch_bytes(call: _Call) -> int:
     with _disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            given = [leaf.stand_in() if isinstance(leaf, _Layout) else leaf for leaf in leaves]
-            args, kwargs = pytree.tree_unflatten(given, spec)
-            known = storages_of(given)
+            args, kwargs = call.arguments()
+            known = storages_of((args, kwargs))
             with measure_peak() as memory:
-                value = target(*args, **kwargs)
+                value = call.target(*args, **kwargs)
         except Exception:
             return 0  # the op, or its Python code, rejects zero-filled stand-ins
         made = storages_of(value)
     return max(0, memory.peak_bytes - sum(made[key] for key in made.keys() - known))
+
+
+def _nanoseconds(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
+    """How long the op takes; None where it cannot be learned by running it."""
+    if target in PURE_FUNCTIONS:  # of numbers, and items of results
+        return 0
+    call = _call(target, args, kwargs)
+    return None if call is None else _measured_nanoseconds(call)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _measured_nanoseconds(call: _Call) -> int | None:
+    with _disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            args, kwargs = call.arguments()
+            return nanoseconds_of(lambda: call.target(*args, **kwargs))
+        except Exception:
+            return None

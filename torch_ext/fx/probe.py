@@ -37,6 +37,7 @@ class Op:
     is_hidden: bool = False  # touches memory that cannot be looked into, and so nobody may pass it
     moves: bool = False  # gives a tensor other memory
     nanoseconds: int = 0  # of a run, if it was timed
+    is_untimed: bool = False  # nobody knows how long a run takes
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from torch import fx
 
 import torch_ext
 from torch_ext import _sched
+from torch_ext.fx.arrival import Arrival
 from torch_ext.fx.copyable import Copyable
 from torch_ext.fx.effects import (
     changes_metadata,
@@ -91,6 +92,10 @@ def program_of(
                 is_inside=storage not in probe.outside,
                 is_left_alone=storage not in touched_again[earlier],
             )
+    for earlier, later, is_left_alone in _passing_arrivals(probe):
+        program.add_conflict(
+            earlier, later, by_statistics=False, is_inside=False, is_left_alone=is_left_alone
+        )
     return program
 
 
@@ -151,17 +156,15 @@ def _effects(probe: Probe, op: Op) -> _sched.Effects:
         is_collective=is_collective(op.node),
         writes_outside=not probe.outside.isdisjoint(written_storages(op)),
         is_apart_again=is_apart_again(probe, op),
+        runs_once=op.is_untimed,
     )
 
 
 def is_apart_again(probe: Probe, op: Op) -> bool:
-    """Would a second run of the op leave alone what it writes to, and compute the same?
-
-    Batch norm does without its running statistics.
-    """
+    """Could a second run of the op do without running statistics, and compute the same?"""
     node, statistics = op.node, statistics_of(op.node)
     written = [argument for argument, _ in written_arguments(node) if argument is not None]
-    if not written or not all(any(one is own for own in statistics) for one in written):
+    if not statistics or not all(any(one is own for own in statistics) for one in written):
         return False
     if not all(op.storages[own] <= probe.outside for own in statistics):
         return False
@@ -171,10 +174,10 @@ def is_apart_again(probe: Probe, op: Op) -> bool:
 
 def _touched_again(probe: Probe, op: Op) -> set[int]:
     """The storages that a second run of the op would touch, besides those that it makes."""
-    used: list[fx.Node] = []
-    is_apart = is_apart_again(probe, op)
-    given = without_statistics(op.node) if is_apart else (op.node.args, op.node.kwargs)
-    fx.node.map_arg(given, used.append)
+    used = op.node.all_input_nodes
+    if is_apart_again(probe, op):
+        _, given = without_statistics(op.node)
+        used = [argument for argument in given.values() if isinstance(argument, fx.Node)]
     return {storage for node in used for storage in op.storages[node]} | op.made.keys()
 
 
@@ -197,6 +200,29 @@ def _conflicts(probe: Probe, by_statistics: bool) -> Iterator[tuple[int, int, in
                 writer[storage] = index
             else:
                 readers.setdefault(storage, []).append(index)
+
+
+def _passing_arrivals(probe: Probe) -> Iterator[tuple[int, int, bool]]:
+    """Pairs that let nothing pass where gradients arrive, and whether the first may run behind.
+
+    It may not if that makes a result of the forward pass, which the caller has by then, or reads
+    what the caller holds, and could write to or free: such results, and inputs. What the backward
+    pass reads anyway is left alone, or torch raises.
+    """
+    for place, op in enumerate(probe.ops):
+        if not isinstance(op.node.target, Arrival):
+            continue
+        before, behind = probe.ops[:place], probe.ops[place + 1 :]
+        results = probe.results & {storage for one in before for storage in one.made}
+        read = {storage for one in behind for held in one.storages.values() for storage in held}
+        lasting = {node for node in probe.first if node.name in op.node.target.lasting}
+        kept = read.union(*(probe.values[node] for node in lasting))
+        held = (probe.outside | results) - kept
+        for earlier, one in enumerate(before):
+            values = {storage for node in one.nodes for storage in probe.values[node]}
+            reads = _touched_again(probe, one) - one.made.keys()
+            yield earlier, place, held.isdisjoint(reads) and results.isdisjoint(values)
+        yield from ((place, place + 1 + later, False) for later in range(len(behind)))
 
 
 # --- labels ---------------------------------------------------------------------------------------

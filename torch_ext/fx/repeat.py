@@ -1,6 +1,8 @@
 """Runs ops of a graph again: the edit of the lever repeat (csrc/program/levers/repeat.h)."""
 
+import operator
 from collections.abc import Sequence
+from typing import cast
 
 from torch import fx
 
@@ -37,6 +39,8 @@ def with_repeats(module: fx.GraphModule, probe: Probe, runs: Sequence[str]) -> f
     for name in runs:
         counts[name] += 1
         for original in ops[name].nodes:
+            if counts[name] > 1 and name in apart and _is_statistic(original):
+                continue  # of the first run
             node = original
             if counts[name] > 1:
                 with graph.inserting_before(end):
@@ -44,7 +48,7 @@ def with_repeats(module: fx.GraphModule, probe: Probe, runs: Sequence[str]) -> f
                 node.meta[REPEAT] = (original.name, counts[name])
             read_latest(node, original)
             if counts[name] > 1 and original is ops[name].node and name in apart:
-                node.args, node.kwargs = without_statistics(node)
+                (node.target, node.kwargs), node.args = without_statistics(node), ()
             latest[original] = node
             placed.append(node)
     read_latest(end, end)
@@ -52,3 +56,12 @@ def with_repeats(module: fx.GraphModule, probe: Probe, runs: Sequence[str]) -> f
     graph.lint()
     result.recompile()
     return result
+
+
+def _is_statistic(node: fx.Node) -> bool:
+    """Is it an item that the norm has not when it runs without statistics?"""
+    if node.target is not operator.getitem:
+        return False
+    norm, place = node.args
+    target, _ = without_statistics(cast(fx.Node, norm))
+    return cast(int, place) >= len(target._schema.returns)

@@ -59,5 +59,20 @@ def add_times(probe: Probe, module: fx.GraphModule, inputs: Sequence[Any]) -> No
             for node, nanoseconds in timed.nanoseconds.items():
                 times[node].append(nanoseconds)
     for op in probe.ops:
-        measured = sum(statistics.median(times[node]) for node in op.nodes)
-        op.nanoseconds = int(float(f"{measured:.{_DIGITS - 1}e}"))
+        op.nanoseconds = _rounded(sum(statistics.median(times[node]) for node in op.nodes))
+
+
+def nanoseconds_of(run: Callable[[], object]) -> int:
+    """Return what a run takes: the median of a few, after others that do not count."""
+    times = []
+    for turn in range(_UNSETTLED + _COUNTED):
+        start = time.perf_counter_ns()
+        run()
+        if turn >= _UNSETTLED:
+            times.append(time.perf_counter_ns() - start)
+    return _rounded(statistics.median(times))
+
+
+def _rounded(nanoseconds: float) -> int:
+    """Return it without digits that are noise."""
+    return int(float(f"{nanoseconds:.{_DIGITS - 1}e}"))

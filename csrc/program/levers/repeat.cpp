@@ -41,9 +41,9 @@ bool Holds(const Op& op, BufferId b) {
 
 bool MayRepeat(const Op& op) {
   const Effects& effects = op.effects;
-  return effects.undeclared.empty() && !effects.is_stateful && !effects.changes_metadata &&
-         !effects.draws_random_numbers && !effects.has_side_effect && !effects.is_collective &&
-         (!effects.writes_outside || effects.is_apart_again);
+  return effects.undeclared.empty() && !effects.runs_once && !effects.is_stateful &&
+         !effects.changes_metadata && !effects.draws_random_numbers && !effects.has_side_effect &&
+         !effects.is_collective && (!effects.writes_outside || effects.is_apart_again);
 }
 
 Program WithRepeats(const Program& program, std::span<const OpId> runs) {

@@ -9,8 +9,9 @@
 //
 // VALID. Runs do what the original program does, bit for bit, if
 //   first     first runs respect data flow and hazards (hazards.h);
-//   once      what draws random numbers, shows, blocks others or writes to memory that outlives the
-//             call runs once. Batch norm in training may run again, without its running statistics;
+//   once      what draws random numbers, shows, blocks others, writes to memory that outlives the
+//             call, or takes a time that nobody knows runs once. Batch norm in training may run
+//             again, without its running statistics;
 //   instance  all values by which a run reads a buffer lie in one instance: a view of an old one
 //             does not stand beside the new one;
 //   version   an instance was written to in place as often as the buffer was before that op in the

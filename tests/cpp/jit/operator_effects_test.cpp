@@ -41,6 +41,8 @@ TEST(OperatorEffects, RunningStatisticsAreWrittenInTraining) {
     EXPECT_TRUE(EffectsOf(name, "", {{flag, false}}).statistics.empty());
   }
   EXPECT_TRUE(EffectsOf("aten::native_layer_norm", "", {}).statistics.empty());
+  EXPECT_TRUE(EffectsOf("aten::native_batch_norm_backward", "", {}).statistics.empty());
+  EXPECT_TRUE(EffectsOf("aten::_native_batch_norm_legit_functional", "", {}).statistics.empty());
 }
 
 TEST(OperatorEffects, RandomOpsDraw) {
