@@ -132,5 +132,28 @@ TEST(Repeat, TheProgramWithRepeatsHasThePeak) {
   EXPECT_GT(overwritten, seen / 50);
 }
 
+TEST(Repeat, RunsHaveNames) {
+  Program program;
+  program.ops = {{.name = "a", .oper = "op", .nanoseconds = 1}, {.name = "b", .oper = "op"}};
+  EXPECT_EQ(RunsNamed(program, {"a", "b", "a/2", "a/3"}), (Runs{0, 1, 0, 0}));
+  const auto why = [&](const std::vector<std::string>& names) -> std::string {
+    try {
+      RequireValid(program, RunsNamed(program, names));
+      return {};
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+  };
+  EXPECT_EQ(why({"a", "b", "a/2"}), "");
+  EXPECT_EQ(why({"a", "a"}), "op 'a' runs twice; its second run is called 'a/2'");
+  EXPECT_EQ(why({"a", "a/3"}), "there is no op 'a/3'");
+  EXPECT_EQ(why({"c"}), "there is no op 'c'");
+  EXPECT_NE(why({"a", "a/2"}).find("does not run"), std::string::npos);
+  const Program again = WithRepeats(program, Runs{0, 1, 0});
+  EXPECT_EQ(again.ops[2].name, "a/2");
+  program.ops[1].name = "a/2";
+  EXPECT_THROW(WithRepeats(program, Runs{0, 1, 0}), std::invalid_argument);
+}
+
 }  // namespace
 }  // namespace torch_ext::program
