@@ -5,19 +5,21 @@ built_for_torch: str
 
 class GraphBuilder:
     def __init__(self) -> None: ...
-    def add_buffer(
-        self, name: str, size_bytes: int, *, input: bool = ..., kept: bool = ...
-    ) -> None: ...
+    def add_buffer(self, name: str, size_bytes: int, *, input: bool, kept: bool) -> None: ...
     def add_op(
         self,
         name: str,
         *,
-        reads: list[str] = ...,
-        writes: list[str] = ...,
-        workspace_bytes: int = ...,
-        after: list[str] = ...,
+        reads: list[str],
+        writes: list[str],
+        workspace_bytes: int,
+        after: list[str],
+        nanoseconds: int,
+        once: bool,
+        mutates: list[str],
     ) -> None: ...
     def to_text(self) -> str: ...
+    def program(self) -> Program: ...
 
 class Effects:
     def __init__(
@@ -107,6 +109,8 @@ class Program:
         levers: Sequence[str],
         explain: bool,
     ) -> tuple[dict[str, Any], list[dict[str, str]]]: ...
+    def repeatable(self) -> dict[str, int]: ...
+    def with_repeats(self, runs: Sequence[str]) -> Program: ...
     def plan_repeats(
         self, order: Sequence[str], *, memory_budget: int, time_budget: float, overwrite: bool
     ) -> dict[str, Any]: ...
@@ -260,7 +264,8 @@ def plan(
     time_budget: float,
     memory_budget: int | None,
     scope: str,
-    without: list[str],
+    levers: Sequence[str],
+    without: Sequence[str],
 ) -> dict[str, Any]: ...
 def simulate(builder: GraphBuilder, order: list[str]) -> list[dict[str, Any]]: ...
 def region_tree(builder: GraphBuilder) -> tuple[list[str], list[dict[str, Any]]]: ...

@@ -41,9 +41,10 @@ from torch_ext.fx.planned import Planned, edited_module
 from torch_ext.fx.probe import Probe
 from torch_ext.fx.program import labelled_program_of
 from torch_ext.fx.repeat import with_repeats
-from torch_ext.fx.repeats import not_needed, told, why_missed
+from torch_ext.fx.repeats import told
 from torch_ext.logs import Peaks, is_disabled, set_up_logging
 from torch_ext.program.plan import LeverPlan, plan_program, plan_repeats
+from torch_ext.program.repeats import not_needed, why_missed
 
 _TRIED = ("slice", "repeat")  # levers that graphs without gradients try by running
 MIB = 2**20
