@@ -1,6 +1,7 @@
 """Bare graphs: torch_ext.Graph and torch_ext.plan."""
 
 import json
+import random
 
 import pytest
 
@@ -200,6 +201,52 @@ def test_what_is_written_in_place_is_written_again():
     assert order.index("make/2") < order.index("add_/2") < order.index("late")
     assert plan.extra_seconds == pytest.approx(7e-9)
     assert plan.extra_seconds_bound == pytest.approx(7e-9)
+
+
+def random_graph(seed: int) -> tuple[torch_ext.Graph, dict[str, dict[str, list[str]]]]:
+    """Return a graph with writes in place, and what each op touches."""
+    draw = random.Random(seed)
+    graph, touches, known = torch_ext.Graph(), {}, ["x"]
+    graph.add_buffer("x", 4, input=True)
+    for i in range(draw.randint(4, 14)):
+        reads = sorted({draw.choice(known) for _ in range(draw.randint(0, 3))})
+        mutates = [b for b in reads if draw.random() < 0.2]
+        graph.add_buffer(f"b{i}", draw.randint(1, 9), kept=draw.random() < 0.1)
+        parts = {"reads": reads, "writes": [f"b{i}"], "mutates": mutates}
+        graph.add_op(f"op{i}", nanoseconds=draw.randint(1, 9), once=draw.random() < 0.1, **parts)
+        touches[f"op{i}"] = parts
+        known.append(f"b{i}")
+    return graph, touches
+
+
+def executed(order, touches) -> tuple[dict[str, int], dict[str, int]]:
+    """Run it with one storage for each buffer; return what each op saw, and what is left."""
+    storage, seen = {"x": 1}, {}
+    for run in order:
+        op = run.partition("/")[0]
+        value = hash((op, *(storage[b] for b in touches[op]["reads"])))
+        assert seen.setdefault(op, value) == value
+        for b in (*touches[op]["writes"], *touches[op]["mutates"]):
+            storage[b] = hash((value, b))
+    return seen, storage
+
+
+def test_an_executor_with_one_storage_for_each_buffer_does_the_same():
+    repeats = 0
+    for seed in range(150):
+        graph, touches = random_graph(seed)
+        front = torch_ext.front(graph, points=3, time_budget=0.1)
+        for point in front.points:
+            plan = torch_ext.plan(graph, memory_budget=point.peak_bytes)
+            repeats += len(plan.repeats)
+            timeline = torch_ext.simulate(graph, plan.order)
+            assert max(entry.hill_bytes for entry in timeline) == plan.peak_bytes
+            seen, left = executed(plan.order, touches)
+            expected, results = executed(touches, touches)
+            kept = [line.split()[1] for line in graph.to_text().splitlines() if " kept" in line]
+            assert seen == expected
+            assert [left[b] for b in kept] == [results[b] for b in kept]
+    assert repeats > 50
 
 
 def test_the_text_is_of_the_lowest_version_that_says_all():

@@ -310,6 +310,40 @@ TEST(ProgramInstance, DamagedTextsAreRejectedWithALineOrRead) {
   }
 }
 
+// A machine that knows of contents alone reads by the makers, which the format does not name.
+TEST(ProgramInstance, ValidRunsReadWhatTheOriginalRead) {
+  std::uint64_t valid = 0, repeats = 0, refused = 0;
+  for (std::uint64_t seed = 0; seed < Cases(3000); ++seed) {
+    test::Repeatable given{.program = RandomInstance(seed, 7).Build()};
+    SCOPED_TRACE(PrintInstance(RandomInstance(seed, 7)));
+    given.outside.assign(given.program.ops.size(), 0);
+    Rerunner rerunner(given.program, false);
+    test::Repeatable made = given;
+    std::vector<OpId> maker(given.program.buffers.size(), sched::kNoOp);
+    for (OpId v = 0; v < static_cast<OpId>(made.program.ops.size()); ++v) {
+      Op& op = made.program.ops[v];
+      for (const BufferId b : op.reads) {
+        if (maker[b] != sched::kNoOp) op.makers.push_back(maker[b]);
+      }
+      for (const BufferId b : op.writes) maker[b] = v;
+    }
+    Random random(seed);
+    for (int i = 0; i < 20; ++i) {
+      const Runs runs = test::RandomRuns(given.program, random);
+      const bool is_same = test::SameContents(made, runs);
+      if (!rerunner.Judge(runs, kNoBudget).is_valid) {
+        refused += is_same;
+        continue;
+      }
+      ASSERT_TRUE(is_same);
+      ++valid;
+      repeats += runs.size() > given.program.ops.size();
+    }
+  }
+  EXPECT_GT(repeats, Cases(3000));
+  EXPECT_LT(refused, valid);  // what runs once, or before others, might as well do otherwise
+}
+
 // Of budgets that some list of runs meets.
 struct Counts {
   int budgets = 0;

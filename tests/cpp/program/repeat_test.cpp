@@ -14,42 +14,13 @@ namespace torch_ext::program {
 namespace {
 
 using test::Cases;
-using test::ContentsOf;
 using test::kNoBudget;
 using test::RandomRepeatable;
+using test::RandomRuns;
 using test::Repeatable;
+using test::SameContents;
 using test::Shown;
 using Random = sched::test::Random;
-
-// First runs in a valid order, and any ops again behind them.
-Runs RandomRuns(const Program& program, Random& random) {
-  const sched::Graph graph = Lower(program);
-  const auto num_ops = graph.num_ops();
-  Runs runs;
-  std::vector<char> ran(num_ops, 0);
-  for (OpId left = num_ops; left > 0;) {
-    const auto v = static_cast<OpId>(random.Between(0, num_ops - 1));
-    if (ran[v] && !random.Chance(30)) continue;
-    const bool is_ready =
-        std::ranges::all_of(graph.op(v).predecessors, [&](OpId u) { return ran[u] != 0; });
-    if (!is_ready) continue;
-    left -= !ran[v];
-    ran[v] = 1;
-    runs.push_back(v);
-  }
-  return runs;
-}
-
-bool SameContents(const Repeatable& given, const Runs& runs) {
-  Runs original;
-  for (OpId v = 0; v < static_cast<OpId>(given.program.ops.size()); ++v) original.push_back(v);
-  const test::Contents expected = ContentsOf(given.program, given.outside, original);
-  const test::Contents actual = ContentsOf(given.program, given.outside, runs);
-  const auto is_same = [&](const auto& run) {
-    return run.second == expected.runs[run.first].second;
-  };
-  return std::ranges::all_of(actual.runs, is_same) && actual.results == expected.results;
-}
 
 std::string Shown(const Repeatable& given, const Runs& runs, std::uint64_t seed) {
   std::string text = Shown(given.program, seed);
