@@ -225,6 +225,12 @@ PYBIND11_MODULE(_sched, m) {
           },
           py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"), py::arg("levers"),
           py::arg("explain"))
+      .def("op_nanoseconds",
+           [](const program::Program& p) {
+             py::dict nanoseconds;
+             for (const program::Op& op : p.ops) nanoseconds[py::str(op.name)] = op.nanoseconds;
+             return nanoseconds;
+           })
       .def(
           "plan_repeats",
           [](const program::Program& p, const std::vector<std::string>& order,

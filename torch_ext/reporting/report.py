@@ -1,7 +1,7 @@
 """What is known of a program after a door has looked at it. Needs no torch."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch_ext.amounts import amount
@@ -59,6 +59,8 @@ class ProgramReport(Plan):
     call_seconds: float | None  # all ops, each run once
     extra_seconds: float | None  # the repeats
     extra_seconds_bound: float | None  # of all orders and repeats that meet the budget
+    # A run of each op, as a plan may be given them.
+    op_seconds: Mapping[str, float] | None = dataclasses.field(repr=False)
     graph: Program = dataclasses.field(repr=False, compare=False)  # before any edit
     edited: Program = dataclasses.field(repr=False, compare=False)  # what the plan is of
 
@@ -230,6 +232,7 @@ def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
         "call_seconds": found.times and found.times.call_seconds,
         "extra_seconds": found.times and found.times.extra_seconds,
         "extra_seconds_bound": found.times and found.times.extra_seconds_bound,
+        "op_seconds": found.times and found.times.op_seconds,
         "floor_bytes": None
         if found.floor_bytes is None
         else min(found.floor_bytes, found.plan.lower_bound_bytes),
