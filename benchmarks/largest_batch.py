@@ -90,10 +90,13 @@ def main() -> None:
     if options.one:
         warnings.simplefilter("ignore")
         torch.set_num_threads(options.threads)
-        print(json.dumps(measure(*options.one, options.most_extra_time)))
+        (name,) = options.one
+        print(json.dumps(measure(name, options.most_extra_time)))
         return
-    settings = ("--threads", str(options.threads))
-    settings += ("--most-extra-time", str(options.most_extra_time))
+    settings = (
+        *("--threads", str(options.threads)),
+        *("--most-extra-time", str(options.most_extra_time)),
+    )
     comments = [
         *circumstances(),
         f"threads: {options.threads}",
