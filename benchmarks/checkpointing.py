@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from children import add_one, row_of
 from front import STEPS, TASKS
+from mallocs import GLIBC, add_malloc, check_preloaded, environment
 from measuring import Run, mib, settled_peak, time_ratios
 from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
 from training import Task, is_as_the_loop, make_task
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch; default: 1")
     parser.add_argument("--pairs", type=int, default=5, help="of timed steps; default: 5")
     parser.add_argument("--seconds", type=float, default=900, help="per row, at most")
+    add_malloc(parser, GLIBC)
     add_resume(parser)
     add_one(parser, "MODEL", "WAY")
     add_output(parser, "checkpointing")
@@ -165,17 +167,24 @@ def main() -> None:
     if options.one:
         warnings.simplefilter("ignore")
         torch.set_num_threads(options.threads)
+        check_preloaded()
         name, way = options.one
         print(json.dumps(measure(name, way, options.pairs)))
         return
-    comments = [*circumstances(), f"threads: {options.threads}", f"pairs: {options.pairs}"]
+    comments = [
+        *circumstances(),
+        f"malloc: {options.malloc}",
+        f"threads: {options.threads}",
+        f"pairs: {options.pairs}",
+    ]
+    malloc = environment(options.malloc)
     growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     tasks: list[Row] = [(name, way) for name in options.models or TASKS for way in options.ways]
     settings = ("--threads", str(options.threads), "--pairs", str(options.pairs))
     growing.measure(
         "steps",
         tasks,
-        lambda task: row_of(__file__, task, *settings, seconds=options.seconds),
+        lambda task: row_of(__file__, task, *settings, seconds=options.seconds, environment=malloc),
     )
     growing.table.show(options.markdown)
     growing.end()

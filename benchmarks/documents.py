@@ -21,6 +21,7 @@ import checkpointing
 import doors
 import front
 import gains_picture
+import largest_batch
 import noticing
 import optimizers
 import passes
@@ -53,6 +54,7 @@ WORDS = {
     "checkpointing": checkpointing.WORDS,
     "doors": doors.WORDS,
     "front": front.WORDS,
+    "largest-batch": largest_batch.WORDS,
     "models": standard_models.WORDS,
     "models-batch8": standard_models.WORDS,
     "models-compilers": standard_models.WORDS,
@@ -187,6 +189,18 @@ def _checkpointing_table() -> str:
         "ours / theirs": "our time",
     }
     return _shown_table("checkpointing", shown, ("model", "way", "state"))
+
+
+def _largest_batch_table() -> str:
+    shown = {
+        "model": "model",
+        "budget": "budget MiB",
+        "loop": "loop",
+        "order": "order",
+        "repeats": "repeats",
+        "extra %": "extra",
+    }
+    return _shown_table("largest-batch", shown, ("model",))
 
 
 def _peers_table() -> str:
@@ -515,6 +529,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "overwrite-machine": lambda: _comment("models-overwrite", "machine"),
     "overwrite-threads": lambda: _comment("models-overwrite", "threads").partition(",")[0],
     "checkpointing-table": _checkpointing_table,
+    "largest-batch-table": _largest_batch_table,
     "front-table": _front_table,
     "front-machine": lambda: _comment("front", "machine"),
     "front-threads": lambda: _comment("front", "threads"),

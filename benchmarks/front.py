@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import training
+import transformer_models
 from children import add_one, row_of
 from measuring import mib, settled_peak, time_ratios
 from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
@@ -103,6 +104,30 @@ def _unet() -> Task:
     return Task(network, nn.functional.cross_entropy, optimizer, batch)
 
 
+def _language_model(model: str, batch: int, tokens: int, **sizes: int) -> Task:
+    """A model of transformers, of base size where `sizes` say nothing else, trained by AdamW."""
+    kind = getattr(transformer_models.library(), model)
+    network = kind(kind.config_class(attn_implementation="eager", **sizes))
+    words = torch.randint(0, network.config.vocab_size, (batch, tokens))
+
+    def loss_fn(logits: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+    return Task(
+        transformer_models.FirstResult(network, ["input_ids"]),
+        loss_fn,
+        torch.optim.AdamW(network.parameters(), lr=1e-4),
+        (words, words.roll(-1, 1)),
+    )
+
+
+_LLAMA = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+}
 TASKS: dict[str, Callable[[], Task]] = {
     "resnet50 8x128": lambda: training.classifier("resnet50", 8, 128),
     "mobilenet_v3_large 4x128": lambda: training.classifier("mobilenet_v3_large", 4, 128),
@@ -112,6 +137,9 @@ TASKS: dict[str, Callable[[], Task]] = {
     "unet 2x128": _unet,
     "resnet18 16x64": lambda: training.classifier("resnet18", 16, 64),
     "vit_b_32 1x224": lambda: training.classifier("vit_b_32", 1, 224),
+    "vit_b_16 8x224": lambda: training.classifier("vit_b_16", 8, 224),
+    "bert 4x256": lambda: _language_model("BertForMaskedLM", 4, 256),
+    "llama 12x768 4x256": lambda: _language_model("LlamaForCausalLM", 4, 256, **_LLAMA),
 }
 
 

@@ -26,7 +26,8 @@ class FirstResult(nn.Module):
         return first
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The package of that name."""
     zoo.import_torchvision()  # transformers imports it, and fails where that fails
     import transformers
 
@@ -37,7 +38,7 @@ def _text(model: str, *names: str, **sizes: int) -> Callable[[int], tuple[nn.Mod
     """A model of words; `sizes` where they differ from the configuration's defaults."""
 
     def build(batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
-        kind = getattr(_library(), model)
+        kind = getattr(library(), model)
         network = kind(kind.config_class(attn_implementation="eager", **sizes))
         words = tuple(torch.randint(0, 1000, (batch, WORDS)) for _ in names)
         return FirstResult(network, names, use_cache=False), words
@@ -46,14 +47,14 @@ def _text(model: str, *names: str, **sizes: int) -> Callable[[int], tuple[nn.Mod
 
 
 def _vit(batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    library = _library()
-    network = library.ViTModel(library.ViTConfig(attn_implementation="eager"))
+    made = library()
+    network = made.ViTModel(made.ViTConfig(attn_implementation="eager"))
     return FirstResult(network, ["pixel_values"]), (torch.randn(batch, 3, 224, 224),)
 
 
 def _whisper_encoder(batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    library = _library()
-    network = library.WhisperModel(library.WhisperConfig(attn_implementation="eager")).encoder
+    made = library()
+    network = made.WhisperModel(made.WhisperConfig(attn_implementation="eager")).encoder
     return FirstResult(network, ["input_features"]), (torch.randn(batch, 80, 3000),)
 
 

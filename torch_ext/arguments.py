@@ -9,7 +9,7 @@ import inspect
 import numbers
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch_ext.amounts import parse_memory
@@ -150,6 +150,7 @@ class Planning:
     time_budget: float  # seconds
     memory_budget: int | None  # bytes
     levers: tuple[str, ...]
+    op_seconds: Mapping[str, float] | None = None  # how long each op takes; None: to be measured
 
 
 def planning(
@@ -158,6 +159,7 @@ def planning(
     memory_budget: MemoryAmount | None = None,
     levers: Iterable[str] | None = ("order",),
     offered: tuple[str, ...] = LEVERS,
+    op_seconds: Mapping[str, float] | None = None,
 ) -> Planning:
     """What all doors to the planner are asked for.
 
@@ -173,6 +175,7 @@ def planning(
         seconds(time_budget, "time_budget"),
         None if memory_budget is None else memory_bytes(memory_budget, "memory_budget"),
         lever_names(levers, "levers", offered),
+        None if op_seconds is None else _times(op_seconds, "op_seconds"),
     )
 
 
@@ -192,6 +195,13 @@ def lever_names(
         wrong = f"not {_shown(unknown[0])}" if unknown else "and there are none"
         raise ValueError(f"{name} must be of {', '.join(map(repr, offered))}, {wrong}")
     return tuple(lever for lever in offered if lever in names)
+
+
+def _times(values: Mapping[str, float], name: str) -> dict[str, float]:
+    """How long ops take, by their names."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name} must be a dict of seconds by the names of ops, as in a report")
+    return {op: seconds(took, f"{name} of {_shown(op)}") for op, took in values.items()}
 
 
 def _is_whole(value: object) -> bool:

@@ -247,13 +247,19 @@ PYBIND11_MODULE(_sched, m) {
           },
           py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"), py::arg("levers"),
           py::arg("explain"))
+      .def("op_nanoseconds",
+           [](const program::Program& p) {
+             py::dict nanoseconds;
+             for (const program::Op& op : p.ops) nanoseconds[py::str(op.name)] = op.nanoseconds;
+             return nanoseconds;
+           })
       .def("repeatable",
            [](const program::Program& p) {
-             std::map<std::string, std::int64_t> nanoseconds;  // of ops that may run again
+             std::vector<std::string> names;
              for (const program::Op& op : p.ops) {
-               if (program::MayRepeat(op)) nanoseconds[op.name] = op.nanoseconds;
+               if (program::MayRepeat(op)) names.push_back(op.name);
              }
-             return nanoseconds;
+             return names;
            })
       .def(
           "with_repeats",

@@ -246,6 +246,35 @@ def test_the_largest_batch_of_a_training_step():
     assert all(map(torch.equal, before, model.parameters()))
 
 
+def test_a_training_step_holds_a_larger_batch_if_ops_run_again():
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8)]
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def batch(size: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(size, 64), torch.zeros(size, 64)
+
+    def found(most: float) -> Capacity:
+        with torch.enable_grad():
+            return training_capacity(
+                *(model, nn.functional.mse_loss, optimizer, batch, 3 * MIB),
+                step=64,
+                time_budget=0.5,
+                most_extra_time=most,
+            )
+
+    much, none = found(10.0), found(1e-9)
+    assert much.after.size < much.with_repeats.size
+    assert much.with_repeats.usage.total_bytes <= 3 * MIB
+    assert 0 < much.extra_time < 10
+    assert f"{100 * much.extra_time:.1f} %" in dict(text.rows(much, None))["  extra time"]
+    assert none.with_repeats.size == none.after.size == much.after.size
+    assert not none.extra_time
+    told = dict(text.rows(none, None))["largest N with repeats"]
+    assert told.endswith("the next size takes too long")
+
+
 def test_what_training_holds_is_counted_also_before_the_first_update():
     class Counting(nn.Linear):
         def __init__(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from torch_ext import measure_peak
+from torch_ext.fx import compile_backend
 
 SCALE = float(os.environ.get("TORCH_EXT_TEST_SCALE", "1"))
 LEAST = {"memory_budget": 1}  # as little as can be
@@ -110,6 +111,40 @@ def test_a_budget_that_order_meets_repeats_nothing(caplog):
 def test_levers_without_a_budget_repeat_nothing():
     network, x = Deep(), torch.randn(4, 4, 64, 64)
     require_same(trained(network, x), trained(network, x, levers=["order", "repeat"]))
+
+
+def test_repeats_that_fail_leave_the_order(monkeypatch, caplog):
+    def fail(*_args: object, **_options: object) -> None:
+        raise RuntimeError("on purpose")
+
+    network, x = Deep(), torch.randn(4, 4, 64, 64)
+    ordered = trained(network, x)
+    monkeypatch.setattr(compile_backend, "with_repeats", fail)
+    with caplog.at_level(logging.INFO, logger="torch_ext"):
+        actual = trained(network, x, **LEAST)
+    require_same(ordered, actual)
+    assert actual[3] == ordered[3]
+    assert any("trying repeats failed: RuntimeError" in message for message in messages(caplog))
+
+
+def test_a_graph_that_cannot_be_split_as_edited_is_split_as_it_was(monkeypatch, caplog):
+    def spoil(module, *_marked: object) -> None:
+        output = module.graph.output_node()
+        inputs = module.graph.find_nodes(op="placeholder")
+        results = list(output.args[0])
+        made = next(place for place, one in enumerate(results) if one not in inputs)
+        results[made] = next(node for node in inputs if "tangents" in node.name)
+        output.args = (tuple(results),)
+        spoilt.append(module)
+
+    spoilt: list[object] = []
+    network, x = Deep(), torch.randn(4, 4, 64, 64)
+    expected = trained(network, x, "aot_eager")
+    monkeypatch.setattr(compile_backend, "make_alike", spoil)
+    with caplog.at_level(logging.WARNING, logger="torch_ext"):
+        require_same(expected, trained(network, x, **LEAST))
+    assert spoilt
+    assert any("keeps its order" in message for message in messages(caplog))
 
 
 class Telling(nn.Module):

@@ -7,12 +7,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import torch_ext
 from torch_ext.arguments import planning
+from torch_ext.fx.apply import apply
+from torch_ext.fx.parting import where_above
 from torch_ext.fx.probe import run_probe
 from torch_ext.fx.program import is_apart_again, program_of
 from torch_ext.fx.repeat import with_repeats
 from torch_ext.fx.timing import add_times
 from torch_ext.memory.meter import measure_peak
-from torch_ext.program.plan import plan_repeats
+from torch_ext.program.plan import plan_program, plan_repeats
 
 SIZE = 64
 
@@ -124,7 +126,7 @@ def test_the_plan_of_a_chain_keeps_all_bits(share):
     module = traced(chain(12), *inputs)
     given = [x.clone() for x in inputs]
     probe = run_probe(module, given)
-    add_times(probe, module, given)
+    add_times(probe, module, lambda: given, None)
     assert all(op.nanoseconds > 0 for op in probe.ops)
     program = program_of(probe)
     order = [op.name for op in probe.ops]
@@ -152,7 +154,7 @@ def test_no_plan_repeats_what_draws_or_writes_outside():
     x = torch.randn(SIZE, SIZE)
     module = traced(function, x)
     probe = run_probe(module, [x])
-    add_times(probe, module, [x])
+    add_times(probe, module, lambda: [x], None)
     order = [op.name for op in probe.ops]
     chosen = plan_repeats(program_of(probe), order, planning("all", 1.0, 1, ("order",)))
     assert not chosen.fits
@@ -199,7 +201,7 @@ def test_a_norm_that_reads_the_statistics_of_another_runs_before_that():
     inputs = x, ones * 0, ones, ones * 0, ones
     module = traced(function, *inputs)
     probe = run_probe(module, [given.clone() for given in inputs])
-    add_times(probe, module, [given.clone() for given in inputs])
+    add_times(probe, module, lambda: [given.clone() for given in inputs], None)
     order = [op.name for op in probe.ops]
     wanted = planning("all", 1.0, 1, ("order",))
     chosen = plan_repeats(program_of(probe), order, wanted)
@@ -256,6 +258,40 @@ def test_a_program_meets_a_budget_by_repeats(kind, tmp_path):
         actual = runnable(*x)
     assert torch.equal(actual, expected)
     assert memory.peak_bytes == report.measured_peak_bytes
+
+
+def test_given_times_give_the_same_plan():
+    torch.manual_seed(0)
+    x = (torch.randn(512, 64),)
+    program = torch.export.export(Held(), x)
+    best = torch_ext.fx.reorder(program, x)[1].peak_bytes
+    asked = {"memory_budget": best - 1, "levers": REPEAT}
+    first = torch_ext.fx.reorder(program, x, **asked)[1]
+    seconds = dict.fromkeys(first.op_seconds, 1e-06)
+    reports = [torch_ext.fx.reorder(program, x, op_seconds=seconds, **asked)[1] for _ in range(2)]
+    assert reports[0].repeats == reports[1].repeats
+    assert reports[0].op_seconds == seconds
+    assert reports[0].call_seconds == pytest.approx(1e-6 * len(seconds))
+    assert reports[0].extra_seconds == pytest.approx(1e-6 * len(reports[0].repeats))
+    del seconds["tanh"]
+    report = torch_ext.fx.reorder(program, x, op_seconds=seconds, **asked)[1]
+    assert "op_seconds has no op 'tanh'" in report.levers[-1].reason
+    with pytest.raises(ValueError, match="op_seconds of 'tanh' must be a number of seconds"):
+        torch_ext.fx.reorder(program, x, op_seconds={"tanh": -1})
+    with pytest.raises(ValueError, match="op_seconds must be a dict"):
+        torch_ext.fx.reorder(program, x, op_seconds=[1])
+
+
+def test_where_a_run_takes_more_than_planned_is_told():
+    x, more = torch.randn(512, 64), torch.randn(1024, 64)
+    module = make_fx(Held(), tracing_mode="symbolic")(x)
+    probe = run_probe(module, [x])
+    found = plan_program(program_of(probe), planning("all", 1.0))
+    apply(module, probe, (), found, asks=False)
+    assert not where_above(module, [x], found)
+    assert where_above(module, [more], found) == (
+        "tanh is the first op to take more, 0.25 MiB for 0.12 MiB"
+    )
 
 
 def test_repeats_that_do_not_help_leave_the_program_and_say_why():

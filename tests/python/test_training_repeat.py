@@ -113,6 +113,18 @@ def test_a_budget_is_met_bit_for_bit(name, share):
         assert any(again.module_path.startswith("blocks.") for again in report.repeats)
 
 
+def test_given_times_give_the_same_repeats():
+    model, batches, optimizer = made("transformer")
+    asked = {"levers": LEVERS, "memory_budget": int(0.8 * peak_of("transformer"))}
+    report = compare(model, optimizer, batches[:1], **asked).report
+    model, batches, optimizer = made("transformer")
+    again = compare(model, optimizer, batches[:1], op_seconds=report.op_seconds, **asked).report
+    assert again.repeats == report.repeats
+    assert again.order == report.order
+    assert again.op_seconds == report.op_seconds
+    assert sum(report.op_seconds.values()) == pytest.approx(report.call_seconds)
+
+
 def test_a_budget_below_the_floor_says_which_op_needs_more(tmp_path):
     model, batches, optimizer = made("convolutions")
     step = compare(model, optimizer, batches, levers=LEVERS, memory_budget=1000)

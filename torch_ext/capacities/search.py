@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from torch_ext.amounts import amount
-from torch_ext.arguments import MemoryAmount, count, memory_bytes, seconds, texts
+from torch_ext.arguments import MemoryAmount, count, limit, memory_bytes, seconds, texts
 from torch_ext.files import innermost_error
 from torch_ext.input_spec import leads, letter_of, make_inputs, with_size
 from torch_ext.memory.meter import measure_peak
@@ -74,6 +74,8 @@ class Capacity:
     needed: tuple[Usage, Usage]
     reason: str = ""  # why reordering gains nothing, else empty
     is_batch: bool = False  # the letter counts what is done at a time
+    with_repeats: Fit | None = None  # where ops may run again
+    extra_time: float = 0.0  # of that size: part of the time of all ops, each run once
 
     @property
     def fits(self) -> bool:
@@ -141,17 +143,22 @@ def training_capacity(
     *,
     step: int = 1,
     time_budget: float = 5.0,
+    most_extra_time: float = 0.0,
 ) -> Capacity:
     """Find the largest batch with which a training step fits, as the eager loop and as ours.
 
     `make_batch(size)` gives `(*inputs, target)`; other arguments as of torch_ext.training_step.
-    `parameter_bytes` has the optimizer's state in it. Model and optimizer stay as they are.
+    `parameter_bytes` has the optimizer's state in it. With `most_extra_time`, 0.1 for a tenth of
+    the time of all ops, `with_repeats` is the largest batch that fits if ops run again for so long
+    at most, and `extra_time` what they take then. Model and optimizer stay as they are.
     Raises ValueError for bad arguments, CapacityError if the search fails in the middle.
     """
+    from torch_ext.fx.probe import tensors_of
     from torch_ext.training import training_step
 
     step, time_budget = count(step, "step"), seconds(time_budget, "time_budget")
     budget = memory_bytes(memory_budget, "memory_budget")
+    most_extra = limit(most_extra_time, "most_extra_time") or 0.0
 
     @functools.cache
     def usages(size: int) -> tuple[Usage, Usage, str]:
@@ -170,7 +177,35 @@ def training_capacity(
         return lambda n: usages(n)[1], usages(size)[2]
 
     found = _capacity("N", budget, step, lambda size: usages(size)[0], reordered)
-    return dataclasses.replace(found, is_batch=True)
+    found = dataclasses.replace(found, is_batch=True)
+    if not most_extra:
+        return found
+    assert found.after is not None
+    held = found.needed[0].parameter_bytes
+    extra_times: dict[int, float] = {}
+
+    def repeated(size: int) -> Usage:
+        batch = tuple(make_batch(size))
+        given = sum(tensor.nbytes for tensor in tensors_of(batch))
+        copies = copy.deepcopy((model, loss_fn, optimizer))
+        report = training_step(
+            *copies,
+            batch,
+            time_budget=time_budget,
+            memory_budget=max(0, budget - held - given),
+            levers=("order", "overwrite", "repeat"),
+        ).report
+        if report.measured_peak_bytes is None:
+            raise RuntimeError(f"its memory was not measured: {report.reason}")
+        extra_times[size] = (report.extra_seconds or 0.0) / (report.call_seconds or 1.0)
+        return Usage(held, given, report.measured_peak_bytes)
+
+    search = _Search("N", budget, step, repeated, lambda size: extra_times[size] <= most_extra)
+    largest = search.run(found.after.tried)
+    if largest.size < found.after.size:  # as measured, times differ a little
+        return dataclasses.replace(found, with_repeats=found.after)
+    extra_time = extra_times[largest.tried] if largest.size else 0.0
+    return dataclasses.replace(found, with_repeats=largest, extra_time=extra_time)
 
 
 def _settled_peak(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
@@ -217,11 +252,23 @@ class _Search:
     largest ones. Where some in between cannot be run, the search gives up.
     """
 
-    def __init__(self, letter: str, budget: int, step: int, measure: Measure) -> None:
+    def __init__(
+        self,
+        letter: str,
+        budget: int,
+        step: int,
+        measure: Measure,
+        is_allowed: Callable[[int], bool] | None = None,
+    ) -> None:
+        """`is_allowed`: what else is asked of a size that was measured.
+
+        Then programs are made for the budget, so totals tell nothing of the largest size.
+        """
         self._letter = letter
         self._budget = budget
         self._step = step
         self._measure = measure
+        self._is_allowed = is_allowed
         self._usages: dict[int, Usage] = {}
         self._errors: dict[int, Exception] = {}
 
@@ -244,7 +291,7 @@ class _Search:
             if fits >= _LARGEST - _LARGEST % self._step:
                 return Fit(fits, fits, self.usage(fits), None)
             size = self._next(fits, beyond)
-            if self._can_run(size) and self.usage(size).total_bytes <= self._budget:
+            if self._can_run(size) and self._fits(size):
                 fits = size
             else:
                 beyond = size
@@ -254,7 +301,11 @@ class _Search:
         return Fit(fits, fits, self.usage(fits), None, self._told(beyond))
 
     def _fitting(self) -> set[int]:
-        return {size for size, used in self._usages.items() if used.total_bytes <= self._budget}
+        return set(filter(self._fits, self._usages))
+
+    def _fits(self, size: int) -> bool:
+        is_within = self.usage(size).total_bytes <= self._budget
+        return is_within and (self._is_allowed is None or self._is_allowed(size))
 
     def _can_run(self, size: int) -> bool:
         if size in self._errors:
@@ -310,12 +361,15 @@ class _Search:
         return f"{self._letter} = {largest} fits" if largest else "nothing was found that fits"
 
     def _next(self, fits: int, beyond: int | None) -> int:
-        """Where a line through the two nearest sizes meets the budget."""
+        """Where a line through the two nearest sizes meets the budget, or in the middle."""
         most = fits * _MOST_GROWTH if beyond is None else beyond - self._step
         most = min(most, _LARGEST)
         runs = len(self._usages) + len(self._errors)
-        if beyond is not None and (runs > _INTERPOLATIONS or beyond in self._errors):
+        is_line = self._is_allowed is None and runs <= _INTERPOLATIONS
+        if beyond is not None and (not is_line or beyond in self._errors):
             return self._rounded((fits + beyond) // 2, fits, most)
+        if self._is_allowed is not None:
+            return self._rounded(2 * fits, fits, most)
         others = sorted(self._usages.keys() - {fits}, key=lambda size: abs(size - fits))
         guess = fits + self._step if not others else most
         if others:

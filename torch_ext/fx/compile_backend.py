@@ -33,6 +33,7 @@ from torch.fx.graph import _BoxedCodeGen
 
 from torch_ext.arguments import GRAPH_LEVERS, Planning, planning, without
 from torch_ext.fx.apply import copied
+from torch_ext.fx.choice import why_failed
 from torch_ext.fx.estimate import estimate_probe
 from torch_ext.fx.first_call import EditedAtFirstCall, has_symbolic_inputs
 from torch_ext.fx.joint import make_alike, mark_arrival, place_of_arrival
@@ -106,11 +107,20 @@ def _partition(
     torch splits it by the tags of its nodes and keeps their order.
     """
     lasting = static_lifetime_input_indices or []
+
+    def split(module: fx.GraphModule) -> Partition:
+        halves: Partition = default_partition(
+            module, joint_inputs, static_lifetime_input_indices=lasting, **options
+        )
+        return halves
+
+    original = fx.GraphModule(joint, copied(joint.graph))
     _edit(joint, wanted, lasting)
-    halves: Partition = default_partition(
-        joint, joint_inputs, static_lifetime_input_indices=lasting, **options
-    )
-    return halves
+    try:
+        return split(joint)
+    except Exception as error:  # so it cannot be split as it was edited
+        _log.warning("a graph keeps its order: %s: %s", type(error).__name__, error)
+        return split(original)
 
 
 def _boxed(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
@@ -142,7 +152,10 @@ def _edit(module: fx.GraphModule, wanted: Planning, lasting: Sequence[int] = ())
         planned = _planned(draft, without(wanted, "repeat"))
         found, repeats = planned.found, ""
         if "repeat" in wanted.levers and not not_needed(found, wanted.memory_budget):
-            planned, found, repeats = _with_repeats(planned, wanted)
+            try:
+                planned, found, repeats = _with_repeats(planned, wanted)
+            except Exception as error:
+                repeats = why_failed("repeats", error)
         if found.plan.peak_bytes < found.plan.original_peak_bytes:
             make_alike(module, edited_module(planned, asks=False).graph)
     except Exception as error:
@@ -181,7 +194,7 @@ def _with_repeats(plain: Planned, wanted: Planning) -> tuple[Planned, LeverPlan,
     again = _planned(repeated, without(wanted, "repeat"))
     if again.found.plan.peak_bytes >= plain.found.plan.peak_bytes:
         return plain, plain.found, "repeats do not lower the peak"
-    found = told(plain.found, again.found, chosen, probe)
+    found = told(plain.found, again.found, chosen)
     extra = 100 * chosen.extra_nanoseconds / chosen.nanoseconds
     said = f"{len(found.repeats)} ops run again, for {extra:.1f} % of the time of all"
     return again, found, "; ".join(filter(None, (said, found.levers[-1].reason)))

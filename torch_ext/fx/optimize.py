@@ -1,7 +1,7 @@
 """Graph modules and exported programs in an order of lower peak memory, verified by running."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -26,7 +26,9 @@ from torch_ext.fx.graphs import (
     graph_module_of,
     measured,
     state_of,
+    with_own_state,
 )
+from torch_ext.fx.parting import where_above
 from torch_ext.fx.planned import edited, edited_module, own_inputs, plan, timed
 from torch_ext.fx.probe import storages_of, tensors_of
 from torch_ext.fx.program import labelled_program_of
@@ -64,6 +66,7 @@ _OF_LEVERS = (
     "call_seconds",
     "extra_seconds",
     "extra_seconds_bound",
+    "op_seconds",
 )
 AnyGraphs = TypeVar("AnyGraphs", fx.GraphModule, ExportedProgram)
 
@@ -84,6 +87,7 @@ def reorder(
     time_budget: float = 2.0,
     memory_budget: MemoryAmount | None = None,
     levers: Iterable[str] | None = None,
+    op_seconds: Mapping[str, float] | None = None,
     verify: bool = True,
 ) -> tuple[AnyGraphs, GraphReport]:
     """Return the program, edited so that its peak of memory is lower, and a report.
@@ -96,7 +100,8 @@ def reorder(
     otherwise the original comes back and `report.reason` says why. Other arguments as of
     torch_ext.optimize; `levers` has "repeat", too: with a memory budget that is not met otherwise
     some ops run again, as in training_step, or stretches of ops run part by part, whichever costs
-    less. All runs without gradients.
+    less; `op_seconds`, of a report, are used for that instead of measured ones. All runs without
+    gradients.
 
     A program that overwrites is for calls without gradients, in which torch may raise, and outside
     of autocast. So without `levers` it is only done where no parameter requires gradients; what is
@@ -105,7 +110,7 @@ def reorder(
     Raises ValueError for inputs that do not fit or other bad arguments, and whatever the program
     raises when it runs.
     """
-    wanted = planning(scope, time_budget, memory_budget, levers, offered=GRAPH_LEVERS)
+    wanted = planning(scope, time_budget, memory_budget, levers, GRAPH_LEVERS, op_seconds)
     verify = flag(verify, "verify")
     given = checked_arguments(program, example_inputs)
     if why := _why_left_alone():
@@ -224,10 +229,14 @@ def _with_repeats(
     if not why and peak_bytes >= plain.found.plan.peak_bytes:
         why = "repeats do not lower the peak"
     if not why and measured_bytes > _most_bytes(peak_bytes):
-        why = f"it was planned to take {amount(peak_bytes)} and takes {amount(measured_bytes)}"
+        with torch.no_grad():
+            own = with_own_state(graph_module_of(result))
+            where = where_above(own, own_inputs(program, given), planned.found)
+        taken = f"planned to take {amount(peak_bytes)} and takes {amount(measured_bytes)}"
+        why = f"the program with repeats was {taken}; {where}"
     if why:
         return dataclasses.replace(plain, found=repeats.given_up(plain.found, chosen, why))
-    found = told(plain.found, planned.found, chosen, probe)
+    found = told(plain.found, planned.found, chosen)
     report = _report(
         program,
         given,

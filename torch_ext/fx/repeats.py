@@ -1,17 +1,15 @@
 """The plan of a graph of torch.fx with repeats, as one of the original program."""
 
-from torch_ext.fx.probe import Probe
 from torch_ext.program import repeats
 from torch_ext.program.plan import LeverPlan, RepeatPlan
 
 
-def told(plain: LeverPlan, found: LeverPlan, chosen: RepeatPlan, probe: Probe) -> LeverPlan:
+def told(plain: LeverPlan, found: LeverPlan, chosen: RepeatPlan) -> LeverPlan:
     """Return the plan of a graph with repeats as one of the original program.
 
-    `found` is of the graph with repeats, `plain` of the original, which `probe` is of.
+    `found` is of the graph with repeats, `plain` of the original.
     """
-    nanoseconds = {op.name: op.nanoseconds for op in probe.ops}
-    return repeats.told(plain, found.named(_buffer_names(plain, found)), chosen, nanoseconds)
+    return repeats.told(plain, found.named(_buffer_names(plain, found)), chosen)
 
 
 def _buffer_names(plain: LeverPlan, found: LeverPlan) -> dict[str, str]:

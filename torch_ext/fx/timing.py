@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -44,12 +44,23 @@ class _Timed(fx.Interpreter):
         return value
 
 
-def add_times(probe: Probe, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+def add_times(
+    probe: Probe,
+    module: fx.GraphModule,
+    make_inputs: Callable[[], Sequence[Any]],
+    op_seconds: Mapping[str, float] | None,
+) -> None:
     """Set the nanoseconds of each op of the probe, which is of the module.
 
-    Runs the graph a few times on the same inputs, which its effects change. Of each op it takes the
-    median, rounded to two digits.
+    Without `op_seconds`, which has them by the names of ops, it runs the graph a few times on the
+    same inputs, which its effects change. Of each op it takes the median, rounded to two digits.
+
+    Raises ValueError for an op that `op_seconds` does not name.
     """
+    if op_seconds is not None:
+        _set_times(probe, op_seconds)
+        return
+    inputs = make_inputs()
     times: dict[fx.Node, list[int]] = defaultdict(list)
     for turn in range(_UNSETTLED + _COUNTED):
         timed = _Timed(module)
@@ -60,6 +71,15 @@ def add_times(probe: Probe, module: fx.GraphModule, inputs: Sequence[Any]) -> No
                 times[node].append(nanoseconds)
     for op in probe.ops:
         op.nanoseconds = _rounded(sum(statistics.median(times[node]) for node in op.nodes))
+
+
+def _set_times(probe: Probe, op_seconds: Mapping[str, float]) -> None:
+    for op in probe.ops:
+        if op.name not in op_seconds:
+            raise ValueError(
+                f"op_seconds has no op '{op.name}': take them from a report of the same program"
+            )
+        op.nanoseconds = round(op_seconds[op.name] * 1e9)
 
 
 def nanoseconds_of(run: Callable[[], object]) -> int:

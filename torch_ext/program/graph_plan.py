@@ -14,7 +14,6 @@ from torch_ext.program.plan import (
     LeverUse,
     Plan,
     Reason,
-    Times,
     left_out,
     plan_and_levers,
     plan_program,
@@ -39,8 +38,8 @@ class GraphPlan(Plan):
 
     def rows(self) -> Rows:
         """The plan and its repeats: for people."""
-        times = Times.told(self.call_seconds, self.extra_seconds, self.extra_seconds_bound)
-        again = repeats.rows_of(self.repeats, times)
+        seconds = self.extra_seconds, self.extra_seconds_bound, self.call_seconds
+        again = repeats.rows_of(self.repeats, repeats.extra_time(*seconds))
         return [*super().rows(), *again, *why_given_up(self.levers)]
 
     @classmethod
@@ -97,4 +96,4 @@ def _repeated(plain: LeverPlan, program: _sched.Program, wanted: Planning) -> Le
     if chosen.peak_bytes >= plain.plan.peak_bytes:
         return repeats.given_up(plain, chosen)
     edited = plan_program(program.with_repeats(chosen.runs), without(wanted, "repeat"))
-    return repeats.told(plain, edited, chosen, program.repeatable())
+    return repeats.told(plain, edited, chosen)

@@ -144,24 +144,7 @@ class Times:
     extra_seconds: float  # the repeats
     # Of every order and every use of repeats that fits the memory budget; None if none fits.
     extra_seconds_bound: float | None
-
-    @classmethod
-    def told(
-        cls, call_seconds: float | None, extra_seconds: float | None, bound: float | None
-    ) -> Self:
-        """Take them from the fields of a report."""
-        return cls(call_seconds or 0.0, extra_seconds or 0.0, bound)
-
-    def __str__(self) -> str:
-        bound = self.extra_seconds_bound
-        proven = (
-            "" if bound is None else f"; no order and no repeats take less than {self._part(bound)}"
-        )
-        return f"{self._part(self.extra_seconds)}, as ops were timed{proven}"
-
-    def _part(self, seconds: float) -> str:
-        share = seconds / self.call_seconds if self.call_seconds else 0.0
-        return f"{seconds * 1e3:.1f} ms ({100 * share:.1f} %)"
+    op_seconds: Mapping[str, float]  # a run of each op
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +252,7 @@ class RepeatPlan:
     floor_buffers: tuple[str, ...]
     extra_bound_nanoseconds: int | None
     clock_stopped: bool
+    op_nanoseconds: Mapping[str, int]
 
     @property
     def times(self) -> Times:
@@ -278,13 +262,14 @@ class RepeatPlan:
             self.nanoseconds / 1e9,
             self.extra_nanoseconds / 1e9,
             None if bound is None else bound / 1e9,
+            {op: nanoseconds / 1e9 for op, nanoseconds in self.op_nanoseconds.items()},
         )
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+    def from_fields(cls, fields: Mapping[str, Any], op_nanoseconds: Mapping[str, int]) -> Self:
         """Build it from the dict that the extension module returns."""
         listed = {name: tuple(fields[name]) for name in ("runs", "floor_buffers")}
-        return cls(**{**fields, **listed})
+        return cls(**{**fields, **listed}, op_nanoseconds=op_nanoseconds)
 
 
 def plan_repeats(program: _sched.Program, order: Sequence[str], wanted: Planning) -> RepeatPlan:
@@ -299,7 +284,8 @@ def plan_repeats(program: _sched.Program, order: Sequence[str], wanted: Planning
             memory_budget=wanted.memory_budget,
             time_budget=wanted.time_budget,
             overwrite="overwrite" in wanted.levers,
-        )
+        ),
+        program.op_nanoseconds(),
     )
 
 
@@ -317,7 +303,8 @@ def plan_repeat_front(
         time_budget=wanted.time_budget,
         overwrite="overwrite" in wanted.levers,
     )
-    return [RepeatPlan.from_fields(fields) for fields in plans]
+    op_nanoseconds = program.op_nanoseconds()
+    return [RepeatPlan.from_fields(fields, op_nanoseconds) for fields in plans]
 
 
 def plan_graph(graph: Graph, wanted: Planning, without: Sequence[str] = ()) -> Plan:

@@ -2,24 +2,21 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch_ext.amounts import amount
 from torch_ext.columns import Rows
-from torch_ext.program.plan import LeverPlan, LeverUse, Reason, RepeatPlan, Times, left_out
+from torch_ext.program.plan import LeverPlan, LeverUse, Reason, RepeatPlan, left_out
 from torch_ext.program.program import Repeat
 
 _MOST_BUFFERS = 5  # that are named to people
 _MOST_REPEATS = 12
 
 
-def told(
-    plain: LeverPlan, found: LeverPlan, chosen: RepeatPlan, nanoseconds: Mapping[str, int]
-) -> LeverPlan:
+def told(plain: LeverPlan, found: LeverPlan, chosen: RepeatPlan) -> LeverPlan:
     """Return the plan of a program with repeats as one of the original program.
 
-    `found` is of the program with repeats, `plain` of the original, and `nanoseconds` what its ops
-    take.
+    `found` is of the program with repeats, `plain` of the original.
     """
     peak_bytes = found.plan.peak_bytes
     labels = {op.name: op for op in plain.graph.ops}
@@ -31,7 +28,7 @@ def told(
         name = f"{op}/{counts[op]}"
         if counts[op] > 1 and name in ops:  # else it is a view, which comes with what it views
             label = labels[op]
-            seconds = nanoseconds[op] / 1e9
+            seconds = chosen.op_nanoseconds[op] / 1e9
             repeats.append(Repeat(name, op, seconds, label.module_path, label.source))
     use = LeverUse(
         "repeat",
@@ -57,7 +54,18 @@ def told(
     )
 
 
-def rows_of(repeats: Sequence[Repeat], times: Times) -> Rows:
+def extra_time(seconds: float | None, bound: float | None, call_seconds: float | None) -> str:
+    """What repeats take, and what is proven of that: for people."""
+
+    def part(seconds: float) -> str:
+        share = seconds / call_seconds if call_seconds else 0.0
+        return f"{seconds * 1e3:.1f} ms ({100 * share:.1f} %)"
+
+    proven = "" if bound is None else f"; no order and no repeats take less than {part(bound)}"
+    return f"{part(seconds or 0.0)}, as ops were timed{proven}"
+
+
+def rows_of(repeats: Sequence[Repeat], extra: str) -> Rows:
     """Which ops run again, the dearest first, and what all of them take: for people."""
     if not repeats:
         return []
@@ -65,7 +73,7 @@ def rows_of(repeats: Sequence[Repeat], times: Times) -> Rows:
     rows = [("ops that run again", str(len(repeats))), *(("", str(use)) for use in dearest)]
     if len(repeats) > _MOST_REPEATS:
         rows.append(("", f"and {len(repeats) - _MOST_REPEATS} more"))
-    return [*rows, ("  extra time of a call", str(times))]
+    return [*rows, ("  extra time of a call", extra)]
 
 
 def not_needed(plain: LeverPlan, memory_budget: int | None) -> LeverPlan | None:

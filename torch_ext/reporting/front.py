@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch_ext.amounts import MIB, amount
@@ -72,6 +72,8 @@ class Front:
     reason: str  # why the front ends where it does
     threads: int
     seconds: float  # that it took to make the front
+    # A run of each op, if repeats were planned by them.
+    op_seconds: Mapping[str, float] | None = dataclasses.field(default=None, repr=False)
 
     def __str__(self) -> str:
         rows = [COLUMNS, *self.cells()]

@@ -1,7 +1,7 @@
 """What is known of a program after a door has looked at it. Needs no torch."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch_ext.amounts import amount
@@ -15,12 +15,11 @@ from torch_ext.program.plan import (
     Plan,
     Reason,
     SliceTrial,
-    Times,
     joined,
     why_given_up,
 )
 from torch_ext.program.program import Buffer, Hoist, Overwrite, Program, Repeat, Slice
-from torch_ext.program.repeats import rows_of
+from torch_ext.program.repeats import extra_time, rows_of
 from torch_ext.reporting.findings import Findings
 from torch_ext.reporting.page import to_html
 
@@ -69,6 +68,8 @@ class ProgramReport(Plan):
     call_seconds: float | None  # all ops, each run once
     extra_seconds: float | None  # the repeats
     extra_seconds_bound: float | None  # of all orders and repeats that meet the budget
+    # A run of each op, as a plan may be given them.
+    op_seconds: Mapping[str, float] | None = dataclasses.field(repr=False)
     graph: Program = dataclasses.field(repr=False, compare=False)  # before any edit
     edited: Program = dataclasses.field(repr=False, compare=False)  # what the plan is of
 
@@ -103,14 +104,11 @@ class ProgramReport(Plan):
                 rows.append(("", f"and {len(self.slices) - MOST_SLICES} more"))
             (used,) = (use.extra_seconds for use in self.levers if use.name == "slice")
             rows.append(("  time of a call", f"{used * 1000:+.1f} ms, as measured in turns"))
-        return [*rows, *rows_of(self.repeats, self._times()), *why_given_up(self.levers)]
+        return [*rows, *rows_of(self.repeats, self.extra_time()), *why_given_up(self.levers)]
 
     def extra_time(self) -> str:
         """What the repeats take, and what is proven of that: for people."""
-        return str(self._times())
-
-    def _times(self) -> Times:
-        return Times.told(self.call_seconds, self.extra_seconds, self.extra_seconds_bound)
+        return extra_time(self.extra_seconds, self.extra_seconds_bound, self.call_seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, `"format": 1` included; without the graphs."""
@@ -221,6 +219,7 @@ def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
         "call_seconds": found.times and found.times.call_seconds,
         "extra_seconds": found.times and found.times.extra_seconds,
         "extra_seconds_bound": found.times and found.times.extra_seconds_bound,
+        "op_seconds": found.times and found.times.op_seconds,
         "floor_bytes": found.held_floor_bytes,
         "graph": found.graph,
         "edited": found.edited,

@@ -31,6 +31,7 @@ def training_step(
     time_budget: float = 5.0,
     memory_budget: arguments.MemoryAmount | None = None,
     levers: Iterable[str] | None = None,
+    op_seconds: Mapping[str, float] | None = None,
 ) -> TrainingStep:
     """Return `step`; `loss = step(*batch)` replaces forward, backward, update and zero_grad.
 
@@ -53,7 +54,9 @@ def training_step(
     its start, gradients included. With a budget that is not met otherwise some ops run again (the
     lever "repeat": bits stay, dropout and statistics too), as few as meet it, at the least time
     that is found. With such a budget, or with the lever "slice", logits, loss and their gradient
-    are made by blocks of rows, and other stretches in parts.
+    are made by blocks of rows, and other stretches in parts. `op_seconds`: how long each op takes,
+    as `report.op_seconds` of an equal step has them, so that the same ops run again everywhere;
+    default: they are measured.
 
     Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line
     if it is in the model, ValueError for other arguments, and whatever the model raises.
@@ -71,7 +74,9 @@ def training_step(
         max_graphs=arguments.count(max_graphs, "max_graphs"),
         runtime=runtime,
         planning=arguments.planning(
-            "all", time_budget, memory_budget, levers, offered=arguments.GRAPH_LEVERS
+            *("all", time_budget, memory_budget, levers),
+            offered=arguments.GRAPH_LEVERS,
+            op_seconds=op_seconds,
         ),
     )
     return TrainingStep(model, loss_fn, optimizer, example_batch, options)

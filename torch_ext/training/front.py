@@ -57,6 +57,7 @@ def training_front(
     clip_grad_value: float | None = None,
     time_budget: float = 20.0,
     levers: Iterable[str] | None = None,
+    op_seconds: Mapping[str, float] | None = None,
     measure: bool = True,
 ) -> Front:
     """Return the front of a training step: its peak memory against its time.
@@ -70,7 +71,8 @@ def training_front(
     included; times are for a step.
 
     `points`: how many budgets are planned for, 1 to 100. `time_budget`: seconds to plan them all.
-    `levers`: with "slice" stretches run in parts, too; then no extra time is proven. Other
+    `levers`: with "slice" stretches run in parts, too; then no extra time is proven. `op_seconds`:
+    as of torch_ext.training_step; `.op_seconds` has those that were used. Other
     arguments as of torch_ext.training_step: give that one the `peak_bytes` of a point as
     `memory_budget` to train so. Model and optimizer stay as they are. Running and timing all takes
     some twenty steps for each point; with measure=False only the first one is run, and the others
@@ -86,7 +88,11 @@ def training_front(
     )
     measure = arguments.flag(measure, "measure")
     chosen = _LEVERS if levers is None else levers
-    wanted = arguments.planning("all", time_budget, levers=chosen, offered=arguments.GRAPH_LEVERS)
+    wanted = arguments.planning(
+        *("all", time_budget, None, chosen),
+        offered=arguments.GRAPH_LEVERS,
+        op_seconds=op_seconds,
+    )
     if not measure and "slice" in wanted.levers:
         raise ValueError("slices are chosen by measuring; leave them out, or give measure=True")
     batch = as_batch(example_batch, loss_fn)
@@ -118,13 +124,15 @@ def _drawn(world: World, now: Now, wanted: Planning, count: int, measure: bool) 
     free = without(wanted, "slice", "repeat").levers
     peaks = plain.found.plan.peak_bytes, plain.verified.peak_bytes
     points = [FrontPoint(*peaks, 0.0, None, 1.0, free, plain.found.levers[-1].edits)]
-    call_seconds = None
+    call_seconds: float | None = None
+    op_seconds: Mapping[str, float] | None = None
     floor_bytes: int | None = plain.found.plan.lower_bound_bytes
     reasons: list[str] = []
     if "repeat" in wanted.levers:
         program, order = maker.timed(wanted, plain)
         first, *plans = plan_repeat_front(program, order, wanted, count)
-        call_seconds, floor_bytes = first.nanoseconds / 1e9, first.floor_bytes
+        floor_bytes = first.floor_bytes
+        call_seconds, op_seconds = first.times.call_seconds, first.times.op_seconds
         for plan in plans:
             edits = len(plan.runs) - len(first.runs)
             used = without(wanted, "slice").levers
@@ -152,6 +160,7 @@ def _drawn(world: World, now: Now, wanted: Planning, count: int, measure: bool) 
         reason="; ".join(reasons),
         threads=torch.get_num_threads(),
         seconds=time.perf_counter() - start,
+        op_seconds=op_seconds,
     )
 
 

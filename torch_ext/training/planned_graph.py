@@ -17,6 +17,7 @@ from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
 from torch_ext.fx.choice import cost, is_cheap, why_failed, with_levers_of
 from torch_ext.fx.overwritable import Overwritable, find_overwritable
+from torch_ext.fx.parting import where_above
 from torch_ext.fx.planned import Planned, edited_module
 from torch_ext.fx.probe import Probe, run_probe, tensors_of
 from torch_ext.fx.program import labelled_program_of, written_storages
@@ -287,7 +288,7 @@ class Maker:
         edited, why = self.run_again(chosen, wanted, plain)
         if why:
             return dataclasses.replace(plain, found=repeats.given_up(plain.found, chosen, why))
-        found = told(plain.found, edited.found, chosen, self.probe)
+        found = told(plain.found, edited.found, chosen)
         return dataclasses.replace(edited, found=found, reasons=())
 
     def timed(self, wanted: Planning, plain: Edited) -> tuple[_sched.Program, list[str]]:
@@ -296,7 +297,7 @@ class Maker:
         `plain`: the graph without repeats, whose order it is.
         """
         with torch.random.fork_rng(devices=[]), of_a_graph():
-            add_times(self.probe, self.captured.module, self.inputs())
+            add_times(self.probe, self.captured.module, self.inputs, wanted.op_seconds)
         names = {op.name for op in self.probe.ops}
         order = [name for name in plain.found.plan.order if name in names]
         return labelled_program_of(self.probe, self._uses(self.probe, wanted)), order
@@ -313,9 +314,11 @@ class Maker:
         is_exact = self.world.replicas is None
         most_bytes = peak_bytes if is_exact else plain.verified.peak_bytes
         if not why and edited.verified.peak_bytes > most_bytes:
+            with torch.random.fork_rng(devices=[]), of_a_graph():
+                where = where_above(edited.captured.module, self.inputs(), edited.found)
             why = (
                 f"a step with repeats was planned to take {amount(peak_bytes)} and takes "
-                f"{amount(edited.verified.peak_bytes)}"
+                f"{amount(edited.verified.peak_bytes)}; {where}"
             )
         if not why and peak_bytes >= plain.found.plan.peak_bytes:
             why = "repeats do not lower the peak"
