@@ -11,6 +11,7 @@ import datetime
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 
 import families
 from results import FOLDER, Row, Table, circumstances, write_csv
@@ -43,7 +44,7 @@ WORDS = ("without", "worst instance")
 
 def _plan_all(
     graphs: dict[str, torch_ext.Graph], without: tuple[str, ...], budget: float
-) -> tuple[dict[str, torch_ext.Plan], float]:
+) -> tuple[Mapping[str, torch_ext.Plan], float]:
     terminal = Console(stderr=True)
     started = time.perf_counter()
     plans = {

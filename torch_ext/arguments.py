@@ -21,8 +21,9 @@ MemoryAmount = int | str  # bytes, or text like "512MiB"
 LEVERS = ("order", "overwrite")
 ALL_LEVERS = (*LEVERS, "slice")
 GRAPH_LEVERS = (*ALL_LEVERS, "repeat")
+BARE_LEVERS = ("order", "repeat")  # of graphs of which nobody knows what their ops compute
 
-_MOST_BYTES = 2**63 - 1
+_MOST_BYTES = _MOST_NANOSECONDS = 2**63 - 1
 _MOST_SECONDS = 10**6
 
 
@@ -59,6 +60,15 @@ def size_bytes(value: int, name: str) -> int:
         raise ValueError(
             f"{name} must be a whole number of bytes, not negative and below 2^63, not "
             f"{_shown(value)}"
+        )
+    return int(value)
+
+
+def nanoseconds(value: int, name: str) -> int:
+    """What an op takes; the core minds how long all of them do."""
+    if not _is_whole(value) or not 0 <= value <= _MOST_NANOSECONDS:
+        raise ValueError(
+            f"{name} must be a whole number, not negative and below 2^63, not {_shown(value)}"
         )
     return int(value)
 
@@ -157,7 +167,8 @@ def planning(
     """
     scope = choice(scope, "scope", ("all", "bottleneck"))
     if levers is None:
-        levers = LEVERS if memory_budget is None else offered
+        free = tuple(lever for lever in LEVERS if lever in offered)
+        levers = free if memory_budget is None else offered
         levers = levers if scope == "all" else ("order",)
     return Planning(
         scope,

@@ -113,6 +113,8 @@ std::string English(const Reason& reason) {
              " is impossible";
     case ReasonKind::kNoBudget:
       return "repeats cost time: give a memory budget to have them";
+    case ReasonKind::kNoTimes:
+      return "no op may run again: give those that may the nanoseconds that a run takes";
   }
   return {};
 }

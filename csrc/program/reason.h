@@ -32,9 +32,10 @@ enum class ReasonKind {
   kBelowFloor,   // whatever runs again, an op needs `bytes`; detail: which, and what with
   kMissed,       // with repeats `bytes` is the least that was found; `other_bytes` are proven
   kNoBudget,     // repeats cost time, and there is no memory budget
+  kNoTimes,      // of a bare graph: no op says what another run takes
 };
 
-inline constexpr std::array<std::pair<const char*, ReasonKind>, 19> kReasonNames = {{
+inline constexpr std::array<std::pair<const char*, ReasonKind>, 20> kReasonNames = {{
     {"left_alone", ReasonKind::kLeftAlone},
     {"no_memory", ReasonKind::kNoMemory},
     {"optimal", ReasonKind::kOptimal},
@@ -54,6 +55,7 @@ inline constexpr std::array<std::pair<const char*, ReasonKind>, 19> kReasonNames
     {"below_floor", ReasonKind::kBelowFloor},
     {"missed", ReasonKind::kMissed},
     {"no_budget", ReasonKind::kNoBudget},
+    {"no_times", ReasonKind::kNoTimes},
 }};
 
 struct Reason {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "program/amount.h"
+#include "program/instance.h"
 #include "program/levers/repeat_search.h"
 #include "program/operators/overwriting.h"
 #include "program/shuffle.h"
@@ -16,53 +17,74 @@
 #include "python/sched_types.h"
 #include "python/slice_bindings.h"
 #include "sched/decompose.h"
-#include "sched/instance.h"
 
 namespace py = pybind11;
 namespace program = torch_ext::program;
 namespace sched = torch_ext::sched;
 
+namespace {
+
+program::Runs OpsNamed(const program::Program& p, const std::vector<std::string>& names) {
+  return sched::GraphBuilder(program::Lower(p)).FindOps(names);
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_sched, m) {
   m.attr("built_for_torch") = TORCH_EXT_TORCH_VERSION;
 
-  py::class_<sched::GraphBuilder>(m, "GraphBuilder")
+  py::class_<program::GraphBuilder>(m, "GraphBuilder")
       .def(py::init<>())
-      .def("add_buffer", &sched::GraphBuilder::AddBuffer, py::arg("name"), py::arg("size_bytes"),
-           py::kw_only(), py::arg("input") = false, py::arg("kept") = false)
-      .def("add_op", &sched::GraphBuilder::AddOp, py::arg("name"), py::kw_only(),
-           py::arg("reads") = std::vector<std::string>(),
-           py::arg("writes") = std::vector<std::string>(), py::arg("workspace_bytes") = 0,
-           py::arg("after") = std::vector<std::string>())
-      .def("to_text", [](const sched::GraphBuilder& b) { return sched::PrintInstance(b.Build()); });
+      .def("add_buffer", &program::GraphBuilder::AddBuffer, py::arg("name"), py::arg("size_bytes"),
+           py::kw_only(), py::arg("input"), py::arg("kept"))
+      .def(
+          "add_op",
+          [](program::GraphBuilder& b, const std::string& name,
+             const std::vector<std::string>& reads, const std::vector<std::string>& writes,
+             std::int64_t workspace_bytes, const std::vector<std::string>& after,
+             std::int64_t nanoseconds, bool once, std::vector<std::string> mutates) {
+            b.AddOp(name, reads, writes, workspace_bytes, after,
+                    {.nanoseconds = nanoseconds, .once = once, .mutates = std::move(mutates)});
+          },
+          py::arg("name"), py::kw_only(), py::arg("reads"), py::arg("writes"),
+          py::arg("workspace_bytes"), py::arg("after"), py::arg("nanoseconds"), py::arg("once"),
+          py::arg("mutates"))
+      .def("to_text", [](const program::GraphBuilder& b) { return program::PrintInstance(b); })
+      .def("program", &program::GraphBuilder::Build);
 
-  m.def(
-      "parse_text",
-      [](const std::string& text, const std::string& file) {
-        return sched::GraphBuilder(sched::ParseInstance(text, file));
-      },
-      py::arg("text"), py::arg("file"));
+  m.def("parse_text", &program::ParseInstance, py::arg("text"), py::arg("file"));
   m.def(
       "plan",
-      [](const sched::GraphBuilder& builder, double time_budget,
+      [](const program::GraphBuilder& builder, double time_budget,
          std::optional<std::int64_t> memory_budget, const std::string& scope,
-         const std::vector<std::string>& without) {
-        const sched::Graph& graph = builder.Build();
+         const std::vector<std::string>& levers, const std::vector<std::string>& without) {
+        const program::Program program = builder.Build();
         sched::PlanOptions options =
             torch_ext::python::MakeOptions(time_budget, memory_budget, scope);
         options.rules = torch_ext::python::RulesWithout<sched::Rules>(without, sched::kRuleNames);
-        sched::Plan plan;
+        program::LeverPlan found;
         {
           const py::gil_scoped_release release;
-          plan = sched::MakePlan(graph, options);
+          found = program::PlanLevers(program, program::LeversNamed(levers), options);
         }
-        return torch_ext::python::PlanFields(graph, plan);
+        py::dict fields;
+        fields["plan"] = torch_ext::python::PlanFields(found.graph, found.plan);
+        fields["levers"] = torch_ext::python::LeverFields(found.uses);
+        return fields;
       },
       py::arg("builder"), py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"),
-      py::arg("without"));
+      py::arg("levers"), py::arg("without"));
   m.def(
       "simulate",
-      [](const sched::GraphBuilder& builder, const std::vector<std::string>& order) {
-        return torch_ext::python::TimelineFields(builder.Build(), builder.FindOps(order));
+      [](const program::GraphBuilder& builder, const std::vector<std::string>& order) {
+        const program::Program program = builder.Build();
+        const program::Runs runs = program::RunsNamed(program, order);
+        if (runs.size() <= program.ops.size()) {
+          return torch_ext::python::TimelineFields(program::Lower(program), runs);
+        }
+        program::RequireValid(program, runs);
+        const sched::Graph graph = program::Lower(program::WithRepeats(program, runs));
+        return torch_ext::python::TimelineFields(graph, graph.OriginalOrder());
       },
       py::arg("builder"), py::arg("order"));
   py::class_<program::Effects>(m, "Effects")
@@ -231,13 +253,27 @@ PYBIND11_MODULE(_sched, m) {
              for (const program::Op& op : p.ops) nanoseconds[py::str(op.name)] = op.nanoseconds;
              return nanoseconds;
            })
+      .def("repeatable",
+           [](const program::Program& p) {
+             std::vector<std::string> names;
+             for (const program::Op& op : p.ops) {
+               if (program::MayRepeat(op)) names.push_back(op.name);
+             }
+             return names;
+           })
+      .def(
+          "with_repeats",
+          [](const program::Program& p, const std::vector<std::string>& runs) {
+            return program::WithRepeats(p, OpsNamed(p, runs));
+          },
+          py::arg("runs"))
       .def(
           "plan_repeats",
           [](const program::Program& p, const std::vector<std::string>& order,
              std::int64_t memory_budget, double time_budget, bool overwrite) {
             const sched::PlanOptions options =
                 torch_ext::python::MakeOptions(time_budget, memory_budget, "all");
-            const program::Runs runs = sched::GraphBuilder(program::Lower(p)).FindOps(order);
+            const program::Runs runs = OpsNamed(p, order);
             program::RepeatPlan plan;
             {
               const py::gil_scoped_release release;
@@ -253,7 +289,7 @@ PYBIND11_MODULE(_sched, m) {
              double time_budget, bool overwrite) {
             const sched::PlanOptions options =
                 torch_ext::python::MakeOptions(time_budget, std::nullopt, "all");
-            const program::Runs runs = sched::GraphBuilder(program::Lower(p)).FindOps(order);
+            const program::Runs runs = OpsNamed(p, order);
             std::vector<program::RepeatPlan> plans;
             {
               const py::gil_scoped_release release;
@@ -302,8 +338,8 @@ PYBIND11_MODULE(_sched, m) {
   // The ops in the order of the tree, and its nodes, a parent before its children.
   m.def(
       "region_tree",
-      [](const sched::GraphBuilder& builder) {
-        const sched::Graph& graph = builder.Build();
+      [](const program::GraphBuilder& builder) {
+        const sched::Graph graph = program::Lower(builder.Build());
         const sched::RegionTree tree = sched::FindRegions(graph);
         std::vector<std::string> ops;
         for (sched::OpId v : tree.ops) ops.push_back(graph.op(v).name);

@@ -29,63 +29,59 @@ Tokens Tokenize(std::string_view line) {
   return tokens;
 }
 
-std::int64_t ParseBytes(const std::string& token) {
-  std::int64_t value = 0;
-  const char* end = token.data() + token.size();
-  const auto [stop, error] = std::from_chars(token.data(), end, value);
-  if (error == std::errc::result_out_of_range ||
-      (error == std::errc() && value > kSizeLimitBytes)) {
-    throw std::invalid_argument("the size " + token + " is above 2^62");
-  }
-  if (error != std::errc() || stop != end) {
-    throw std::invalid_argument("'" + token + "' is not a size in bytes");
-  }
-  if (value < 0) throw std::invalid_argument("the size " + token + " is negative");
-  return value;
+const Quantity& SizeInBytes() {
+  static const Quantity kSize{"size", "bytes", kSizeLimitBytes, "2^62"};
+  return kSize;
 }
 
-struct OpLine {
-  std::string name;
-  std::map<std::string, Tokens> parts;  // reads, writes, after, workspace -> what follows the word
-  int line = 0;
-
-  const Tokens& Part(const std::string& word) const {
-    static const Tokens kNone;
-    const auto found = parts.find(word);
-    return found == parts.end() ? kNone : found->second;
+// One name after another, as English lists them.
+std::string Listed(std::span<const std::string> names, const char* last) {
+  std::string text;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (i > 0) text += i + 1 == names.size() ? std::string(" ") + last + " " : ", ";
+    text += names[i];
   }
-};
+  return text;
+}
 
-OpLine ParseOpLine(const Tokens& tokens, int line) {
+// What stands behind a word is as much as it asks for.
+void CheckPart(const std::string& word, Behind behind, const Tokens& values) {
+  if (behind == Behind::kNothing) {
+    if (values.empty()) return;
+    throw std::invalid_argument("unknown word '" + values[0] + "' after '" + word + "'");
+  }
+  if (values.empty()) throw std::invalid_argument("nothing follows '" + word + "'");
+  if (behind == Behind::kNumber && values.size() > 1) {
+    throw std::invalid_argument("unknown word '" + values[1] + "' after the " + word);
+  }
+}
+
+OpLine ParseOpLine(const Tokens& tokens, int line, const Version& version) {
   if (tokens.size() < 2) throw std::invalid_argument("'op' needs a name");
   OpLine op{tokens[1], {}, line};
-  CheckName(op.name);
+  CheckNameIn(version, op.name);
   std::string word;
   for (std::size_t i = 2; i < tokens.size(); ++i) {
     const std::string& token = tokens[i];
-    if (token == "reads" || token == "writes" || token == "after" || token == "workspace") {
+    if (version.HasWord(token)) {
       word = token;
       if (!op.parts.emplace(word, Tokens{}).second) {
         throw std::invalid_argument("'" + word + "' stands twice");
       }
     } else if (word.empty()) {
-      throw std::invalid_argument("unknown word '" + token +
-                                  "': expected reads, writes, workspace or after");
+      std::vector<std::string> words;
+      for (const auto& [known, behind] : version.op_words) words.push_back(known);
+      throw std::invalid_argument("unknown word '" + token + "': expected " + Listed(words, "or"));
     } else {
       CheckName(token);
       op.parts[word].push_back(token);
     }
   }
-  for (const auto& [name, values] : op.parts) {
-    if (values.empty()) throw std::invalid_argument("nothing follows '" + name + "'");
-    if (name == "workspace" && values.size() > 1) {
-      throw std::invalid_argument("unknown word '" + values[1] + "' after the workspace");
-    }
-  }
+  for (const auto& [known, values] : op.parts) CheckPart(known, version.After(known), values);
   return op;
 }
 
-void ParseBufferLine(const Tokens& tokens, GraphBuilder& builder) {
+void ParseBufferLine(const Tokens& tokens, const Version& version, GraphBuilder& builder) {
   if (tokens.size() < 3) throw std::invalid_argument("'buffer' needs a name and a size");
   bool input = false;
   bool kept = false;
@@ -96,16 +92,26 @@ void ParseBufferLine(const Tokens& tokens, GraphBuilder& builder) {
     }
     *flag = true;
   }
-  builder.AddBuffer(tokens[1], ParseBytes(tokens[2]), input, kept);
+  const std::int64_t size_bytes = ParseNumber(tokens[2], SizeInBytes());
+  CheckNameIn(version, tokens[1]);
+  builder.AddBuffer(tokens[1], size_bytes, input, kept);
 }
 
-void CheckHeader(const Tokens& tokens) {
-  if (tokens.empty() || tokens[0] != "graph") {
-    throw std::invalid_argument("the first line must be 'graph 1'");
+const Version& VersionOf(const Tokens& header, std::span<const Version> versions) {
+  std::vector<std::string> numbers, headers;
+  for (const Version& version : versions) {
+    numbers.push_back(std::to_string(version.number));
+    headers.push_back("'graph " + numbers.back() + "'");
   }
-  if (tokens.size() != 2 || tokens[1] != "1") {
-    throw std::invalid_argument("this reader knows only version 1 of the format ('graph 1')");
+  if (header.empty() || header[0] != "graph") {
+    throw std::invalid_argument("the first line must be " + Listed(headers, "or"));
   }
+  for (std::size_t i = 0; i < versions.size(); ++i) {
+    if (header.size() == 2 && header[1] == numbers[i]) return versions[i];
+  }
+  throw std::invalid_argument(
+      "this reader knows only version" + std::string(versions.size() > 1 ? "s " : " ") +
+      Listed(numbers, "and") + " of the format (" + Listed(headers, "and") + ")");
 }
 
 // Who writes what in the whole file, to explain an op that reads what no earlier op wrote: either
@@ -157,14 +163,70 @@ class LateWrites {
 
 }  // namespace
 
+bool Version::HasWord(const std::string& token) const {
+  return std::ranges::count(op_words, token, &std::pair<std::string, Behind>::first) > 0;
+}
+
+Behind Version::After(const std::string& word) const {
+  return std::ranges::find(op_words, word, &std::pair<std::string, Behind>::first)->second;
+}
+
+void CheckNameIn(const Version& version, const std::string& name) {
+  CheckName(name);
+  if (version.HasWord(name)) throw std::invalid_argument("'" + name + "' is not a name");
+}
+
+const Version& VersionOne() {
+  static const Version kOne{1,
+                            {{"reads", Behind::kNames},
+                             {"writes", Behind::kNames},
+                             {"workspace", Behind::kNumber},
+                             {"after", Behind::kNames}}};
+  return kOne;
+}
+
+const std::vector<std::string>& OpLine::Part(const std::string& word) const {
+  static const Tokens kNone;
+  const auto found = parts.find(word);
+  return found == parts.end() ? kNone : found->second;
+}
+
+std::int64_t ParseNumber(const std::string& token, const Quantity& quantity) {
+  std::int64_t value = 0;
+  const char* end = token.data() + token.size();
+  const auto [stop, error] = std::from_chars(token.data(), end, value);
+  if (error == std::errc::result_out_of_range || (error == std::errc() && value > quantity.limit)) {
+    throw std::invalid_argument("the " + quantity.name + " " + token + " is above " +
+                                quantity.limit_text);
+  }
+  if (error != std::errc() || stop != end) {
+    throw std::invalid_argument("'" + token + "' is not a " + quantity.name + " in " +
+                                quantity.unit);
+  }
+  if (value < 0) {
+    throw std::invalid_argument("the " + quantity.name + " " + token + " is negative");
+  }
+  return value;
+}
+
+std::string AtLine(const std::string& file, int line, const std::string& what) {
+  return file + ": line " + std::to_string(line) + ": " + what;
+}
+
 Graph ParseInstance(std::string_view text, const std::string& file) {
-  GraphBuilder builder;
-  std::vector<OpLine> ops;
+  return ReadInstance(text, file, std::span(&VersionOne(), 1)).builder.Build();
+}
+
+Instance ReadInstance(std::string_view text, const std::string& file,
+                      std::span<const Version> versions) {
+  Instance instance;
+  GraphBuilder& builder = instance.builder;
+  std::vector<OpLine>& ops = instance.ops;
   std::unordered_map<std::string, int> buffer_line;
   std::vector<std::string> needs_producer;
   int line_number = 0;
   try {
-    bool has_header = false;
+    const Version* version = nullptr;
     while (!text.empty()) {
       const std::size_t end = std::min(text.find('\n'), text.size());
       std::string_view line = text.substr(0, end);
@@ -173,17 +235,16 @@ Graph ParseInstance(std::string_view text, const std::string& file) {
       ++line_number;
       const Tokens tokens = Tokenize(line);
       if (tokens.empty()) continue;
-      if (!has_header) {
-        CheckHeader(tokens);
-        has_header = true;
+      if (version == nullptr) {
+        version = &VersionOf(tokens, versions);
       } else if (tokens[0] == "buffer") {
-        ParseBufferLine(tokens, builder);
+        ParseBufferLine(tokens, *version, builder);
         buffer_line.emplace(tokens[1], line_number);
         if (std::find(tokens.begin() + 3, tokens.end(), "input") == tokens.end()) {
           needs_producer.push_back(tokens[1]);
         }
       } else if (tokens[0] == "op") {
-        OpLine op = ParseOpLine(tokens, line_number);
+        OpLine op = ParseOpLine(tokens, line_number, *version);
         for (const char* word : {"reads", "writes"}) {
           for (const std::string& b : op.Part(word)) {
             if (!buffer_line.contains(b)) {
@@ -197,7 +258,10 @@ Graph ParseInstance(std::string_view text, const std::string& file) {
         throw std::invalid_argument("unknown word '" + tokens[0] + "': expected buffer or op");
       }
     }
-    if (!has_header) throw std::invalid_argument("the header 'graph 1' is missing");
+    if (version == nullptr) {
+      throw std::invalid_argument("the header 'graph " + std::to_string(versions.front().number) +
+                                  "' is missing");
+    }
 
     const LateWrites late_writes(ops);
     for (const std::string& b : needs_producer) {
@@ -215,23 +279,30 @@ Graph ParseInstance(std::string_view text, const std::string& file) {
       }
       const Tokens& workspace = op.Part("workspace");
       builder.AddOp(op.name, op.Part("reads"), op.Part("writes"),
-                    workspace.empty() ? 0 : ParseBytes(workspace[0]), op.Part("after"));
+                    workspace.empty() ? 0 : ParseNumber(workspace[0], SizeInBytes()),
+                    op.Part("after"));
     }
-    return builder.Build();
+    builder.Build();
   } catch (const std::invalid_argument& error) {
-    throw std::invalid_argument(file + ": line " + std::to_string(line_number) + ": " +
-                                error.what());
+    throw std::invalid_argument(AtLine(file, line_number, error.what()));
   }
+  return instance;
 }
 
 std::string PrintInstance(const Graph& graph) {
+  return PrintInstance(graph, VersionOne(), [](OpId) { return std::string(); });
+}
+
+std::string PrintInstance(const Graph& graph, const Version& version,
+                          const std::function<std::string(OpId)>& more) {
   std::ostringstream out;
-  out << "graph 1\n";
+  out << "graph " << version.number << '\n';
   for (const Buffer& b : graph.buffers()) {
     out << "buffer " << b.name << ' ' << b.size_bytes << (b.is_input() ? " input" : "")
         << (b.kept ? " kept" : "") << '\n';
   }
-  for (const Op& op : graph.ops()) {
+  for (OpId v = 0; v < graph.num_ops(); ++v) {
+    const Op& op = graph.op(v);
     out << "op " << op.name;
     const auto print_buffers = [&](const char* word, const std::vector<BufferId>& ids) {
       if (ids.empty()) return;
@@ -245,7 +316,7 @@ std::string PrintInstance(const Graph& graph) {
       out << " after";
       for (OpId p : op.after) out << ' ' << graph.op(p).name;
     }
-    out << '\n';
+    out << more(v) << '\n';
   }
   return out.str();
 }

@@ -8,18 +8,21 @@
 #include <string_view>
 
 #include "fail.h"
-#include "sched/instance.h"
+#include "program/instance.h"
 
-namespace torch_ext::sched::test {
+namespace torch_ext::program {
 namespace {
 
+using sched::test::Fail;
+
 void TestOneInput(std::string_view text) {
-  std::optional<Graph> graph;
+  std::optional<GraphBuilder> graph;
   try {
     graph = ParseInstance(text);
   } catch (const std::invalid_argument&) {
     return;
   }  // anything else ends the program
+  graph->Build();
   const std::string printed = PrintInstance(*graph);
   try {
     const std::string again = PrintInstance(ParseInstance(printed));
@@ -30,9 +33,9 @@ void TestOneInput(std::string_view text) {
 }
 
 }  // namespace
-}  // namespace torch_ext::sched::test
+}  // namespace torch_ext::program
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  torch_ext::sched::test::TestOneInput({reinterpret_cast<const char*>(data), size});
+  torch_ext::program::TestOneInput({reinterpret_cast<const char*>(data), size});
   return 0;
 }

@@ -188,6 +188,8 @@ def test_what_is_no_size(value):
         graph.add_buffer("a", value)
     with refused("workspace_bytes of op 'o' must be a whole number of bytes, not negative"):
         graph.add_op("o", workspace_bytes=value)
+    with refused("nanoseconds of op 'o' must be a whole number, not negative"):
+        graph.add_op("o", nanoseconds=value)
     assert graph.to_text() == "graph 1\n"
 
 
@@ -207,7 +209,7 @@ def test_what_are_no_names(value):
     graph = torch_ext.Graph()
     graph.add_buffer("a", 1)
     graph.add_buffer("b", 1)
-    for option in ("reads", "writes", "after"):
+    for option in ("reads", "writes", "after", "mutates"):
         with refused(f"{option} of op 'o' must be a list of str, not "):
             graph.add_op("o", **{option: value})
         with refused(f"what is in {option} of op 'o' must be a str"):
@@ -223,6 +225,8 @@ def test_what_is_no_flag_of_a_buffer(value):
     for option in ("input", "kept"):
         with refused(f"{option} of buffer 'a' must be True or False, not "):
             torch_ext.Graph().add_buffer("a", 1, **{option: value})
+    with refused("once of op 'o' must be True or False, not "):
+        torch_ext.Graph().add_op("o", once=value)
 
 
 @pytest.mark.parametrize("value", [3, None, b"graph.txt", "", "a\0b", "\ud800", [1]], ids=repr)

@@ -15,7 +15,7 @@ import zipfile
 import pytest
 import torch
 from models import traced_wide, wide_input
-from test_planning import FORK
+from test_planning import FORK, forward_and_backward
 from torch import nn
 
 SPEC = "256x16:f32"
@@ -79,6 +79,47 @@ def test_plan_exits_with_3_when_the_memory_budget_is_not_met(graph):
     result = run("plan", graph, "--memory-budget", "11B", "--json")
     assert result.returncode == 3
     assert json.loads(result.stdout)["budget_met"] is False
+
+
+def test_plan_runs_ops_again_where_a_memory_budget_asks_for_it(tmp_path):
+    path = tmp_path / "chain.txt"
+    path.write_text(forward_and_backward().to_text())
+    budget = ("--memory-budget", "80B")
+    result = run("plan", path, *budget, "--json", "-o", tmp_path / "order.txt")
+    assert (result.returncode, result.stderr) == (0, "")
+    fields = json.loads(result.stdout)
+    assert fields["peak_bytes"] <= 80
+    order = (tmp_path / "order.txt").read_text().splitlines()
+    assert order == fields["order"]
+    assert fields["repeats"][0]["name"] in order
+    assert "ops that run again" in run("plan", path, *budget).stdout
+    assert run("plan", path, *budget, "--levers", "order").returncode == 3
+    missed = run("plan", path, "--memory-budget", "20B")
+    assert missed.returncode == 3
+    assert "no order and no repeats get below 40 B" in missed.stdout
+    refused = run("plan", path, "--levers", "slice")
+    assert refused.returncode == 2
+    assert "must be of 'order', 'repeat', not 'slice'" in refused.stderr
+
+
+def test_front_of_a_graph_imports_no_torch(tmp_path):
+    path = tmp_path / "chain.txt"
+    path.write_text(forward_and_backward().to_text())
+    files = ("--html", tmp_path / "front.html", "--csv", tmp_path / "front.csv")
+    result = run("front", path, "--points", "3", "--json", *files)
+    assert (result.returncode, result.stderr) == (0, "")
+    points = json.loads(result.stdout)["points"]
+    assert 1 < len(points) <= 4
+    assert len((tmp_path / "front.csv").read_text().splitlines()) == 1 + len(points)
+    assert "<svg" in (tmp_path / "front.html").read_text(encoding="utf-8")
+    code = (
+        "import sys; from torch_ext.cli.front import run; import argparse; "
+        f"run(argparse.Namespace(model={str(path)!r}, input=[], html=None, csv=None, force=False, "
+        "points=1, time_budget=1.0, levers=None, json=True)); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
+    path.write_text("graph 2\nop o mutates a\n")
+    complains(run("front", path), 2, "line 2", "which it does not read")
 
 
 @pytest.mark.parametrize(

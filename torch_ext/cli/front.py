@@ -1,20 +1,26 @@
-"""The command `front`: how little memory for how much time."""
+"""The command `front`: how little memory for how much time. Of a graph it imports no torch."""
 
 import argparse
+import os
+import zipfile
 
+from torch_ext.arguments import GRAPH_LEVERS
 from torch_ext.cli.options import (
     Commands,
     add_command,
+    graph_at,
+    positive,
     with_budget,
     with_force,
     with_inputs,
     with_levers,
-    with_model,
 )
 from torch_ext.cli.output import DONE, print_json
 from torch_ext.files import check_outputs, load_model
+from torch_ext.fronts import front
 from torch_ext.input_spec import make_inputs, parse_input_spec
 from torch_ext.progress import progress
+from torch_ext.reporting.front import Front
 
 
 def add(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -22,10 +28,14 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> None:
     sub = add_command(
         commands, "front", run, "measure how little memory a model needs for how much time"
     )
-    with_model(sub)
+    sub.add_argument("model", help="a TorchScript file, or a graph in the text format")
     with_inputs(sub)
     with_budget(sub)
-    with_levers(sub, default="order,overwrite,slice")
+    default = "order,overwrite,slice; of a graph order,repeat"
+    with_levers(sub, default=default, offered=GRAPH_LEVERS)
+    sub.add_argument(
+        "--points", type=positive, metavar="N", help="of a graph: budgets to plan for; default: 10"
+    )
     sub.add_argument("--html", metavar="FILE", help="write a page with the curve and a table")
     sub.add_argument("--csv", metavar="FILE", help="write the points as a table")
     with_force(sub)
@@ -37,16 +47,7 @@ def run(options: argparse.Namespace) -> int:
         parse_input_spec(spec)
     outputs = {"--html": options.html, "--csv": options.csv}
     check_outputs(outputs, options.model, options.force)
-    from torch_ext.fronts import front
-
-    module, _ = load_model(options.model)
-    with progress("running programs of less memory"):
-        found = front(
-            module,
-            make_inputs(options.input),
-            time_budget=options.time_budget,
-            levers=options.levers,
-        )
+    found = _front_of_graph(options) if _is_graph(options) else _front_of_model(options)
     if options.html is not None:
         found.save_html(options.html, options.model)
     if options.csv is not None:
@@ -56,3 +57,31 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(found)
     return DONE
+
+
+def _is_graph(options: argparse.Namespace) -> bool:
+    """Models are archives, and most take arguments."""
+    is_file = os.path.isfile(options.model)
+    return is_file and not options.input and not zipfile.is_zipfile(options.model)
+
+
+def _front_of_graph(options: argparse.Namespace) -> Front:
+    with progress("planning"):
+        return front(
+            graph_at(options.model),
+            points=options.points,
+            time_budget=options.time_budget,
+            levers=options.levers,
+        )
+
+
+def _front_of_model(options: argparse.Namespace) -> Front:
+    module, _ = load_model(options.model)
+    with progress("running programs of less memory"):
+        return front(
+            module,
+            make_inputs(options.input),
+            points=options.points,
+            time_budget=options.time_budget,
+            levers=options.levers,
+        )

@@ -1,10 +1,14 @@
 """Options that several commands share, and how their values are read."""
 
 import argparse
+import functools
 from collections.abc import Callable
 
 from torch_ext.amounts import parse_memory
 from torch_ext.arguments import ALL_LEVERS, lever_names
+from torch_ext.files import UnreadableInputError
+from torch_ext.planning import read_graph
+from torch_ext.program.graph import Graph
 
 Commands = argparse._SubParsersAction  # of the parser: where a command adds its own
 
@@ -67,13 +71,17 @@ def with_scope(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def with_levers(sub: argparse.ArgumentParser, default: str = "order,overwrite") -> None:
+def with_levers(
+    sub: argparse.ArgumentParser,
+    default: str = "order,overwrite",
+    offered: tuple[str, ...] = ALL_LEVERS,
+) -> None:
     """Take the kinds of edits; `default` is what is done without."""
     sub.add_argument(
         "--levers",
-        type=_levers,
+        type=functools.partial(_levers, offered=offered),
         metavar="NAMES",
-        help=f"kinds of edits, of {','.join(ALL_LEVERS)}; default: {default}",
+        help=f"kinds of edits, of {','.join(offered)}; default: {default}",
     )
 
 
@@ -82,6 +90,14 @@ def with_force(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--force", action="store_true", help="let an output take the place of the input"
     )
+
+
+def graph_at(path: str, name: str = "") -> Graph:
+    """Read a graph. Raises UnreadableInputError, or ValueError for what is in the file."""
+    try:
+        return read_graph(path, name)
+    except OSError as error:
+        raise UnreadableInputError(f"{path}: {error.strerror}") from None
 
 
 def _seconds(text: str) -> float:
@@ -110,9 +126,9 @@ def price(text: str) -> float:
     return value
 
 
-def _levers(text: str) -> tuple[str, ...]:
+def _levers(text: str, offered: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        return lever_names(text.split(","), "the levers", ALL_LEVERS)
+        return lever_names(text.split(","), "the levers", offered)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

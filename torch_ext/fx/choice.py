@@ -49,12 +49,6 @@ def with_levers_of(best: LeverPlan, tried: Sequence[LeverPlan], asked: Sequence[
     )
 
 
-def left_out(plain: LeverPlan, lever: str, why: str) -> LeverPlan:
-    """Return the plan without a lever that was asked for, whose floor nobody knows."""
-    use = LeverUse.left_out(lever, plain.plan.peak_bytes, why)
-    return dataclasses.replace(plain, levers=(*plain.levers, use), floor_bytes=None)
-
-
 def why_failed(what: str, error: Exception) -> str:
     """Say why a program stays as it is, after an error while others were made and verified."""
     return f"trying {what} failed: {type(error).__name__}: {first_line(error)}"

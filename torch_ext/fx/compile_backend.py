@@ -42,9 +42,10 @@ from torch_ext.fx.planned import Planned, edited_module
 from torch_ext.fx.probe import Probe
 from torch_ext.fx.program import labelled_program_of
 from torch_ext.fx.repeat import with_repeats
-from torch_ext.fx.repeats import not_needed, told, why_missed
+from torch_ext.fx.repeats import told
 from torch_ext.logs import Peaks, is_disabled, set_up_logging
 from torch_ext.program.plan import LeverPlan, plan_program, plan_repeats
+from torch_ext.program.repeats import not_needed, why_missed
 
 _TRIED = ("slice", "repeat")  # levers that graphs without gradients try by running
 MIB = 2**20
@@ -193,7 +194,7 @@ def _with_repeats(plain: Planned, wanted: Planning) -> tuple[Planned, LeverPlan,
     again = _planned(repeated, without(wanted, "repeat"))
     if again.found.plan.peak_bytes >= plain.found.plan.peak_bytes:
         return plain, plain.found, "repeats do not lower the peak"
-    found = told(plain.found, again.found, chosen, probe)
+    found = told(plain.found, again.found, chosen)
     extra = 100 * chosen.extra_nanoseconds / chosen.nanoseconds
     said = f"{len(found.repeats)} ops run again, for {extra:.1f} % of the time of all"
     return again, found, "; ".join(filter(None, (said, found.levers[-1].reason)))

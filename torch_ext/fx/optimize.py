@@ -18,8 +18,7 @@ from torch_ext.arguments import (
     planning,
     without,
 )
-from torch_ext.fx import repeats
-from torch_ext.fx.choice import cost, is_cheap, left_out, why_failed, with_levers_of
+from torch_ext.fx.choice import cost, is_cheap, why_failed, with_levers_of
 from torch_ext.fx.graphs import (
     Baseline,
     Graphs,
@@ -34,14 +33,17 @@ from torch_ext.fx.planned import edited, edited_module, own_inputs, plan, timed
 from torch_ext.fx.probe import storages_of, tensors_of
 from torch_ext.fx.program import labelled_program_of
 from torch_ext.fx.repeat import with_repeats
+from torch_ext.fx.repeats import told
 from torch_ext.fx.slice_trials import SliceTrials, Tried
 from torch_ext.fx.slices import Slicer, at_random
 from torch_ext.logs import is_disabled
+from torch_ext.program import repeats
 from torch_ext.program.plan import (
     LeverPlan,
     LeverUse,
     Reason,
     joined,
+    left_out,
     plan_graph,
     plan_repeats,
 )
@@ -234,7 +236,7 @@ def _with_repeats(
         why = f"the program with repeats was {taken}; {where}"
     if why:
         return dataclasses.replace(plain, found=repeats.given_up(plain.found, chosen, why))
-    found = repeats.told(plain.found, planned.found, chosen, probe)
+    found = told(plain.found, planned.found, chosen)
     report = _report(
         program,
         given,

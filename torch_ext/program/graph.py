@@ -64,8 +64,16 @@ class Graph:
         writes: Sequence[str] = (),
         workspace_bytes: int = 0,
         after: Sequence[str] = (),
+        nanoseconds: int = 0,
+        once: bool = False,
+        mutates: Sequence[str] = (),
     ) -> None:
-        """Add a step. `after`: earlier ops that must run first, although no buffer says so."""
+        """Add a step. `after`: earlier ops that must run first, although no buffer says so.
+
+        The rest is for the lever "repeat". `nanoseconds`: what a run takes; 0: nobody knows, so the
+        op runs once. `once`: it must not run again, as it draws random numbers, or shows something.
+        `mutates`: of what it reads, the buffers that it writes to in place.
+        """
         of = f"of op {arguments.text(name, 'the name of an op')!r}"
         self.builder.add_op(
             name,
@@ -73,10 +81,16 @@ class Graph:
             writes=arguments.texts(writes, f"writes {of}"),
             workspace_bytes=arguments.size_bytes(workspace_bytes, f"workspace_bytes {of}"),
             after=arguments.texts(after, f"after {of}"),
+            nanoseconds=arguments.nanoseconds(nanoseconds, f"nanoseconds {of}"),
+            once=arguments.flag(once, f"once {of}"),
+            mutates=arguments.texts(mutates, f"mutates {of}"),
         )
 
     def to_text(self) -> str:
-        """The graph in the text format. Raises ValueError if a buffer has no producer."""
+        """The graph in the text format, in the lowest version that can say it.
+
+        Raises ValueError if a buffer has no producer, or a name is a word of that version.
+        """
         return self.builder.to_text()
 
     @classmethod
@@ -93,7 +107,10 @@ class Graph:
 
 
 def simulate(graph: Graph, order: Sequence[str]) -> tuple[TimelineEntry, ...]:
-    """Return memory along an order of the graph's ops. Raises ValueError if it is not valid."""
+    """Return memory along an order of the graph's ops, of which "NAME/2" is NAME's second run.
+
+    Raises ValueError if it is not valid.
+    """
     entries = _sched.simulate(builder_of(graph), arguments.texts(order, "order"))
     return tuple(TimelineEntry(**entry) for entry in entries)
 

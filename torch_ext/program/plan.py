@@ -113,6 +113,13 @@ class LeverUse:
         return cls(name, peak_bytes, peak_bytes, 0, 0.0, reason)
 
 
+def why_given_up(levers: Iterable[LeverUse]) -> Rows:
+    """Why levers did nothing, or nothing more: for people."""
+    return [
+        (f"no {'more ' if use.edits else ''}{use.name}", use.reason) for use in levers if use.reason
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class SliceTrial:
     """A program with slices that was tried, and gave the same bits."""
@@ -174,6 +181,12 @@ class LeverPlan:
             levers=tuple(LeverUse(**use) for use in fields["levers"]),
         )
 
+    @property
+    def held_floor_bytes(self) -> int | None:
+        """The floor, which the bound is below where fewer levers are used than were asked for."""
+        floor_bytes = self.floor_bytes
+        return None if floor_bytes is None else min(floor_bytes, self.plan.lower_bound_bytes)
+
     def named(self, names: Mapping[str, str]) -> Self:
         """Return the same with other names of the buffers of the edited program."""
 
@@ -203,6 +216,12 @@ class LeverPlan:
     def of_original(cls, graph: Program, plan: Plan) -> Self:
         """Take a plan of a program that nobody edited."""
         return cls(graph, graph, (), (), (), (), plan.lower_bound_bytes, plan, ())
+
+
+def left_out(plain: LeverPlan, lever: str, why: str) -> LeverPlan:
+    """Return the plan without a lever that was asked for, whose floor nobody knows."""
+    use = LeverUse.left_out(lever, plain.plan.peak_bytes, why)
+    return dataclasses.replace(plain, levers=(*plain.levers, use), floor_bytes=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,8 +309,16 @@ def plan_repeat_front(
 
 def plan_graph(graph: Graph, wanted: Planning, without: Sequence[str] = ()) -> Plan:
     """Plan a bare graph, without the rules named (csrc/sched/rules.h)."""
-    options = wanted.time_budget, wanted.memory_budget, wanted.scope
-    return Plan(**plan_fields(_sched.plan(graph.builder, *options, list(without))))
+    return plan_and_levers(graph, wanted, without)[0]
+
+
+def plan_and_levers(
+    graph: Graph, wanted: Planning, without: Sequence[str] = ()
+) -> tuple[Plan, tuple[LeverUse, ...]]:
+    """The same, with what each lever did: of those that take no time."""
+    options = wanted.time_budget, wanted.memory_budget, wanted.scope, wanted.levers
+    fields = _sched.plan(graph.builder, *options, without)
+    return Plan(**plan_fields(fields["plan"])), tuple(LeverUse(**use) for use in fields["levers"])
 
 
 def plan_program(program: _sched.Program, wanted: Planning) -> LeverPlan:

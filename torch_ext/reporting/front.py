@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch_ext.amounts import MIB, amount
 from torch_ext.arguments import FilePath
 from torch_ext.files import write_text
-from torch_ext.program.plan import FORMAT, SliceTrial
+from torch_ext.program.plan import FORMAT, RepeatPlan, SliceTrial
 from torch_ext.reporting.front_page import Drawing, Place, front_in_notebook, page_of_front
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ class Front:
 
     def share(self, seconds: float | None) -> float | None:
         """Of a call without extra time."""
-        return None if seconds is None else seconds / self.call_seconds
+        if seconds is None:
+            return None
+        return seconds / self.call_seconds if self.call_seconds else 0.0
 
     def _drawing(self) -> Drawing:
         def places(shares: Iterable[float | None]) -> list[Place]:
@@ -216,6 +218,21 @@ def points_of_trials(trials: Iterable[SliceTrial], levers: tuple[str, ...]) -> I
             levers=(*levers, "slice"),
             edits=trial.slices,
         )
+
+
+def point_of_repeats(
+    plan: RepeatPlan, levers: tuple[str, ...], edits: int, *, is_proven: bool = True
+) -> FrontPoint:
+    """Return a point that was planned and not run; `is_proven`: are its repeats all that counts?"""
+    return FrontPoint(
+        peak_bytes=plan.peak_bytes,
+        measured_peak_bytes=None,
+        extra_seconds=plan.times.extra_seconds,
+        extra_seconds_bound=plan.times.extra_seconds_bound if is_proven else None,
+        time_ratio=None,
+        levers=levers,
+        edits=edits,
+    )
 
 
 def unbeaten(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:

@@ -9,12 +9,21 @@ from torch_ext.arguments import FilePath
 from torch_ext.columns import Rows, two_columns
 from torch_ext.files import write_text
 from torch_ext.program.graph import TimelineEntry
-from torch_ext.program.plan import LeverPlan, LeverUse, Plan, Reason, SliceTrial, joined
+from torch_ext.program.plan import (
+    LeverPlan,
+    LeverUse,
+    Plan,
+    Reason,
+    SliceTrial,
+    joined,
+    why_given_up,
+)
 from torch_ext.program.program import Buffer, Hoist, Overwrite, Program, Repeat, Slice
+from torch_ext.program.repeats import extra_time, rows_of
 from torch_ext.reporting.findings import Findings
 from torch_ext.reporting.page import to_html
 
-MOST_SLICES = MOST_REPEATS = 12  # that are shown to people
+MOST_SLICES = 12  # that are shown to people
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,33 +104,11 @@ class ProgramReport(Plan):
                 rows.append(("", f"and {len(self.slices) - MOST_SLICES} more"))
             (used,) = (use.extra_seconds for use in self.levers if use.name == "slice")
             rows.append(("  time of a call", f"{used * 1000:+.1f} ms, as measured in turns"))
-        if self.repeats:
-            rows.append(("ops that run again", str(len(self.repeats))))
-            dearest = sorted(self.repeats, key=lambda use: -use.seconds)[:MOST_REPEATS]
-            rows += [("", str(use)) for use in dearest]
-            if len(self.repeats) > MOST_REPEATS:
-                rows.append(("", f"and {len(self.repeats) - MOST_REPEATS} more"))
-            rows.append(("  extra time of a call", self.extra_time()))
-        return [
-            *rows,
-            *(
-                (f"no {'more ' if use.edits else ''}{use.name}", use.reason)
-                for use in self.levers
-                if use.reason
-            ),
-        ]
+        return [*rows, *rows_of(self.repeats, self.extra_time()), *why_given_up(self.levers)]
 
     def extra_time(self) -> str:
         """What the repeats take, and what is proven of that: for people."""
-        call_seconds = self.call_seconds or 0.0
-
-        def part(seconds: float) -> str:
-            share = seconds / call_seconds if call_seconds else 0.0
-            return f"{seconds * 1e3:.1f} ms ({100 * share:.1f} %)"
-
-        bound = self.extra_seconds_bound
-        proven = "" if bound is None else f"; no order and no repeats take less than {part(bound)}"
-        return f"{part(self.extra_seconds or 0.0)}, as ops were timed{proven}"
+        return extra_time(self.extra_seconds, self.extra_seconds_bound, self.call_seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, `"format": 1` included; without the graphs."""
@@ -233,9 +220,7 @@ def described(found: LeverPlan, reasons: Sequence[Reason]) -> dict[str, Any]:
         "extra_seconds": found.times and found.times.extra_seconds,
         "extra_seconds_bound": found.times and found.times.extra_seconds_bound,
         "op_seconds": found.times and found.times.op_seconds,
-        "floor_bytes": None
-        if found.floor_bytes is None
-        else min(found.floor_bytes, found.plan.lower_bound_bytes),
+        "floor_bytes": found.held_floor_bytes,
         "graph": found.graph,
         "edited": found.edited,
     }

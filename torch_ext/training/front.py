@@ -13,12 +13,19 @@ from torch_ext import arguments
 from torch_ext.amounts import amount
 from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
-from torch_ext.fx import repeats
 from torch_ext.fx.turns import seconds_in_turns
 from torch_ext.memory.meter import measure_peak
+from torch_ext.program import repeats
 from torch_ext.program.plan import RepeatPlan, plan_repeat_front
 from torch_ext.progress import progress
-from torch_ext.reporting.front import Front, FrontPoint, OtherWay, points_of_trials, unbeaten
+from torch_ext.reporting.front import (
+    Front,
+    FrontPoint,
+    OtherWay,
+    point_of_repeats,
+    points_of_trials,
+    unbeaten,
+)
 from torch_ext.tensors.compare import first_difference
 from torch_ext.training.capture import Batch, Clipping, LossFunction, Objective
 from torch_ext.training.modes import of_a_graph
@@ -127,7 +134,9 @@ def _drawn(world: World, now: Now, wanted: Planning, count: int, measure: bool) 
         floor_bytes = first.floor_bytes
         call_seconds, op_seconds = first.times.call_seconds, first.times.op_seconds
         for plan in plans:
-            point = _planned(plan, wanted, edits=len(plan.runs) - len(first.runs))
+            edits = len(plan.runs) - len(first.runs)
+            used = without(wanted, "slice").levers
+            point = point_of_repeats(plan, used, edits, is_proven="slice" not in wanted.levers)
             point, why = _measured(point, maker, plain, plan, wanted) if measure else (point, "")
             if why:
                 reasons.append(f"a point of {amount(plan.peak_bytes)} is left out: {why}")
@@ -152,19 +161,6 @@ def _drawn(world: World, now: Now, wanted: Planning, count: int, measure: bool) 
         threads=torch.get_num_threads(),
         seconds=time.perf_counter() - start,
         op_seconds=op_seconds,
-    )
-
-
-def _planned(plan: RepeatPlan, wanted: Planning, edits: int) -> FrontPoint:
-    is_proven = "slice" not in wanted.levers
-    return FrontPoint(
-        peak_bytes=plan.peak_bytes,
-        measured_peak_bytes=None,
-        extra_seconds=plan.times.extra_seconds,
-        extra_seconds_bound=plan.times.extra_seconds_bound if is_proven else None,
-        time_ratio=None,
-        levers=without(wanted, "slice").levers,
-        edits=edits,
     )
 
 

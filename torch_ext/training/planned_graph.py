@@ -15,23 +15,25 @@ from torch_ext import _sched, attributes
 from torch_ext.amounts import amount
 from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
-from torch_ext.fx import repeats
-from torch_ext.fx.choice import cost, is_cheap, left_out, why_failed, with_levers_of
+from torch_ext.fx.choice import cost, is_cheap, why_failed, with_levers_of
 from torch_ext.fx.overwritable import Overwritable, find_overwritable
 from torch_ext.fx.parting import where_above
 from torch_ext.fx.planned import Planned, edited_module
 from torch_ext.fx.probe import Probe, run_probe, tensors_of
 from torch_ext.fx.program import labelled_program_of, written_storages
 from torch_ext.fx.repeat import with_repeats
+from torch_ext.fx.repeats import told
 from torch_ext.fx.slice_trials import SliceTrials, Tried
 from torch_ext.fx.slices import Slicer
 from torch_ext.fx.timing import add_times
 from torch_ext.fx.turns import seconds_in_turns
 from torch_ext.memory.meter import measure_peak
+from torch_ext.program import repeats
 from torch_ext.program.plan import (
     LeverPlan,
     Reason,
     RepeatPlan,
+    left_out,
     plan_and_explain,
     plan_program,
     plan_repeats,
@@ -286,7 +288,7 @@ class Maker:
         edited, why = self.run_again(chosen, wanted, plain)
         if why:
             return dataclasses.replace(plain, found=repeats.given_up(plain.found, chosen, why))
-        found = repeats.told(plain.found, edited.found, chosen, self.probe)
+        found = told(plain.found, edited.found, chosen)
         return dataclasses.replace(edited, found=found, reasons=())
 
     def timed(self, wanted: Planning, plain: Edited) -> tuple[_sched.Program, list[str]]:

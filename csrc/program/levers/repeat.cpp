@@ -4,6 +4,7 @@
 #include <map>
 #include <stdexcept>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "program/hazards.h"
 #include "program/lower.h"
@@ -25,11 +26,18 @@ Program WithDeadlinesOnly(const Program& program) {
   return copy;
 }
 
-// Of all ops, each run once: more than a year. Many runs of all do not overflow.
-constexpr std::int64_t kMostNanoseconds = std::int64_t{1} << 55;
-
 std::string NameOfRun(const std::string& name, std::int32_t run) {
   return run == 1 ? name : name + "/" + std::to_string(run);
+}
+
+// Adaptors give names of their own; those of a bare graph may be any.
+void RequireDifferentNames(const auto& named) {
+  std::unordered_set<std::string> seen;
+  for (const auto& one : named) {
+    if (seen.insert(one.name).second) continue;
+    throw std::invalid_argument("'" + one.name +
+                                "' is what a further run is called: give it another name");
+  }
 }
 
 // Do the op's values lie in it?
@@ -187,7 +195,37 @@ Program WithRepeats(const Program& program, std::span<const OpId> runs) {
       writer = run;
     }
   }
+  RequireDifferentNames(result.ops);
+  RequireDifferentNames(result.buffers);
   return result;
+}
+
+Runs RunsNamed(const Program& program, const std::vector<std::string>& names) {
+  std::unordered_map<std::string, OpId> next;  // by the name of its next run
+  for (OpId v = 0; v < static_cast<OpId>(program.ops.size()); ++v) next[program.ops[v].name] = v;
+  std::vector<std::int32_t> count(program.ops.size(), 0);
+  Runs runs;
+  for (const std::string& name : names) {
+    const auto found = next.find(name);
+    if (found == next.end()) {
+      const bool has_run = std::ranges::count(program.ops, name, &Op::name) > 0;
+      throw std::invalid_argument(
+          has_run ? "op '" + name + "' runs twice; its second run is called '" + name + "/2'"
+                  : "there is no op '" + name + "'");
+    }
+    const OpId v = found->second;
+    runs.push_back(v);
+    next.erase(found);
+    next.emplace(NameOfRun(program.ops[v].name, ++count[v] + 1), v);
+  }
+  return runs;
+}
+
+void RequireValid(const Program& program, std::span<const OpId> runs) {
+  if (Rerunner(program, false).Judge(runs, 0).is_valid) return;
+  throw std::invalid_argument(
+      "the order does not do what the program does: an op runs before what it depends on, reads "
+      "what was written to since, runs again though it must not, or does not run");
 }
 
 Rerunner::Rerunner(const Program& program, bool overwrite, const RepeatRules& rules)

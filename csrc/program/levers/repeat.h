@@ -44,6 +44,10 @@ namespace torch_ext::program {
 
 using Runs = std::vector<OpId>;
 
+// What the times of all ops, each run once, may sum up to: more than a year. Many runs of all do
+// not overflow.
+inline constexpr std::int64_t kMostNanoseconds = std::int64_t{1} << 55;
+
 // Switched off only to show that a test finds what a rule prevents.
 struct RepeatRules {
   bool once = true;
@@ -64,7 +68,15 @@ bool MayRepeat(const Op& op);
 
 // Each run as an op, the second of NAME as "NAME/2", with buffers and values of its own that are
 // called alike. The runs must be valid. Edits that were allowed for an op are for each of its runs.
+// Throws std::invalid_argument if an op or a buffer is called as another one's second run is.
 Program WithRepeats(const Program& program, std::span<const OpId> runs);
+
+// Runs by the names that they have there. Throws std::invalid_argument for a name of none, or of
+// one that comes before a run of the same op with a lower number.
+Runs RunsNamed(const Program& program, const std::vector<std::string>& names);
+
+// Throws std::invalid_argument if the runs are not valid.
+void RequireValid(const Program& program, std::span<const OpId> runs);
 
 // The program by numbers, for judging many lists of runs.
 class Rerunner {

@@ -666,10 +666,12 @@ std::vector<RepeatPlan> PlanRepeatFront(const Program& program, bool overwrite, 
     if (next_bytes == std::exchange(budget_bytes, next_bytes)) continue;
     plan(budget_bytes, count - i + 1);
   }
-  // What a higher budget takes at least, a lower one takes too.
+  // What a higher budget takes at least, a lower one takes too. One that is missed has a bound that
+  // its runs may be below, for they need more.
   for (std::size_t i = 1; i < plans.size(); ++i) {
     std::optional<std::int64_t>& bound = plans[i].extra_bound_nanoseconds;
-    if (bound) bound = std::max(*bound, plans[i - 1].extra_bound_nanoseconds.value_or(0));
+    const std::optional<std::int64_t> above = plans[i - 1].extra_bound_nanoseconds;
+    bound = plans[i].fits ? std::max(bound, above) : above;
   }
   std::ranges::stable_sort(plans, [](const RepeatPlan& a, const RepeatPlan& b) {
     return std::pair(a.peak_bytes, a.extra_nanoseconds) <

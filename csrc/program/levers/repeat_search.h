@@ -112,8 +112,9 @@ RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order
                        std::int64_t budget_bytes, const sched::PlanOptions& options);
 // An order, which takes no extra time, and the same for budgets evenly spread between the peak of
 // the order given and the floor, `count` at most: none follows the first that is missed, whose plan
-// is the lowest that is found. No plan is better in both than another: with each the peak falls,
-// and the extra time rises. The budgets share the time budget.
+// is the lowest that is found. Bounds are of runs that need no more than the plan. No plan is
+// better in both than another: with each the peak falls, and the extra time rises. The budgets
+// share the time budget.
 std::vector<RepeatPlan> PlanRepeatFront(const Program& program, bool overwrite, const Runs& order,
                                         int count, const sched::PlanOptions& options);
 

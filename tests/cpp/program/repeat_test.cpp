@@ -14,42 +14,13 @@ namespace torch_ext::program {
 namespace {
 
 using test::Cases;
-using test::ContentsOf;
 using test::kNoBudget;
 using test::RandomRepeatable;
+using test::RandomRuns;
 using test::Repeatable;
+using test::SameContents;
 using test::Shown;
 using Random = sched::test::Random;
-
-// First runs in a valid order, and any ops again behind them.
-Runs RandomRuns(const Program& program, Random& random) {
-  const sched::Graph graph = Lower(program);
-  const auto num_ops = graph.num_ops();
-  Runs runs;
-  std::vector<char> ran(num_ops, 0);
-  for (OpId left = num_ops; left > 0;) {
-    const auto v = static_cast<OpId>(random.Between(0, num_ops - 1));
-    if (ran[v] && !random.Chance(30)) continue;
-    const bool is_ready =
-        std::ranges::all_of(graph.op(v).predecessors, [&](OpId u) { return ran[u] != 0; });
-    if (!is_ready) continue;
-    left -= !ran[v];
-    ran[v] = 1;
-    runs.push_back(v);
-  }
-  return runs;
-}
-
-bool SameContents(const Repeatable& given, const Runs& runs) {
-  Runs original;
-  for (OpId v = 0; v < static_cast<OpId>(given.program.ops.size()); ++v) original.push_back(v);
-  const test::Contents expected = ContentsOf(given.program, given.outside, original);
-  const test::Contents actual = ContentsOf(given.program, given.outside, runs);
-  const auto is_same = [&](const auto& run) {
-    return run.second == expected.runs[run.first].second;
-  };
-  return std::ranges::all_of(actual.runs, is_same) && actual.results == expected.results;
-}
 
 std::string Shown(const Repeatable& given, const Runs& runs, std::uint64_t seed) {
   std::string text = Shown(given.program, seed);
@@ -130,6 +101,29 @@ TEST(Repeat, TheProgramWithRepeatsHasThePeak) {
     }
   }
   EXPECT_GT(overwritten, seen / 50);
+}
+
+TEST(Repeat, RunsHaveNames) {
+  Program program;
+  program.ops = {{.name = "a", .oper = "op", .nanoseconds = 1}, {.name = "b", .oper = "op"}};
+  EXPECT_EQ(RunsNamed(program, {"a", "b", "a/2", "a/3"}), (Runs{0, 1, 0, 0}));
+  const auto why = [&](const std::vector<std::string>& names) -> std::string {
+    try {
+      RequireValid(program, RunsNamed(program, names));
+      return {};
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+  };
+  EXPECT_EQ(why({"a", "b", "a/2"}), "");
+  EXPECT_EQ(why({"a", "a"}), "op 'a' runs twice; its second run is called 'a/2'");
+  EXPECT_EQ(why({"a", "a/3"}), "there is no op 'a/3'");
+  EXPECT_EQ(why({"c"}), "there is no op 'c'");
+  EXPECT_NE(why({"a", "a/2"}).find("does not run"), std::string::npos);
+  const Program again = WithRepeats(program, Runs{0, 1, 0});
+  EXPECT_EQ(again.ops[2].name, "a/2");
+  program.ops[1].name = "a/2";
+  EXPECT_THROW(WithRepeats(program, Runs{0, 1, 0}), std::invalid_argument);
 }
 
 }  // namespace

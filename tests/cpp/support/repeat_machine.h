@@ -2,7 +2,8 @@
 //
 // `Contents` runs a list as an edited graph would, on numbers that stand for contents, and knows
 // nothing of instances, versions or deadlines. `FewestNanoseconds` searches all lists in which each
-// op runs at most twice, by sets of buffers in memory, of which any may be dropped at any time.
+// op runs at most twice, by sets of buffers in memory, of which any may be dropped at any time, and
+// by how often each was written to in place.
 #pragma once
 
 #include <algorithm>
@@ -143,8 +144,39 @@ inline Repeatable RandomRepeatable(std::uint64_t seed, bool is_plain) {
   return result;
 }
 
-// The least time of lists in which each op runs at most twice, for programs without views and
-// writes in place. Nothing if none fits. By sets: what is in memory, what ran, what ran twice.
+// First runs in a valid order, and any ops again behind them.
+inline Runs RandomRuns(const Program& program, Random& random) {
+  const sched::Graph graph = Lower(program);
+  const auto num_ops = graph.num_ops();
+  Runs runs;
+  std::vector<char> ran(num_ops, 0);
+  for (OpId left = num_ops; left > 0;) {
+    const auto v = static_cast<OpId>(random.Between(0, num_ops - 1));
+    if (ran[v] && !random.Chance(30)) continue;
+    const bool is_ready =
+        std::ranges::all_of(graph.op(v).predecessors, [&](OpId u) { return ran[u] != 0; });
+    if (!is_ready) continue;
+    left -= !ran[v];
+    ran[v] = 1;
+    runs.push_back(v);
+  }
+  return runs;
+}
+
+// Does each run read what the program does, and does the caller get the same?
+inline bool SameContents(const Repeatable& given, const Runs& runs) {
+  Runs original;
+  for (OpId v = 0; v < static_cast<OpId>(given.program.ops.size()); ++v) original.push_back(v);
+  const Contents expected = ContentsOf(given.program, given.outside, original);
+  const Contents actual = ContentsOf(given.program, given.outside, runs);
+  const auto is_same = [&](const auto& run) {
+    return run.second == expected.runs[run.first].second;
+  };
+  return std::ranges::all_of(actual.runs, is_same) && actual.results == expected.results;
+}
+
+// The least time of lists in which each op runs at most twice, for programs without views. Nothing
+// if none fits. By sets: what is in memory, what ran, what ran twice.
 inline std::optional<std::int64_t> FewestNanoseconds(const Rerunner& rerunner, bool overwrite,
                                                      std::int64_t budget_bytes) {
   const Program& program = rerunner.program();
@@ -169,8 +201,14 @@ inline std::optional<std::int64_t> FewestNanoseconds(const Rerunner& rerunner, b
     if (program.buffers[b].is_input && (is_read || program.buffers[b].kept)) at_start |= one;
     if (program.buffers[b].is_input) made_once |= one;
   }
-  // In memory, ran, ran twice.
-  using State = std::tuple<Mask, Mask, Mask>;
+  // How often a buffer is written to in place before each op, and before the end.
+  std::vector<std::vector<int>> writes_before(num_ops + 1, std::vector<int>(num_buffers, 0));
+  for (std::size_t v = 0; v < num_ops; ++v) {
+    writes_before[v + 1] = writes_before[v];
+    for (const BufferId b : program.ops[v].mutates) ++writes_before[v + 1][b];
+  }
+  // In memory, ran, ran twice; how often what is in memory was written to.
+  using State = std::tuple<Mask, Mask, Mask, std::vector<int>>;
   using Item = std::pair<std::int64_t, State>;
   std::map<State, std::int64_t> best;
   std::priority_queue<Item, std::vector<Item>, std::greater<>> open;
@@ -181,19 +219,25 @@ inline std::optional<std::int64_t> FewestNanoseconds(const Rerunner& rerunner, b
     open.emplace(nanoseconds, state);
   };
   if (bytes_of(at_start) > budget_bytes && num_ops > 0) return std::nullopt;
-  reach({at_start, 0, 0}, 0);
+  reach({at_start, 0, 0, std::vector<int>(num_buffers, 0)}, 0);
   while (!open.empty()) {
-    const auto [nanoseconds, state] = open.top();
+    const Item item = open.top();
+    const auto& [nanoseconds, state] = item;
     open.pop();
     if (best.at(state) < nanoseconds) continue;
-    const auto [memory, ran, twice] = state;
-    if (ran == bit(static_cast<std::int64_t>(num_ops)) - 1 && (memory & kept) == kept) {
-      return nanoseconds;
+    const auto& [memory, ran, twice, written] = state;
+    bool is_end = ran == bit(static_cast<std::int64_t>(num_ops)) - 1 && (memory & kept) == kept;
+    for (std::size_t b = 0; b < num_buffers; ++b) {
+      is_end &= !program.buffers[b].kept || written[b] == writes_before[num_ops][b];
     }
+    if (is_end) return nanoseconds;
     for (std::size_t b = 0; b < num_buffers; ++b) {  // drop one
       const Mask one = bit(static_cast<std::int64_t>(b));
       const bool must_stay = program.buffers[b].kept && (made_once & one);
-      if ((memory & one) && !must_stay) reach({memory & ~one, ran, twice}, nanoseconds);
+      if (!(memory & one) || must_stay) continue;
+      std::vector<int> left = written;
+      left[b] = 0;
+      reach({memory & ~one, ran, twice, std::move(left)}, nanoseconds);
     }
     for (std::size_t v = 0; v < num_ops; ++v) {
       const Mask one = bit(static_cast<std::int64_t>(v));
@@ -212,6 +256,10 @@ inline std::optional<std::int64_t> FewestNanoseconds(const Rerunner& rerunner, b
       for (const BufferId b : op.reads) reads |= bit(b);
       for (const BufferId b : op.writes) writes |= bit(b);
       if ((memory & reads) != reads || (memory & writes)) continue;
+      if (std::ranges::any_of(op.reads,
+                              [&](BufferId b) { return written[b] != writes_before[v][b]; })) {
+        continue;
+      }
       std::int64_t bytes = bytes_of(memory) + bytes_of(writes) + op.workspace_bytes;
       Mask after = memory | writes;
       // What is overwritten is gone; the choice is the first that can be, as elsewhere: each
@@ -244,7 +292,13 @@ inline std::optional<std::int64_t> FewestNanoseconds(const Rerunner& rerunner, b
           less += program.buffers[overs[i]->result].bytes;
         }
         if (!is_possible || bytes - less > budget_bytes) continue;
-        reach({after & ~gone, ran_after, twice_after}, nanoseconds + op.nanoseconds);
+        std::vector<int> written_after = written;
+        for (const BufferId b : op.mutates) ++written_after[b];
+        for (std::size_t b = 0; b < num_buffers; ++b) {
+          if (gone & bit(static_cast<std::int64_t>(b))) written_after[b] = 0;
+        }
+        reach({after & ~gone, ran_after, twice_after, std::move(written_after)},
+              nanoseconds + op.nanoseconds);
       }
     }
   }

@@ -1,4 +1,4 @@
-"""How little memory a program needs for how much time."""
+"""Fronts of programs: those of less memory, run beside the program."""
 
 import copy
 import time
@@ -19,25 +19,10 @@ from torch_ext.torchscript.optimize import optimize
 Program = torch.nn.Module | ExportedProgram
 
 
-def front(
-    program: Program,
-    example_inputs: tuple[Any, ...] | torch.Tensor,
-    *,
-    time_budget: float = 2.0,
-    levers: Iterable[str] | None = None,
+def measured_front(
+    program: Program, example_inputs: Any, time_budget: float, levers: Iterable[str] | None
 ) -> Front:
-    """Return the front of a program: its peak memory against the time of a call.
-
-    `program`: what torch_ext.optimize or torch_ext.fx.reorder takes, `example_inputs`: its
-    arguments. The first point has the edits that cost no time, the others run stretches of ops part
-    by part, as small as it takes (the lever "slice"), which may be faster, too. All were run beside
-    the program and have its bits. No extra time is proven, but `floor_bytes` is: no order, no
-    overwriting and no slices get below. `others` has the program as it is written. Give the
-    `peak_bytes` of a point to torch_ext.optimize as `memory_budget` to have a program like it.
-
-    `levers`: without "slice" there is one point. `time_budget`: seconds to plan each program.
-    Raises ValueError for bad arguments, and whatever the program raises.
-    """
+    """Return the front of a program, as torch_ext.front."""
     start = time.perf_counter()
     wanted = planning(
         "all", time_budget, None, ALL_LEVERS if levers is None else levers, offered=ALL_LEVERS
