@@ -157,6 +157,16 @@ class Scripted(Original):
         module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
         return module
 
+    def repeating(self, seed: int) -> torch.jit.ScriptModule | None:
+        """None if the program raises."""
+        if self.calls[0].error:
+            return None
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        inputs = copy.deepcopy(self.inputs)
+        cpp_module = _jit.shuffle_repeating(self.module._c, inputs, seed)
+        module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
+        return module
+
     def variants(self, shuffles: int, verdict: Verdict) -> Iterator[tuple[str, Callable[[], str]]]:
         chosen = random.Random(self.program.seed)
         orders = set()
@@ -175,6 +185,8 @@ class Scripted(Original):
                 yield f"overwriting {seed}", functools.partial(differs, edited)
             if sliced := self.sliced(seed):
                 yield f"slicing {seed}", functools.partial(differs, sliced)
+            if repeating := self.repeating(seed):
+                yield f"repeating {seed}", functools.partial(differs, repeating)
         optimized: list[torch.jit.ScriptModule] = []
         yield "optimize", functools.partial(self._check_optimize, verdict, optimized)
         for module in optimized:

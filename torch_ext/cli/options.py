@@ -1,6 +1,7 @@
 """Options that several commands share, and how their values are read."""
 
 import argparse
+import functools
 from collections.abc import Callable
 
 from torch_ext.amounts import parse_memory
@@ -67,13 +68,17 @@ def with_scope(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def with_levers(sub: argparse.ArgumentParser, default: str = "order,overwrite") -> None:
-    """Take the kinds of edits; `default` is what is done without."""
+def with_levers(
+    sub: argparse.ArgumentParser,
+    default: str = "order,overwrite",
+    offered: tuple[str, ...] = ALL_LEVERS,
+) -> None:
+    """Take the kinds of edits, of those offered; `default` is what is done without."""
     sub.add_argument(
         "--levers",
-        type=_levers,
+        type=functools.partial(_levers, offered=offered),
         metavar="NAMES",
-        help=f"kinds of edits, of {','.join(ALL_LEVERS)}; default: {default}",
+        help=f"kinds of edits, of {','.join(offered)}; default: {default}",
     )
 
 
@@ -110,9 +115,9 @@ def price(text: str) -> float:
     return value
 
 
-def _levers(text: str) -> tuple[str, ...]:
+def _levers(text: str, offered: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        return lever_names(text.split(","), "the levers", ALL_LEVERS)
+        return lever_names(text.split(","), "the levers", offered)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -168,6 +168,8 @@ class LeverPlan:
                 for use in fields["slices"]
             ),
             slice_trials=tuple(SliceTrial(**trial) for trial in fields["slice_trials"]),
+            repeats=tuple(Repeat(**use) for use in fields["repeats"]),
+            times=None if fields["times"] is None else Times(**fields["times"]),
             floor_bytes=fields["floor_bytes"],
             plan=Plan(**plan_fields(fields["plan"])),
             levers=tuple(LeverUse(**use) for use in fields["levers"]),

@@ -1,10 +1,14 @@
 #include "program/levers/repeat_search.h"
 
 #include <algorithm>
+#include <functional>
 #include <random>
 #include <ranges>
 #include <stdexcept>
+#include <string>
 #include <utility>
+
+#include "program/amount.h"
 
 namespace torch_ext::program {
 namespace {
@@ -639,6 +643,42 @@ RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order
   sched::Budget budget(options.time_budget_seconds, options.search_memory_bytes);
   sched::Budget bound_budget(options.time_budget_seconds, options.search_memory_bytes);
   return planner.Plan(budget_bytes, {}, budget, bound_budget);
+}
+
+namespace {
+
+// The op that needs the floor, where it comes from, and what has to be there then: for people.
+std::string WhatNeedsIt(const Program& program, const RepeatBound::Floor& floor) {
+  constexpr std::size_t kMost = 5;
+  if (floor.op == sched::kNoOp) return "that is what is returned";
+  const auto& [source, module_path] = program.ops[floor.op].label;
+  const std::string where =
+      module_path + (module_path.empty() || source.empty() ? "" : " ") + source;
+  std::string text = program.ops[floor.op].name + (where.empty() ? "" : " (" + where + ")");
+  std::vector<BufferId> largest = floor.buffers;
+  std::ranges::stable_sort(largest, std::greater<>(),
+                           [&](BufferId b) { return program.buffers[b].bytes; });
+  largest.resize(std::min(largest.size(), kMost));
+  text += " needs at once";
+  for (std::size_t i = 0; i < largest.size(); ++i) {
+    const auto makes = [&](const Op& op) { return std::ranges::count(op.writes, largest[i]) > 0; };
+    const auto maker = std::ranges::find_if(program.ops, makes);
+    text += (i == 0 ? " " : ", ") +
+            (maker == program.ops.end() ? program.buffers[largest[i]].name : "of " + maker->name) +
+            " " + Amount(program.buffers[largest[i]].bytes);
+  }
+  return text;
+}
+
+}  // namespace
+
+Reason WhyMissed(const Program& program, const RepeatPlan& plan, std::int64_t peak_bytes) {
+  if (!plan.extra_bound_nanoseconds) {
+    return {.kind = ReasonKind::kBelowFloor,
+            .detail = WhatNeedsIt(program, plan.floor),
+            .bytes = plan.floor.bytes};
+  }
+  return {.kind = ReasonKind::kMissed, .bytes = peak_bytes, .other_bytes = plan.floor.bytes};
 }
 
 std::vector<RepeatPlan> PlanRepeatFront(const Program& program, bool overwrite, const Runs& order,

@@ -25,6 +25,7 @@
 
 #include "program/levers/repeat.h"
 #include "program/levers/repeat_bound.h"
+#include "program/reason.h"
 #include "sched/budget.h"
 #include "sched/plan.h"
 
@@ -110,6 +111,10 @@ struct RepeatPlan {
 // ops are negative or their sum overflows.
 RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order,
                        std::int64_t budget_bytes, const sched::PlanOptions& options);
+
+// Why a program with such repeats, and that peak, misses the budget.
+Reason WhyMissed(const Program& program, const RepeatPlan& plan, std::int64_t peak_bytes);
+
 // An order, which takes no extra time, and the same for budgets evenly spread between the peak of
 // the order given and the floor, `count` at most: none follows the first that is missed, whose plan
 // is the lowest that is found. No plan is better in both than another: with each the peak falls,
