@@ -75,7 +75,7 @@ class Chosen(Held):
         low = self.read(cheap)
         high = torch.cos(x.repeat(1, 6) + low)
         if bool(high.sum() > 1e9):
-            high = high.cumsum(0) + cheap.sum()
+            high = high.cumsum(0) + 1
         else:
             high = high.cumsum(0)
         high = high.amax(1, keepdim=True)
@@ -155,19 +155,21 @@ def test_the_file_keeps_its_peak_in_plain_torch(tmp_path):
     torch.save((x, script(x)), tmp_path / "values.pt")
     code = """
 import sys, torch
-from torch.profiler import profile
 module = torch.jit.load(sys.argv[1])
 x, expected = torch.load(sys.argv[2])
 with torch.no_grad():
     for _ in range(3):
         assert torch.equal(module(x), expected)
 graph = torch.jit.last_executed_optimized_graph()
-print(str(graph).count("aten::tanh"))
+print(str(graph).count(f"{sys.argv[3]}("))
 """
-    files = str(tmp_path / "again.pt"), str(tmp_path / "values.pt")
-    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True)
+    kind = next(op.kind for op in report.graph.ops if op.name == report.repeats[0].op)
+    given = str(tmp_path / "again.pt"), str(tmp_path / "values.pt"), kind
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 2 + 1  # and once in the original, which gradients need
+    once = sum(op.kind == kind for op in report.graph.ops)
+    again = sum(use.op.split(".")[0] == kind.split("::")[1] for use in report.repeats)
+    assert int(done.stdout) == 2 * once + again  # the original is there, too, for gradients
 
 
 def test_with_gradients_the_original_runs(with_gradients):
