@@ -251,12 +251,13 @@ class Rerun {
   // Another value for torch than the latest of the original's, and the same to compute with.
   Value* Disguised(Value* original, Value* now, int times) {
     if (IsTensor(now)) {
+      std::vector<Value*>& views = views_[now];
       const WithInsertPoint at_end(block_);
-      for (int i = 0; i < times; ++i) {
-        Value* alias = Builder(original->node()).Tensor("aten::alias", {now});
-        now = alias;
+      while (views.size() < static_cast<std::size_t>(times)) {
+        Value* last = views.empty() ? now : views.back();
+        views.push_back(Builder(original->node()).Tensor("aten::alias", {last}));
       }
-      return now;
+      return views[times - 1];
     }
     Node* maker = now->node();
     const std::size_t i = InputOf(original->node());
@@ -271,6 +272,7 @@ class Rerun {
   Disguises disguises_;
   std::unordered_map<Value*, Value*> latest_;  // what stands for a value of the original nodes
   std::map<std::pair<program::OpId, std::vector<Value*>>, int> seen_;  // runs with those inputs
+  std::unordered_map<Value*, std::vector<Value*>> views_;              // each is one of the last
   std::vector<Node*> runs_;
 };
 

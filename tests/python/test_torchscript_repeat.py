@@ -75,7 +75,8 @@ class Chosen(Held):
         low = self.read(cheap)
         high = torch.cos(x.repeat(1, 6) + low)
         if bool(high.sum() > 1e9):
-            high = high.cumsum(0) + 1
+            high += 1
+            high = high.cumsum(0)
         else:
             high = high.cumsum(0)
         high = high.amax(1, keepdim=True)

@@ -559,7 +559,9 @@ def test_a_sliced_module_that_raises_is_not_lost():
 def test_arguments_that_may_be_none_run_whole():
     network = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3))
     x = torch.randn(2, 8, 32, 32)
-    module, report = torch_ext.optimize(torch.jit.script(network.eval()), (x,), memory_budget=1, levers=ALL)
+    module, report = torch_ext.optimize(
+        torch.jit.script(network.eval()), (x,), memory_budget=1, levers=ALL
+    )
     assert report.identical
     assert same(module(x), network(x))
 

@@ -667,6 +667,8 @@ std::string WhatNeedsIt(const Program& program, const RepeatBound::Floor& floor)
             (maker == program.ops.end() ? program.buffers[largest[i]].name : "of " + maker->name) +
             " " + Amount(program.buffers[largest[i]].bytes);
   }
+  const std::int64_t workspace_bytes = program.ops[floor.op].workspace_bytes;
+  if (workspace_bytes > 0) text += " and scratch memory " + Amount(workspace_bytes);
   return text;
 }
 
