@@ -16,8 +16,8 @@ from torch_ext.amounts import parse_memory
 
 FilePath = str | os.PathLike[str]
 MemoryAmount = int | str  # bytes, or text like "512MiB"
-# Kinds of edits that keep all bits (csrc/program/levers). Slices are tried by running, which not
-# all doors can do; repeats stay in graphs of torch.fx, and TorchScript's executor undoes them.
+# Kinds of edits that keep all bits (csrc/program/levers). Slices and repeats are tried by running,
+# which not all doors do; repeats cost time, and are for doors that take a memory budget.
 LEVERS = ("order", "overwrite")
 ALL_LEVERS = (*LEVERS, "slice")
 GRAPH_LEVERS = (*ALL_LEVERS, "repeat")

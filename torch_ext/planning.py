@@ -12,7 +12,6 @@ from torch_ext.program import repeats
 from torch_ext.program.graph import Graph
 from torch_ext.program.graph_plan import (
     GraphPlan,
-    described,
     plan_in_order,
     plan_with_levers,
     why_no_repeats,
@@ -94,7 +93,7 @@ def graph_front(
             point_of_repeats(one, wanted.levers, len(one.runs) - len(first.runs)) for one in plans
         ]
         nanoseconds, floor_bytes = first.nanoseconds, first.floor_bytes
-        reason = repeats.why_no_lower(described(plain, program), first)
+        reason = repeats.why_no_lower(first)
     return Front(
         points=unbeaten(found),
         others=(),

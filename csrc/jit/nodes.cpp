@@ -145,4 +145,28 @@ std::string ModulePathOf(const Node* node, const ModulePaths& paths) {
   return path;
 }
 
+namespace {
+
+c10::Symbol MarkAttribute() {
+  return c10::Symbol::attr("torch_ext_mark");
+}
+
+}  // namespace
+
+void Mark(Node* node, std::int64_t mark) {
+  node->i_(MarkAttribute(), mark);
+}
+
+std::vector<std::int64_t> TakeMarks(const std::vector<Node*>& nodes) {
+  std::vector<std::int64_t> marks;
+  for (Node* node : nodes) {
+    const bool is_marked = node->hasAttribute(MarkAttribute());
+    marks.push_back(is_marked ? node->i(MarkAttribute()) : kUnmarked);
+    ForEachInnerNode(node, [](Node* inner) {
+      if (inner->hasAttribute(MarkAttribute())) inner->removeAttribute(MarkAttribute());
+    });
+  }
+  return marks;
+}
+
 }  // namespace torch_ext::jit

@@ -4,6 +4,7 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
 
+#include <cstdint>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -52,5 +53,11 @@ ModulePaths PathsByType(const torch::jit::Module& module);
 // The module that made the node, e.g. "layer1.0.conv1"; empty if unknown, and without its parents
 // where nothing tells them.
 std::string ModulePathOf(const torch::jit::Node* node, const ModulePaths& paths);
+
+// Torch's passes renumber values, and a mark stays. Takes the marks off again; kUnmarked stands for
+// nodes without.
+inline constexpr std::int64_t kUnmarked = -1;
+void Mark(torch::jit::Node* node, std::int64_t mark);
+std::vector<std::int64_t> TakeMarks(const std::vector<torch::jit::Node*>& nodes);
 
 }  // namespace torch_ext::jit

@@ -10,6 +10,7 @@
 #include <torch/csrc/jit/api/module.h>
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -31,6 +32,7 @@ struct OptimizeOptions {
   OverwriteRules overwrite_rules;
 
   bool verify = true;
+  std::map<std::string, std::int64_t> op_nanoseconds;  // by names; empty: to be measured
 };
 
 // Bytes of activations; parameters and inputs are not in them.
@@ -46,14 +48,17 @@ enum class Verification { kNotRun, kPassed, kFailed };
 
 struct Report {
   program::Program original;  // of the example with the highest peak, before any edit
-  program::Program sliced;    // the same with stretches as ops, if there are any
+  program::Program sliced;    // the same with stretches and repeats as ops, if there are any
   program::Program program;   // the same with the edits done, if there are any
   sched::Graph graph;         // that program as the core sees it, with the same ids
   sched::Plan plan;           // of that graph; its order is that of the returned module
   program::Edits edits;       // of `sliced`
   std::vector<program::SliceUse> slices;
   std::vector<program::SliceTrial> slice_trials;  // that gave the same bits
-  // Proven over slices, too, where these were asked for; the plan's bound is over the others.
+  std::vector<program::RepeatUse> repeats;
+  std::optional<program::RepeatTimes> times;  // where repeats were planned
+  // Proven over slices and repeats, too, where these were asked for; the plan's bound is over the
+  // others. Nothing where none is known.
   std::optional<std::int64_t> floor_bytes;
   std::vector<program::LeverUse> levers;
   std::vector<ExamplePeaks> examples;

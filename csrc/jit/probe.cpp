@@ -240,6 +240,11 @@ Probe Prober::Explain(const std::vector<memory::Meter::Event>& events, std::size
       node.writes.push_back(id);
       live[address] = id;
     }
+    for (const Held& held : seen.written) {
+      if (const auto found = live.find(held.address); found != live.end()) {
+        AddOnce(node.holds, found->second);
+      }
+    }
     node.written = SeenTensors(seen.written, nodes_[i]->outputs().size(), live);
   }
   if (!nodes_.empty()) replay_gap(end, nodes_.size() - 1);

@@ -45,6 +45,7 @@ struct NodeProbe {
   std::vector<std::int32_t> writes;  // allocations it made
   std::vector<std::int32_t> reads;   // earlier allocations its inputs hold, or that it released
   std::vector<std::int32_t> released_before_hill;  // of these, before it had taken the most
+  std::vector<std::int32_t> holds;                 // allocations that its outputs lie in
   bool uses_random_state = false;
   std::vector<std::optional<SeenTensor>> read;     // for each of ReadValues(node)
   std::vector<std::optional<SeenTensor>> written;  // for each output

@@ -7,6 +7,7 @@
 #include "jit/interference.h"
 #include "jit/nodes.h"
 #include "jit/prepare.h"
+#include "jit/repeats.h"
 #include "jit/slices.h"
 #include "jit/to_program.h"
 #include "program/shuffle.h"
@@ -90,6 +91,28 @@ Module ShuffleSlicing(const Module& module, const Stack& example, std::uint64_t 
   slicer.Apply(graph, stretches);
   TakeMarks(OpNodes(graph->block()));
   if (!stretches.empty() || !numbers.empty()) AddFallback(graph, fallback);
+  return shuffled;
+}
+
+Module ShuffleRepeating(const Module& module, const Stack& example, std::uint64_t seed) {
+  Module shuffled = module.clone(/*inplace=*/true);
+  std::shared_ptr<Graph> graph = ForwardGraph(shuffled);
+  PrepareGraph(graph);
+  const std::vector<Node*> nodes = OpNodes(graph->block());
+  const QuietRun quiet;
+  const Probe probe = RunProbe(graph, [&] {
+    quiet.RewindRandomState();
+    return CopiedInputs(shuffled, example, /*copy_state=*/true);
+  });
+  const Interference interference = FindInterference(graph, nodes, {probe});
+  TORCH_CHECK(interference.refusal.empty(), interference.refusal);
+  if (nodes.empty() || !WhyNotEdited(nodes, interference).empty()) return shuffled;
+  program::Program program = ToProgram(nodes, probe, interference);
+  AddRepeating(program, graph, nodes, probe);
+  const Fallback fallback{graph->copy(), {}};
+  ApplyRuns(graph->block(), nodes, program::RandomRuns(program, seed));
+  TakeMarks(OpNodes(graph->block()));
+  AddFallback(graph, fallback);
   return shuffled;
 }
 

@@ -27,4 +27,9 @@ torch::jit::Module ShuffleOverwriting(const torch::jit::Module& module, const St
 torch::jit::Module ShuffleSlicing(const torch::jit::Module& module, const Stack& example,
                                   std::uint64_t seed);
 
+// The same with nodes at random that run again, some several times; probed on copies of the
+// example. Throws whatever the module throws.
+torch::jit::Module ShuffleRepeating(const torch::jit::Module& module, const Stack& example,
+                                    std::uint64_t seed);
+
 }  // namespace torch_ext::jit

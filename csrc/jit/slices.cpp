@@ -37,10 +37,6 @@ using torch::jit::Graph;
 using torch::jit::Node;
 using torch::jit::Value;
 
-c10::Symbol MarkAttribute() {
-  return c10::Symbol::attr("torch_ext_mark");
-}
-
 // The fallback asks tensors that are inputs where they are, and nobody asks others.
 bool HasPlainInputs(Graph& graph) {
   bool has_tensor = false;
@@ -343,15 +339,13 @@ void Slicer::Apply(const std::shared_ptr<Graph>& graph,
   const std::vector<Node*> nodes = OpNodes(graph->block());
   ApplyOrder(graph->block(), nodes, order_);
   const program::Program program = ProgramOf(nodes);
-  for (std::size_t v = 0; v < nodes.size(); ++v) {
-    nodes[v]->i_(MarkAttribute(), static_cast<std::int64_t>(v));
-  }
+  for (std::size_t v = 0; v < nodes.size(); ++v) Mark(nodes[v], static_cast<std::int64_t>(v));
   ValueNames names = NamesOf(nodes);
   Value* may_run = stretches.empty() ? nullptr : AskForThreads(nodes[stretches[0].ops[0]]);
   for (std::size_t i = 0; i < stretches.size(); ++i) {
     const SlicedStretch sliced = *program::Sliced(program, stretches[i], facts_);
-    ApplyStretch(program, sliced, nodes, probe_, forms_, names, may_run)
-        ->i_(MarkAttribute(), kFirstStretch + static_cast<std::int64_t>(i));
+    Mark(ApplyStretch(program, sliced, nodes, probe_, forms_, names, may_run),
+         kFirstStretch + static_cast<std::int64_t>(i));
   }
 }
 
@@ -424,18 +418,6 @@ void Slicer::Learn(const std::vector<Stretch>& stretches) {
     }
     for (const auto& watch : watches) watch->TellTo(facts_);
   }
-}
-
-std::vector<std::int64_t> TakeMarks(const std::vector<Node*>& nodes) {
-  std::vector<std::int64_t> marks;
-  for (Node* node : nodes) {
-    const bool is_marked = node->hasAttribute(MarkAttribute());
-    marks.push_back(is_marked ? node->i(MarkAttribute()) : kUnmarked);
-    ForEachInnerNode(node, [](Node* inner) {
-      if (inner->hasAttribute(MarkAttribute())) inner->removeAttribute(MarkAttribute());
-    });
-  }
-  return marks;
 }
 
 std::string NameOfStretch(std::size_t number) {

@@ -82,10 +82,8 @@ class Slicer {
 };
 
 // Nodes of a sliced graph that are in the original are marked with their op, those that are a
-// stretch with kFirstStretch and its number: passes renumber values, and marks stay. Takes the
-// marks off again; kUnmarked stands for nodes without.
-inline constexpr std::int64_t kUnmarked = -1, kFirstStretch = std::int64_t{1} << 32;
-std::vector<std::int64_t> TakeMarks(const std::vector<torch::jit::Node*>& nodes);
+// stretch with kFirstStretch and its number.
+inline constexpr std::int64_t kFirstStretch = std::int64_t{1} << 32;
 
 // What the op of a stretch is called.
 std::string NameOfStretch(std::size_t number);

@@ -108,8 +108,8 @@ std::string English(const Reason& reason) {
     case ReasonKind::kBelowFloor:
       return "no order and no repeats get below " + bytes + ": " + reason.detail;
     case ReasonKind::kMissed:
-      return "the budget is not met: with repeats " + bytes +
-             " is the least that was found; proven is that less than " + other_bytes +
+      return "the budget is not met: with repeats " + bytes + " is the least that was found, for " +
+             reason.detail + " of the time of all ops; proven is that less than " + other_bytes +
              " is impossible";
     case ReasonKind::kNoBudget:
       return "repeats cost time: give a memory budget to have them";

@@ -30,7 +30,7 @@ enum class ReasonKind {
   kSlower,       // with slices `bytes` would do; detail: in what part of the time
   kNotTried,     // slices are found by running them, and nothing was run
   kBelowFloor,   // whatever runs again, an op needs `bytes`; detail: which, and what with
-  kMissed,       // with repeats `bytes` is the least that was found; `other_bytes` are proven
+  kMissed,       // `bytes` is the least that was found; detail: the time; `other_bytes` are proven
   kNoBudget,     // repeats cost time, and there is no memory budget
   kNoTimes,      // of a bare graph: no op says what another run takes
 };

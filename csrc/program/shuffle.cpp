@@ -1,6 +1,7 @@
 #include "program/shuffle.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 #include <optional>
 #include <random>
@@ -65,6 +66,27 @@ RandomEdits Shuffled(const Program& program, std::uint64_t seed, const HazardRul
     }
   }
   return {edited.ToOldOps(RandomOrder(Lower(edited.program, rules), random)), std::move(edits)};
+}
+
+Runs RandomRuns(const Program& program, std::uint64_t seed) {
+  constexpr std::size_t kMostTogether = 5, kTries = 4, kMostRuns = 3;
+  Generator random(seed);
+  Rerunner rerunner(program, /*overwrite=*/false);
+  Runs runs = RandomOrder(Lower(program), random);
+  for (std::size_t i = 0; i < kTries * program.ops.size(); ++i) {
+    if (runs.size() >= kMostRuns * program.ops.size()) break;
+    // Neighbours together: what is written to in place runs again with what writes to it.
+    const std::size_t begin = random() % runs.size();
+    const std::size_t end = std::min(begin + 1 + random() % kMostTogether, runs.size());
+    const std::size_t place = end + random() % (runs.size() - end + 1);
+    Runs more(runs.begin(), runs.begin() + static_cast<std::ptrdiff_t>(place));
+    std::copy_if(runs.begin() + static_cast<std::ptrdiff_t>(begin),
+                 runs.begin() + static_cast<std::ptrdiff_t>(end), std::back_inserter(more),
+                 [&](OpId v) { return rerunner.steps()[v].may_repeat; });
+    more.insert(more.end(), runs.begin() + static_cast<std::ptrdiff_t>(place), runs.end());
+    if (rerunner.Judge(more, 0).is_valid) runs = std::move(more);
+  }
+  return runs;
 }
 
 }  // namespace torch_ext::program

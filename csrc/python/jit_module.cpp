@@ -89,11 +89,11 @@ py::dict MeasuredFields(const jit::Report& report) {
 }
 
 py::tuple ReportFields(const jit::Report& report) {
-  return py::make_tuple(
-      torch_ext::python::LeverPlanFields(report.original, report.sliced, report.program,
-                                         report.graph, report.plan, report.edits, report.levers,
-                                         report.slices, report.slice_trials, report.floor_bytes),
-      torch_ext::python::ReasonFields(report.reasons), MeasuredFields(report));
+  return py::make_tuple(torch_ext::python::LeverPlanFields(
+                            report.original, report.sliced, report.program, report.graph,
+                            report.plan, report.edits, report.levers, report.floor_bytes,
+                            report.slices, report.slice_trials, report.repeats, report.times),
+                        torch_ext::python::ReasonFields(report.reasons), MeasuredFields(report));
 }
 
 jit::OptimizeOptions ToOptions(double time_budget, std::optional<std::int64_t> memory_budget,
@@ -121,10 +121,12 @@ PYBIND11_MODULE(_jit, m) {
       [](const torch::jit::Module& module, const std::vector<py::tuple>& examples,
          double time_budget, std::optional<std::int64_t> memory_budget, const std::string& scope,
          const std::vector<std::string>& levers, bool verify,
+         std::map<std::string, std::int64_t> op_nanoseconds,
          const std::vector<std::string>& without) {
         const std::vector<jit::Stack> stacks = ToStacks(module, examples);
-        const jit::OptimizeOptions options =
+        jit::OptimizeOptions options =
             ToOptions(time_budget, memory_budget, scope, levers, verify, without);
+        options.op_nanoseconds = std::move(op_nanoseconds);
         std::optional<jit::Optimized> optimized;
         {
           const py::gil_scoped_release release;
@@ -136,6 +138,7 @@ PYBIND11_MODULE(_jit, m) {
       },
       py::arg("module"), py::arg("examples"), py::arg("time_budget"), py::arg("memory_budget"),
       py::arg("scope"), py::arg("levers"), py::arg("verify"),
+      py::arg("op_nanoseconds") = std::map<std::string, std::int64_t>(),
       py::arg("without") = std::vector<std::string>());
 
   m.def(
@@ -272,6 +275,15 @@ PYBIND11_MODULE(_jit, m) {
         const std::vector<jit::Stack> stacks = ToStacks(module, {example});
         const py::gil_scoped_release release;
         return jit::ShuffleSlicing(module, stacks[0], seed);
+      },
+      py::arg("module"), py::arg("example"), py::arg("seed"));
+
+  m.def(
+      "shuffle_repeating",
+      [](const torch::jit::Module& module, const py::tuple& example, std::uint64_t seed) {
+        const std::vector<jit::Stack> stacks = ToStacks(module, {example});
+        const py::gil_scoped_release release;
+        return jit::ShuffleRepeating(module, stacks[0], seed);
       },
       py::arg("module"), py::arg("example"), py::arg("seed"));
 

@@ -160,9 +160,6 @@ inline pybind11::list TrialFields(const std::vector<program::SliceTrial>& trials
 inline pybind11::dict RepeatFields(const program::Program& program,
                                    const program::RepeatPlan& plan) {
   namespace py = pybind11;
-  const auto buffer_names = [&](const std::vector<program::BufferId>& ids) {
-    return ListOf(ids, [&](program::BufferId b) { return py::str(program.buffers[b].name); });
-  };
   py::dict fields;
   fields["runs"] = ListOf(plan.runs, [&](program::OpId v) { return py::str(program.ops[v].name); });
   fields["peak_bytes"] = plan.peak_bytes;
@@ -170,23 +167,55 @@ inline pybind11::dict RepeatFields(const program::Program& program,
   fields["extra_nanoseconds"] = plan.extra_nanoseconds;
   fields["fits"] = plan.fits;
   fields["floor_bytes"] = plan.floor.bytes;
-  fields["floor_op"] = plan.floor.op == sched::kNoOp ? "" : program.ops[plan.floor.op].name;
-  fields["floor_buffers"] = buffer_names(plan.floor.buffers);
+  fields["floor_detail"] = program::WhatNeedsIt(program, plan.floor);
   fields["extra_bound_nanoseconds"] = plan.extra_bound_nanoseconds;
   fields["clock_stopped"] = plan.clock_stopped;
   return fields;
 }
 
+// What torch_ext/program/program.py calls Repeats.
+inline pybind11::list RepeatUseFields(const std::vector<program::RepeatUse>& repeats) {
+  return ListOf(repeats, [](const program::RepeatUse& use) {
+    pybind11::dict fields;
+    fields["name"] = use.name;
+    fields["op"] = use.op;
+    fields["seconds"] = static_cast<double>(use.nanoseconds) / 1e9;
+    fields["module_path"] = use.label.module_path;
+    fields["source"] = use.label.source;
+    return fields;
+  });
+}
+
+// What torch_ext/program/plan.py calls Times; None if there are none.
+inline pybind11::object TimesFields(const std::optional<program::RepeatTimes>& times) {
+  if (!times) return pybind11::none();
+  pybind11::dict fields;
+  fields["call_seconds"] = static_cast<double>(times->nanoseconds) / 1e9;
+  fields["extra_seconds"] = static_cast<double>(times->extra_nanoseconds) / 1e9;
+  fields["extra_seconds_bound"] = pybind11::none();
+  if (const auto bound = times->extra_bound_nanoseconds) {
+    fields["extra_seconds_bound"] = static_cast<double>(*bound) / 1e9;
+  }
+  pybind11::dict seconds;
+  for (const auto& [op, nanoseconds] : times->op_nanoseconds) {
+    seconds[pybind11::str(op)] = static_cast<double>(nanoseconds) / 1e9;
+  }
+  fields["op_seconds"] = seconds;
+  return fields;
+}
+
 // Program, edited program, edits, plan, uses of levers: what a report is made of. The edits are of
-// `sliced`, which is the original where nothing runs in parts.
+// `sliced`, which is the original where nothing runs in parts or again.
 inline pybind11::dict LeverPlanFields(const program::Program& original,
                                       const program::Program& sliced,
                                       const program::Program& edited, const sched::Graph& graph,
                                       const sched::Plan& plan, const program::Edits& edits,
                                       const std::vector<program::LeverUse>& uses,
+                                      std::optional<std::int64_t> floor_bytes,
                                       const std::vector<program::SliceUse>& slices = {},
                                       const std::vector<program::SliceTrial>& trials = {},
-                                      std::optional<std::int64_t> floor_bytes = {}) {
+                                      const std::vector<program::RepeatUse>& repeats = {},
+                                      const std::optional<program::RepeatTimes>& times = {}) {
   pybind11::dict fields;
   fields["graph"] = ProgramFields(original);
   fields["edited"] = ProgramFields(edited);
@@ -194,7 +223,9 @@ inline pybind11::dict LeverPlanFields(const program::Program& original,
   fields["hoists"] = HoistFields(sliced, edits.hoists);
   fields["slices"] = SliceFields(slices);
   fields["slice_trials"] = TrialFields(trials);
-  fields["floor_bytes"] = floor_bytes.value_or(plan.lower_bound_bytes);
+  fields["repeats"] = RepeatUseFields(repeats);
+  fields["times"] = TimesFields(times);
+  fields["floor_bytes"] = floor_bytes;
   fields["plan"] = PlanFields(graph, plan);
   fields["levers"] = LeverFields(uses);
   return fields;

@@ -240,10 +240,10 @@ PYBIND11_MODULE(_sched, m) {
               if (explain)
                 reasons = program::WhyNoGain(found.program, found.plan, options, wanted.overwrite);
             }
-            return py::make_tuple(
-                torch_ext::python::LeverPlanFields(p, p, found.program, found.graph, found.plan,
-                                                   found.edits, found.uses),
-                torch_ext::python::ReasonFields(reasons));
+            return py::make_tuple(torch_ext::python::LeverPlanFields(
+                                      p, p, found.program, found.graph, found.plan, found.edits,
+                                      found.uses, found.plan.lower_bound_bytes),
+                                  torch_ext::python::ReasonFields(reasons));
           },
           py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"), py::arg("levers"),
           py::arg("explain"))

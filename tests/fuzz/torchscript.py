@@ -157,6 +157,16 @@ class Scripted(Original):
         module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
         return module
 
+    def repeating(self, seed: int) -> torch.jit.ScriptModule | None:
+        """None if the program raises."""
+        if self.calls[0].error:
+            return None
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        inputs = copy.deepcopy(self.inputs)
+        cpp_module = _jit.shuffle_repeating(self.module._c, inputs, seed)
+        module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
+        return module
+
     def variants(self, shuffles: int, verdict: Verdict) -> Iterator[tuple[str, Callable[[], str]]]:
         chosen = random.Random(self.program.seed)
         orders = set()
@@ -175,15 +185,25 @@ class Scripted(Original):
                 yield f"overwriting {seed}", functools.partial(differs, edited)
             if sliced := self.sliced(seed):
                 yield f"slicing {seed}", functools.partial(differs, sliced)
+            if repeating := self.repeating(seed):
+                yield f"repeating {seed}", functools.partial(differs, repeating)
         optimized: list[torch.jit.ScriptModule] = []
-        yield "optimize", functools.partial(self._check_optimize, verdict, optimized)
+        yield "optimize", functools.partial(self._check_optimize, verdict, optimized, {})
+        if chosen.random() < 0.25:
+            least = {"memory_budget": 1, "levers": ("order", "overwrite", "repeat")}
+            yield (
+                "optimize to the least",
+                functools.partial(self._check_optimize, verdict, optimized, least),
+            )
         for module in optimized:
             if self.program.can_be_saved:
                 loaded = _saved_and_loaded(module)
                 yield "loaded optimize", functools.partial(self.difference_to, loaded)
         yield "pass", self._difference_in_the_pass
 
-    def _check_optimize(self, verdict: Verdict, optimized: list[torch.jit.ScriptModule]) -> str:
+    def _check_optimize(
+        self, verdict: Verdict, optimized: list[torch.jit.ScriptModule], wanted: dict[str, Any]
+    ) -> str:
         """Also: nothing of the caller's changes, and the peak does not rise."""
         inputs, module = copy.deepcopy(self.inputs), copy.deepcopy(self.module)
         before = copy.deepcopy((inputs, _state(module)))
@@ -191,7 +211,7 @@ class Scripted(Original):
         random_state = torch.get_rng_state()
         try:
             with contextlib.redirect_stdout(io.StringIO()) as printed:
-                result, report = torch_ext.optimize(module, inputs, time_budget=0.05)
+                result, report = torch_ext.optimize(module, inputs, time_budget=0.05, **wanted)
         except Exception as raised:
             error, expected = message(raised), self.calls[0].error
             return "" if error == expected else f"{expected!r} became {error!r}: exception"
@@ -210,7 +230,7 @@ class Scripted(Original):
             return found
         if result is module:
             return ""
-        verdict.moved_by_optimize = report.moved_ops > 0
+        verdict.moved_by_optimize |= report.moved_ops > 0
         optimized.append(result)
         return self.difference_to(result)
 

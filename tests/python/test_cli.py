@@ -223,6 +223,11 @@ def test_scope_and_memory_budget(model, tmp_path):
     assert result.returncode == 3
     assert "is not met" in result.stderr
     assert output.exists()
+    result = run(*common, "--memory-budget", "1KiB", "--levers", "order,repeat", "--json")
+    assert result.returncode == 3
+    levers = json.loads(result.stdout)["levers"]
+    assert [use["name"] for use in levers] == ["order", "repeat"]
+    assert "no repeats get below" in levers[1]["reason"]
 
 
 def test_wrong_number_or_kind_of_inputs(model, tmp_path):

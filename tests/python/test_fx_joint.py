@@ -189,6 +189,94 @@ def test_nothing_of_the_caller_lives_longer(held):
     assert dies("aot_eager") == dies("torch_ext", **LEAST)
 
 
+class Doubling(torch.autograd.Function):
+    """Its backward pass has no tags of torch's partitioner."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        a = gradient * x
+        return ((a.sin() * x).cos() * gradient).exp() * x
+
+
+@pytest.mark.parametrize("options", [{}, LEAST])
+def test_a_backward_pass_of_the_user_is_split_as_torch_would(options, caplog):
+    x = torch.randn(64, 32, requires_grad=True)
+    gradients = []
+    for backend, given in (("aot_eager", {}), ("torch_ext", options)):
+        run = compiled(lambda x: Doubling.apply(Doubling.apply(x.sin())).sum(), backend, **given)
+        gradients += torch.autograd.grad(run(x), x)
+    assert torch.equal(*gradients)
+    assert not any("keeps its order" in message for message in messages(caplog))
+
+
+class Sigmoids(nn.Module):
+    """Cheap to make again; `shift` is read by the forward pass alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+        self.register_buffer("shift", torch.ones(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.sigmoid(layer(x) + self.shift).exp().sin()
+        return x
+
+
+MODES = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "kernels": lambda: torch.backends.mkldnn.flags(enabled=False),
+}
+
+
+@pytest.mark.parametrize("modes", MODES.values(), ids=MODES)
+def test_ops_run_again_under_the_modes_of_the_forward_pass(modes):
+    network, x = Sigmoids(), torch.randn(512, 64)
+    gradients = []
+    for backend, options in (("aot_eager", {}), ("torch_ext", LEAST)):
+        run = compiled(network, backend, **options)
+        result = run(x)
+        with modes():
+            loss = result.pow(2).mean()
+            gradients.append(torch.autograd.grad(loss, list(network.parameters())))
+    assert all(map(torch.equal, *gradients))
+
+
+def test_the_precision_of_the_forward_pass_holds_for_what_runs_again():
+    network, x = Sigmoids(), torch.randn(512, 64)
+    before = torch.get_float32_matmul_precision()
+    gradients = []
+    try:
+        for backend, options in (("aot_eager", {}), ("torch_ext", LEAST)):
+            run = compiled(network, backend, **options)
+            torch.set_float32_matmul_precision("medium")
+            result = run(x)
+            torch.set_float32_matmul_precision("highest")
+            gradients.append(torch.autograd.grad(result.sum(), list(network.parameters())))
+            assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert all(map(torch.equal, *gradients))
+
+
+def test_buffers_may_change_between_the_passes():
+    gradients = []
+    torch.manual_seed(0)
+    network, x = Sigmoids(), torch.randn(512, 64)
+    for backend, options in (("aot_eager", {}), ("torch_ext", LEAST)):
+        own = copy.deepcopy(network)
+        result = compiled(own, backend, **options)(x)
+        own.shift.mul_(0.9)
+        gradients.append(torch.autograd.grad(result.sum(), list(own.parameters())))
+    assert all(map(torch.equal, *gradients))
+
+
 def test_two_forward_passes_before_the_backward_passes():
     network, x = Deep(3), torch.randn(4, 4, 16, 16)
     grown = []

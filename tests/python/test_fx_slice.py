@@ -390,7 +390,6 @@ def test_what_requires_gradients_is_sliced_if_asked():
     assert {use.name for use in report.levers if "gradients" in use.reason} == {
         "overwrite",
         "slice",
-        "repeat",
     }
     _, report = torch_ext.fx.reorder(program, (x,), memory_budget=1, levers=ALL)
     assert report.identical

@@ -86,7 +86,7 @@ def test_levers_are_chosen():
     assert not around_the_peak.overwrites
 
 
-@pytest.mark.parametrize("levers", [["repeat"], [], ["order", "slices"], "order", [1]])
+@pytest.mark.parametrize("levers", [["repeats"], [], ["order", "slices"], "order", [1]])
 def test_unknown_levers_are_refused(levers):
     with pytest.raises(ValueError, match="levers"):
         torch_ext.optimize(layers(), (rows(8),), levers=levers)

@@ -42,7 +42,7 @@ def frozen(network: nn.Module, *inputs: Tensor) -> torch.jit.ScriptModule:
 
 def sliced(network: nn.Module, *inputs: Tensor, memory_budget: int | str = 1):
     script = frozen(network, *inputs)
-    module, report = torch_ext.optimize(script, inputs, memory_budget=memory_budget)
+    module, report = torch_ext.optimize(script, inputs, memory_budget=memory_budget, levers=ALL)
     return script, module, report
 
 
@@ -87,7 +87,7 @@ def test_what_is_read_again_by_the_next_op_is_freed():
 def test_what_runs_whole_beside_slices_overwrites():
     x = torch.randn(64, 256)
     script = frozen(Residual(), x)
-    report = torch_ext.optimize(script, (x,), memory_budget=1)[1]
+    report = torch_ext.optimize(script, (x,), memory_budget=1, levers=ALL)[1]
     without = torch_ext.optimize(script, (x,), memory_budget=1, levers=("order", "slice"))[1]
     assert report.slices
     assert report.overwrites
@@ -132,7 +132,7 @@ def test_what_is_changed_placed_is_not_what_it_is_changed_by(is_frozen):
     bias, expected = network.bias.detach().clone(), network(x)
     script = torch.jit.trace(network, x)
     script = torch.jit.freeze(script) if is_frozen else script
-    module, report = torch_ext.optimize(script, (x,), memory_budget=1)
+    module, report = torch_ext.optimize(script, (x,), memory_budget=1, levers=ALL)
     assert torch.equal(network.bias, bias)
     assert same(module(x), expected)
     assert report.peak_bytes < x.nbytes / 4
@@ -324,7 +324,7 @@ def test_the_report_shows_stretches(convolutions, tmp_path):
 def test_several_examples_have_one_program():
     script = frozen(Elementwise(), torch.randn(64, 256))
     examples = [(torch.randn(64, 256),), (torch.randn(16, 32),)]
-    module, report = torch_ext.optimize(script, examples, memory_budget=1)
+    module, report = torch_ext.optimize(script, examples, memory_budget=1, levers=ALL)
     assert report.identical
     for (x,) in examples:
         assert same(module(x), script(x))
@@ -464,7 +464,7 @@ def test_a_list_sees_what_is_changed_in_place_later():
             return (self.convolution(joined) + torch.neg(r).sum(1, True)).sum(1)
 
     script = torch.jit.freeze(torch.jit.script(Listed().eval()))
-    module, _ = torch_ext.optimize(script, (torch.rand(1, 4, 64, 64),), memory_budget=1)
+    module, _ = torch_ext.optimize(script, (torch.rand(1, 4, 64, 64),), memory_budget=1, levers=ALL)
     x = torch.randn(1, 4, 64, 64)
     assert same(module(x), script(x))
 
@@ -505,7 +505,7 @@ class TimesItem(nn.Module):
 )
 def test_numbers_of_a_call_decide_on_results(network, given, other):
     script = torch.jit.script(network.eval())
-    module, _ = torch_ext.optimize(script, given, memory_budget=1)
+    module, _ = torch_ext.optimize(script, given, memory_budget=1, levers=ALL)
     for inputs in (given, other):
         assert same(module(*inputs), script(*inputs))
 
@@ -548,7 +548,7 @@ def test_a_sliced_module_that_raises_is_not_lost():
 
     x = torch.randn(2, 8, 32, 32)
     script = torch.jit.trace(Unfrozen().eval().requires_grad_(False), x)
-    module, report = torch_ext.optimize(script, (x,), memory_budget=1)
+    module, report = torch_ext.optimize(script, (x,), memory_budget=1, levers=ALL)
     assert report.slices
     for _ in range(2):
         with pytest.raises(RuntimeError):
@@ -559,7 +559,9 @@ def test_a_sliced_module_that_raises_is_not_lost():
 def test_arguments_that_may_be_none_run_whole():
     network = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3))
     x = torch.randn(2, 8, 32, 32)
-    module, report = torch_ext.optimize(torch.jit.script(network.eval()), (x,), memory_budget=1)
+    module, report = torch_ext.optimize(
+        torch.jit.script(network.eval()), (x,), memory_budget=1, levers=ALL
+    )
     assert report.identical
     assert same(module(x), network(x))
 
@@ -583,7 +585,7 @@ def test_tensors_in_lists_are_left_alone():
             return torch.abs(a) + a
 
     script = torch.jit.script(Listed().eval())
-    _, report = torch_ext.optimize(script, ([torch.randn(64, 256)],), memory_budget=1)
+    _, report = torch_ext.optimize(script, ([torch.randn(64, 256)],), memory_budget=1, levers=ALL)
     assert not report.slices
 
 
@@ -607,7 +609,7 @@ class Windows(nn.Module):
 def windows():
     x = torch.randn(4, 32, 64)
     script = torch.jit.trace(Windows(), (x,))
-    return (script, x, *torch_ext.optimize(script, (x,), memory_budget=1))
+    return (script, x, *torch_ext.optimize(script, (x,), memory_budget=1, levers=ALL))
 
 
 def test_sizes_that_follow_from_sizes_can_be_cut(windows, tmp_path):
@@ -644,15 +646,15 @@ def test_fixed_sizes_are_kept_in_the_file(windows, tmp_path):
 def test_a_module_for_other_sizes_is_optimized_from_the_original(windows):
     script, x, module, report = windows
     other = torch.randn(8, 32, 64)
-    again, of_other = torch_ext.optimize(module, (other,), memory_budget=1)
+    again, of_other = torch_ext.optimize(module, (other,), memory_budget=1, levers=ALL)
     assert of_other.slices
     assert of_other.identical
-    fresh = torch_ext.optimize(script, (other,), memory_budget=1)[1]
+    fresh = torch_ext.optimize(script, (other,), memory_budget=1, levers=ALL)[1]
     assert of_other.peak_bytes == fresh.peak_bytes
     for _ in range(3):
         assert same(again(other), script(other))
         assert same(again(x), script(x))
-    same_again, report_again = torch_ext.optimize(module, (x,), memory_budget=1)
+    same_again, report_again = torch_ext.optimize(module, (x,), memory_budget=1, levers=ALL)
     assert report_again.peak_bytes <= report.peak_bytes
     assert same(same_again(other), script(other))
 
@@ -663,7 +665,7 @@ def test_masks_of_zeros_tell_nothing(is_frozen):
     network = Masked().eval()
     script = torch.jit.trace(network, (x, none))
     script = torch.jit.freeze(script) if is_frozen else script
-    module, _ = torch_ext.optimize(script, (x, none), memory_budget=1)
+    module, _ = torch_ext.optimize(script, (x, none), memory_budget=1, levers=ALL)
     for _ in range(3):
         assert same(module(x, none + 1), script(x, none + 1))
 
@@ -675,7 +677,7 @@ def test_new_weights_tell_nothing():
         for parameter in network.parameters():
             parameter.zero_()
     script = torch.jit.trace(network, (x, mask))
-    module, _ = torch_ext.optimize(script, (x, mask), memory_budget=1)
+    module, _ = torch_ext.optimize(script, (x, mask), memory_budget=1, levers=ALL)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_()

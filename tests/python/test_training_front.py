@@ -1,6 +1,7 @@
 """Fronts of training steps: every point is run, and proven to be near the least."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -115,6 +116,34 @@ def test_plans_alone_take_no_steps():
     assert len(front.points) > 2
     assert {point.measured_peak_bytes for point in front.points[1:]} == {None}
     assert all(p.extra_seconds_bound <= p.extra_seconds for p in front.points)
+
+
+def test_repeats_alone_have_a_front():
+    model, batches, make_optimizer = made("convolutions")
+    optimizer = make_optimizer(model)
+    front = torch_ext.training_front(
+        model, LOSS, optimizer, batches[0], levers=["repeat"], points=3, measure=False
+    )
+    assert len(front.points) > 1
+    times = dict.fromkeys(front.op_seconds, 0.0)
+    free = torch_ext.training_front(
+        model, LOSS, optimizer, batches[0], op_seconds=times, points=3, measure=False
+    )
+    assert "0.0" in str(free)
+    del times[next(iter(times))]
+    with pytest.raises(ValueError, match="op_seconds has no op"):
+        torch_ext.training_front(model, LOSS, optimizer, batches[0], op_seconds=times)
+
+
+def test_more_points_do_not_end_higher():
+    model, batches, make_optimizer = made("transformer")
+    optimizer = make_optimizer(model)
+    ask = functools.partial(
+        torch_ext.training_front, model, LOSS, optimizer, batches[0], measure=False
+    )
+    one = ask(points=1)
+    ends = [ask(points=n, op_seconds=one.op_seconds).points[-1].peak_bytes for n in (3, 6)]
+    assert max(ends) <= one.points[-1].peak_bytes
 
 
 def test_bad_arguments_say_so():

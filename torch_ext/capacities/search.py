@@ -57,6 +57,7 @@ class Fit:
     usage: Usage  # of `tried`
     next_total_bytes: int | None  # of the next size, which does not fit; None if nothing is known
     next_error: str = ""  # what the model says to the next size, if it cannot be run
+    next_is_slow: bool = False  # it would fit, and takes more time than it may
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,6 +296,8 @@ class _Search:
                 fits = size
             else:
                 beyond = size
+        if beyond in self._usages and self.usage(beyond).total_bytes <= self._budget:
+            return Fit(fits, fits, self.usage(fits), None, next_is_slow=True)
         if beyond in self._usages:
             return Fit(fits, fits, self.usage(fits), self.usage(beyond).total_bytes)
         self._require_limit(fits, beyond)

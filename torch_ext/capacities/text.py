@@ -40,9 +40,9 @@ def rows(found: Capacity, price: Price | None) -> Rows:
         table.append(("memory budget", amount(found.memory_budget)))
     for name, fit in (("before", found.before), ("after", found.after)):
         if fit is not None:
-            table += _fit_rows(found.letter, name, fit, found.memory_budget)
+            table += _fit_rows(found.letter, name, fit)
     if found.with_repeats is not None:
-        table += _fit_rows(found.letter, "with repeats", found.with_repeats, found.memory_budget)
+        table += _fit_rows(found.letter, "with repeats", found.with_repeats)
         table.append(("  extra time", f"{100 * found.extra_time:.1f} % of that of all ops"))
     same = f" for {found.letter} = {found.before.tried}" if found.before else ""
     for name, usage in zip(("before", "after"), found.needed, strict=True):
@@ -54,11 +54,11 @@ def rows(found: Capacity, price: Price | None) -> Rows:
     return table
 
 
-def _fit_rows(letter: str, name: str, fit: Fit, memory_budget: int | None) -> Rows:
+def _fit_rows(letter: str, name: str, fit: Fit) -> Rows:
     if fit.size == 0:
         needs = f"{letter} = {fit.tried} needs {_usage_text(fit.usage)}"
         return [(f"largest {letter} {name}", f"none: {needs}")]
-    if fit.next_total_bytes is not None and fit.next_total_bytes <= (memory_budget or 0):
+    if fit.next_is_slow:
         more = "the next size takes too long"
     elif fit.next_total_bytes is not None:
         more = f"the next size takes {amount(fit.next_total_bytes)}"

@@ -2,6 +2,7 @@
 
 import argparse
 
+from torch_ext.arguments import GRAPH_LEVERS
 from torch_ext.cli.options import (
     Commands,
     add_command,
@@ -30,7 +31,8 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> None:
     with_inputs(sub)
     with_budget(sub)
     with_scope(sub)
-    with_levers(sub)
+    default = "order,overwrite; with a memory budget, all"
+    with_levers(sub, default, offered=GRAPH_LEVERS)
     with_report_files(sub)
     with_target(sub)
     with_force(sub)

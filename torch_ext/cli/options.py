@@ -76,7 +76,7 @@ def with_levers(
     default: str = "order,overwrite",
     offered: tuple[str, ...] = ALL_LEVERS,
 ) -> None:
-    """Take the kinds of edits; `default` is what is done without."""
+    """Take the kinds of edits, of those offered; `default` is what is done without."""
     sub.add_argument(
         "--levers",
         type=functools.partial(_levers, offered=offered),

@@ -13,7 +13,7 @@ class Arrival:
     nothing may pass, and what runs again behind reads nothing of it.
     """
 
-    lasting: frozenset[str]  # inputs and attributes that user code neither writes to nor frees
+    lasting: frozenset[str]  # parameters and constants, which user code neither frees nor writes to
 
     @property
     def __name__(self) -> str:

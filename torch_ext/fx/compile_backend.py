@@ -21,11 +21,13 @@ Environment: `TORCH_EXT_DISABLE=1` leaves every graph in its order; `TORCH_EXT_L
 peak and the bound of each through the logger "torch_ext".
 """
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import default_partition
@@ -47,6 +49,7 @@ from torch_ext.logs import Peaks, is_disabled, set_up_logging
 from torch_ext.program.plan import LeverPlan, plan_program, plan_repeats
 from torch_ext.program.repeats import not_needed, why_missed
 
+_PLAIN = "torch_ext_plain"  # in the meta of a backward pass: the same without overwrites
 _TRIED = ("slice", "repeat")  # levers that graphs without gradients try by running
 MIB = 2**20
 _log = logging.getLogger("torch_ext")
@@ -71,11 +74,16 @@ def backend(
             f"the backend torch_ext has no option '{next(iter(options))}'; it has 'levers', "
             "'memory_budget' and 'time_budget'"
         )
+    places = [
+        place for place, one in enumerate(example_inputs) if isinstance(one, torch.nn.Parameter)
+    ]
     compile_with = aot_autograd(
         fw_compiler=_boxed,
-        bw_compiler=_boxed,
+        bw_compiler=_compile_backward,
         inference_compiler=functools.partial(_compile_inference, wanted),
-        partition_fn=functools.partial(_partition, without(wanted, "slice")),
+        partition_fn=functools.partial(
+            _partition, without(wanted, "slice"), len(example_inputs), places
+        ),
         keep_inference_input_mutations=True,
     )
     return compile_with(module, example_inputs)
@@ -94,33 +102,61 @@ def _compile_inference(
     return compile_graph(module, edits=True)
 
 
+def _compile_backward(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+    """Under an autocast that the forward pass did not have, results may not be written over.
+
+    They are of another dtype then than they were planned with.
+    """
+    run = _boxed(module, _)
+    if _PLAIN not in module.meta:
+        return run
+    run_plain = _boxed(module.meta[_PLAIN], _)
+
+    def choose(inputs: list[Any]) -> Any:
+        return (run_plain if torch.is_autocast_enabled("cpu") else run)(inputs)
+
+    choose._boxed_call = True  # type: ignore[attr-defined]
+    return choose
+
+
 def _partition(
     wanted: Planning,
+    inputs: int,
+    parameters: Sequence[int],
     joint: fx.GraphModule,
     joint_inputs: Any,
-    *,
-    static_lifetime_input_indices: list[int] | None = None,
     **options: Any,
 ) -> Partition:
     """Order the joint graph, then split it where it was to be split anyway.
 
-    torch splits it by the tags of its nodes and keeps their order.
+    torch splits it by the tags of its nodes and keeps their order. `parameters`: which of the
+    `inputs` of the module that was traced are parameters.
     """
-    lasting = static_lifetime_input_indices or []
 
     def split(module: fx.GraphModule) -> Partition:
-        halves: Partition = default_partition(
-            module, joint_inputs, static_lifetime_input_indices=lasting, **options
-        )
+        halves: Partition = default_partition(module, joint_inputs, **options)
         return halves
 
+    lasting = parameters if len(joint_inputs[0]) == inputs else ()
     original = fx.GraphModule(joint, copied(joint.graph))
-    _edit(joint, wanted, lasting)
+    plain = fx.GraphModule(joint, copied(joint.graph))
+    found = _edit(joint, wanted, lasting, plain)
     try:
-        return split(joint)
+        halves = split(joint)
+        if found is None or not found.overwrites:
+            return halves
+        others = split(plain)
+        if _inputs(others[1]) != _inputs(halves[1]):
+            return others
+        halves[1].meta[_PLAIN] = others[1]
+        return halves
     except Exception as error:  # so it cannot be split as it was edited
         _log.warning("a graph keeps its order: %s: %s", type(error).__name__, error)
         return split(original)
+
+
+def _inputs(module: fx.GraphModule) -> list[str]:
+    return [node.name for node in module.graph.find_nodes(op="placeholder")]
 
 
 def _boxed(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
@@ -139,13 +175,19 @@ def _boxed(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
 # --- editing --------------------------------------------------------------------------------------
 
 
-def _edit(module: fx.GraphModule, wanted: Planning, lasting: Sequence[int] = ()) -> None:
+def _edit(
+    module: fx.GraphModule,
+    wanted: Planning,
+    lasting: Sequence[int] = (),
+    plain: fx.GraphModule | None = None,
+) -> LeverPlan | None:
     """Edit the graph so that its peak is lower, if that can be; else leave it.
 
-    `lasting`: as of mark_arrival.
+    `lasting`: as of mark_arrival. `plain`: an equal module, edited alike, but that nothing writes
+    over arguments. Returns what was done.
     """
     if is_disabled():
-        return
+        return None
     try:
         draft = fx.GraphModule(module, copied(module.graph))
         mark_arrival(draft.graph, lasting)
@@ -156,11 +198,14 @@ def _edit(module: fx.GraphModule, wanted: Planning, lasting: Sequence[int] = ())
                 planned, found, repeats = _with_repeats(planned, wanted)
             except Exception as error:
                 repeats = why_failed("repeats", error)
-        if found.plan.peak_bytes < found.plan.original_peak_bytes:
+        is_lower = found.plan.peak_bytes < found.plan.original_peak_bytes
+        if is_lower and plain is not None:
+            make_alike(plain, edited_module(_without_overwrites(planned), asks=False).graph)
+        if is_lower:
             make_alike(module, edited_module(planned, asks=False).graph)
     except Exception as error:
         _log.warning("a graph keeps its order: %s: %s", type(error).__name__, error)
-        return
+        return None
     _log.info(
         "a graph of %d ops: %.2f MiB, was %.2f, bound %.2f (%s)%s",
         found.plan.ops,
@@ -171,6 +216,11 @@ def _edit(module: fx.GraphModule, wanted: Planning, lasting: Sequence[int] = ())
         repeats and f"; {repeats}",
         extra={"peaks": Peaks.of(found.plan)},
     )
+    return planned.found if is_lower else None
+
+
+def _without_overwrites(planned: Planned) -> Planned:
+    return dataclasses.replace(planned, found=dataclasses.replace(planned.found, overwrites=()))
 
 
 def _planned(module: fx.GraphModule, wanted: Planning) -> Planned:
@@ -189,7 +239,7 @@ def _with_repeats(plain: Planned, wanted: Planning) -> tuple[Planned, LeverPlan,
     probe = estimate_probe(plain.module, timed=True)
     chosen = plan_repeats(labelled_program_of(probe, plain.uses), plain.found.plan.order, wanted)
     if chosen.peak_bytes >= plain.found.plan.peak_bytes:
-        return plain, plain.found, why_missed(plain.found, chosen, chosen.peak_bytes).text
+        return plain, plain.found, why_missed(chosen, chosen.peak_bytes).text
     repeated = with_repeats(plain.module, probe, chosen.runs)
     again = _planned(repeated, without(wanted, "repeat"))
     if again.found.plan.peak_bytes >= plain.found.plan.peak_bytes:

@@ -36,6 +36,7 @@ from torch_ext.fx.repeat import with_repeats
 from torch_ext.fx.repeats import told
 from torch_ext.fx.slice_trials import SliceTrials, Tried
 from torch_ext.fx.slices import Slicer, at_random
+from torch_ext.fx.timing import UnknownOpError
 from torch_ext.logs import is_disabled
 from torch_ext.program import repeats
 from torch_ext.program.plan import (
@@ -159,6 +160,8 @@ def _tried(
     """Use the lever, or return the plain program with why it failed."""
     try:
         return lever(baseline, wanted, verify, plain)
+    except UnknownOpError:
+        raise
     except Exception as error:
         why = why_failed(f"{name}s", error)
         return dataclasses.replace(plain, found=left_out(plain.found, name, why))
@@ -348,7 +351,7 @@ def verify(
 
 def _allowed(program: Graphs, wanted: Planning, is_asked: bool) -> tuple[Planning, dict[str, str]]:
     """What of it may be done, and why levers are left out."""
-    edits = [lever for lever in wanted.levers if lever != "order"]
+    edits = [lever for lever in wanted.levers if lever in ("overwrite", "slice")]
     why = _why_not_edited(program, is_asked) if edits else ""
     return (without(wanted, *edits), dict.fromkeys(edits, why)) if why else (wanted, {})
 

@@ -15,6 +15,10 @@ _UNSETTLED, _COUNTED = 1, 3
 _DIGITS = 2  # that a time has: more are noise
 
 
+class UnknownOpError(ValueError):
+    """The times that were given have none of an op."""
+
+
 class _Timed(fx.Interpreter):
     """Runs a graph and keeps what each call took."""
 
@@ -55,7 +59,7 @@ def add_times(
     Without `op_seconds`, which has them by the names of ops, it runs the graph a few times on the
     same inputs, which its effects change. Of each op it takes the median, rounded to two digits.
 
-    Raises ValueError for an op that `op_seconds` does not name.
+    Raises UnknownOpError for an op that `op_seconds` does not name.
     """
     if op_seconds is not None:
         _set_times(probe, op_seconds)
@@ -76,7 +80,7 @@ def add_times(
 def _set_times(probe: Probe, op_seconds: Mapping[str, float]) -> None:
     for op in probe.ops:
         if op.name not in op_seconds:
-            raise ValueError(
+            raise UnknownOpError(
                 f"op_seconds has no op '{op.name}': take them from a report of the same program"
             )
         op.nanoseconds = round(op_seconds[op.name] * 1e9)

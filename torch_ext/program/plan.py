@@ -142,7 +142,8 @@ class Times:
 
     call_seconds: float  # all ops, each run once
     extra_seconds: float  # the repeats
-    # Of every order and every use of repeats that fits the memory budget; None if none fits.
+    # Of every order and every use of repeats that fits the memory budget; None if this does not, or
+    # where slices were tried, of which that says nothing.
     extra_seconds_bound: float | None
     op_seconds: Mapping[str, float]  # a run of each op
 
@@ -176,6 +177,8 @@ class LeverPlan:
                 for use in fields["slices"]
             ),
             slice_trials=tuple(SliceTrial(**trial) for trial in fields["slice_trials"]),
+            repeats=tuple(Repeat(**use) for use in fields["repeats"]),
+            times=None if fields["times"] is None else Times(**fields["times"]),
             floor_bytes=fields["floor_bytes"],
             plan=Plan(**plan_fields(fields["plan"])),
             levers=tuple(LeverUse(**use) for use in fields["levers"]),
@@ -248,8 +251,7 @@ class RepeatPlan:
     extra_nanoseconds: int
     fits: bool
     floor_bytes: int  # no order and no use of repeats gets below
-    floor_op: str  # that needs it; empty: what the caller gets
-    floor_buffers: tuple[str, ...]
+    floor_detail: str  # which op needs it, and with what: for people
     extra_bound_nanoseconds: int | None
     clock_stopped: bool
     op_nanoseconds: Mapping[str, int]
@@ -268,8 +270,7 @@ class RepeatPlan:
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any], op_nanoseconds: Mapping[str, int]) -> Self:
         """Build it from the dict that the extension module returns."""
-        listed = {name: tuple(fields[name]) for name in ("runs", "floor_buffers")}
-        return cls(**{**fields, **listed}, op_nanoseconds=op_nanoseconds)
+        return cls(**{**fields, "runs": tuple(fields["runs"])}, op_nanoseconds=op_nanoseconds)
 
 
 def plan_repeats(program: _sched.Program, order: Sequence[str], wanted: Planning) -> RepeatPlan:

@@ -9,7 +9,6 @@ from torch_ext.columns import Rows
 from torch_ext.program.plan import LeverPlan, LeverUse, Reason, RepeatPlan, left_out
 from torch_ext.program.program import Repeat
 
-_MOST_BUFFERS = 5  # that are named to people
 _MOST_REPEATS = 12
 
 
@@ -36,13 +35,16 @@ def told(plain: LeverPlan, found: LeverPlan, chosen: RepeatPlan) -> LeverPlan:
         peak_bytes,
         len(repeats),
         chosen.extra_nanoseconds / 1e9,
-        "" if found.plan.budget_met else why_missed(plain, chosen, peak_bytes).text,
+        "" if found.plan.budget_met else why_missed(chosen, peak_bytes).text,
     )
+    times = chosen.times
+    if not found.plan.budget_met:  # what is proven is of programs that meet it
+        times = dataclasses.replace(times, extra_seconds_bound=None)
     return dataclasses.replace(
         found,
         graph=plain.graph,
         repeats=tuple(repeats),
-        times=chosen.times,
+        times=times,
         floor_bytes=chosen.floor_bytes,
         plan=dataclasses.replace(
             found.plan,
@@ -85,36 +87,25 @@ def not_needed(plain: LeverPlan, memory_budget: int | None) -> LeverPlan | None:
 
 def given_up(plain: LeverPlan, chosen: RepeatPlan, why: str = "") -> LeverPlan:
     """Return the plan without the repeats that were chosen; without `why` they do not help."""
-    why = why or why_missed(plain, chosen, chosen.peak_bytes).text
+    why = why or why_missed(chosen, chosen.peak_bytes).text
     return dataclasses.replace(
         left_out(plain, "repeat", why),
         floor_bytes=chosen.floor_bytes,
-        times=dataclasses.replace(chosen.times, extra_seconds=0.0),
+        times=dataclasses.replace(chosen.times, extra_seconds=0.0, extra_seconds_bound=None),
     )
 
 
-def why_missed(plain: LeverPlan, chosen: RepeatPlan, peak_bytes: int) -> Reason:
-    """Say why the budget is not met, which `plain` misses, too."""
+def why_missed(chosen: RepeatPlan, peak_bytes: int) -> Reason:
+    """Say why the budget is not met, though ops run again."""
     if chosen.extra_bound_nanoseconds is None:
-        detail = _what_needs_it(plain, chosen)
+        detail = chosen.floor_detail
         return Reason.of("below_floor", size_bytes=chosen.floor_bytes, detail=detail)
-    return Reason.of("missed", size_bytes=peak_bytes, other_bytes=chosen.floor_bytes)
+    share = f"{100 * chosen.extra_nanoseconds / max(chosen.nanoseconds, 1):.0f} %"
+    sizes = {"size_bytes": peak_bytes, "other_bytes": chosen.floor_bytes}
+    return Reason.of("missed", detail=share, **sizes)
 
 
-def why_no_lower(plain: LeverPlan, lowest: RepeatPlan) -> str:
+def why_no_lower(lowest: RepeatPlan) -> str:
     """Say of a front where it ends, and what is proven of that: for people."""
     floor = f"no program with these levers gets below {amount(lowest.floor_bytes)}"
-    return f"{floor}: {_what_needs_it(plain, lowest)}"
-
-
-def _what_needs_it(plain: LeverPlan, chosen: RepeatPlan) -> str:
-    """The op that needs the floor, where it comes from, and what has to be there then."""
-    if not chosen.floor_op:
-        return "that is what is returned"
-    (op,) = (op for op in plain.graph.ops if op.name == chosen.floor_op)
-    size_bytes = {buffer.name: buffer.bytes for buffer in plain.graph.buffers}
-    maker = {buffer: other.name for other in plain.graph.ops for buffer in other.writes}
-    largest = sorted(chosen.floor_buffers, key=lambda buffer: -size_bytes[buffer])
-    made = [f"of {maker[b]} {amount(size_bytes[b])}" for b in largest[:_MOST_BUFFERS] if b in maker]
-    where = " ".join(filter(None, (op.module_path, op.source)))
-    return f"{op.name}{f' ({where})' if where else ''} needs at once {', '.join(made)}"
+    return f"{floor}: {lowest.floor_detail}"

@@ -2,13 +2,13 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from torch_ext._native import _jit
-from torch_ext.arguments import ALL_LEVERS, MemoryAmount, flag, planning
+from torch_ext.arguments import ALL_LEVERS, GRAPH_LEVERS, MemoryAmount, flag, planning
 from torch_ext.program.plan import LeverPlan, Reason, joined, reasons_of
 from torch_ext.reporting.report import ProgramReport, Verification, described
 from torch_ext.torchscript.trace import Traced, trace
@@ -64,6 +64,7 @@ def optimize(
     time_budget: float = 2.0,
     memory_budget: MemoryAmount | None = None,
     levers: Iterable[str] | None = None,
+    op_seconds: Mapping[str, float] | None = None,
     verify: bool = True,
 ) -> tuple[torch.jit.ScriptModule, Report]:
     """Return the module, edited so that its peak of memory is lower, and a report.
@@ -77,10 +78,11 @@ def optimize(
     by part: those that make the program fastest with no more memory, by times measured in turns.
     Slices are vouched for on machines like this one: see verify, and docs/slices.md.
     `memory_budget` (bytes, or text like "512MiB") stops as soon as it is met; where order and
-    overwriting do not meet it, slices with the least work do, if they can, whatever time they take
-    (unless `levers` say otherwise). With `verify` both
-    versions run and must be equal bit for bit, with a measured peak that is lower. Otherwise the
-    original module comes back and `report.reason` says why.
+    overwriting do not meet it, some ops run again ("repeat", docs/repeats.md), or slices with the
+    least work do, whichever cost less, if they can, whatever time they take (unless `levers` say
+    otherwise). `op_seconds`, of a report, are used for that instead of measured times. With
+    `verify` both versions run and must be equal bit for bit, with a measured peak that is lower.
+    Otherwise the original module comes back and `report.reason` says why.
 
     Raises ValueError for inputs that do not fit or other bad arguments, and whatever the module
     raises when it runs.
@@ -92,6 +94,7 @@ def optimize(
         time_budget=time_budget,
         memory_budget=memory_budget,
         levers=levers,
+        op_seconds=op_seconds,
         verify=verify,
     )
     return optimized.module, optimized.report
@@ -105,10 +108,11 @@ def optimize_verified(
     time_budget: float = 2.0,
     memory_budget: MemoryAmount | None = None,
     levers: Iterable[str] | None = None,
+    op_seconds: Mapping[str, float] | None = None,
     verify: bool = True,
 ) -> Optimized:
     """As optimize, with all that was found."""
-    wanted = planning(scope, time_budget, memory_budget, levers, ALL_LEVERS)
+    wanted = planning(scope, time_budget, memory_budget, levers, GRAPH_LEVERS, op_seconds)
     verify = flag(verify, "verify")
     examples = _examples(example_inputs)
     traced = _as_script(module, examples, verify)
@@ -121,6 +125,7 @@ def optimize_verified(
         wanted.scope,
         wanted.levers,
         verify,
+        {op: round(seconds * 1e9) for op, seconds in (wanted.op_seconds or {}).items()},
     )
     if changed:
         from torch.jit._recursive import wrap_cpp_module

@@ -123,7 +123,8 @@ def _drawn(world: World, now: Now, wanted: Planning, count: int, measure: bool) 
     plain, wanted = maker.plain(wanted)
     free = without(wanted, "slice", "repeat").levers
     peaks = plain.found.plan.peak_bytes, plain.verified.peak_bytes
-    points = [FrontPoint(*peaks, 0.0, None, 1.0, free, plain.found.levers[-1].edits)]
+    edits = plain.found.levers[-1].edits if plain.found.levers else 0
+    points = [FrontPoint(*peaks, 0.0, None, 1.0, free, edits)]
     call_seconds: float | None = None
     op_seconds: Mapping[str, float] | None = None
     floor_bytes: int | None = plain.found.plan.lower_bound_bytes
@@ -142,7 +143,7 @@ def _drawn(world: World, now: Now, wanted: Planning, count: int, measure: bool) 
                 reasons.append(f"a point of {amount(plan.peak_bytes)} is left out: {why}")
             else:
                 points.append(point)
-        reasons.append(repeats.why_no_lower(plain.found, first))
+        reasons.append(repeats.why_no_lower(first))
     if "slice" in wanted.levers:
         trials, _ = maker.try_slices(without(wanted, "repeat"), plain)
         points += points_of_trials(trials.verified, free)

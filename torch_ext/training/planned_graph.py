@@ -25,7 +25,7 @@ from torch_ext.fx.repeat import with_repeats
 from torch_ext.fx.repeats import told
 from torch_ext.fx.slice_trials import SliceTrials, Tried
 from torch_ext.fx.slices import Slicer
-from torch_ext.fx.timing import add_times
+from torch_ext.fx.timing import UnknownOpError, add_times
 from torch_ext.fx.turns import seconds_in_turns
 from torch_ext.memory.meter import measure_peak
 from torch_ext.program import repeats
@@ -127,7 +127,7 @@ def on_copies(world: World, now: Now, updates: bool, work: Callable[[], _Made]) 
         try:
             with only_torchs_numbers():
                 return work()
-        except UnsupportedError:
+        except (UnsupportedError, UnknownOpError):
             raise
         except Exception as error:
             if world.replicas is None:  # else the other processes would have to run it, too

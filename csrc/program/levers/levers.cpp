@@ -121,9 +121,11 @@ Levers LeversNamed(const std::vector<std::string>& names) {
       levers.overwrite = true;
     } else if (name == "slice") {
       levers.slice = true;
+    } else if (name == "repeat") {
+      levers.repeat = true;
     } else {
       throw std::invalid_argument("there is no lever '" + name +
-                                  "'; there are order, overwrite, slice");
+                                  "'; there are order, overwrite, slice, repeat");
     }
   }
   return levers;

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "program/levers/overwrite.h"
@@ -15,12 +17,13 @@
 namespace torch_ext::program {
 
 // Which kinds of edits are asked for. Without `order` the ops stay in their places. The lever
-// overwrite hoists copies, too. Slices have to be tried (levers/slice.h): adaptors do, and what is
-// sliced is planned here as any other program.
+// overwrite hoists copies, too. Slices and repeats have to be tried (levers/slice.h,
+// levers/repeat.h): adaptors do, and what is edited so is planned here as any other program.
 struct Levers {
   bool order = true;
   bool overwrite = true;
   bool slice = false;
+  bool repeat = false;
 };
 
 // Throws std::invalid_argument for a name that is none.
@@ -31,7 +34,7 @@ struct LeverUse {
   std::string name;
   std::int64_t peak_bytes_before = 0;
   std::int64_t peak_bytes_after = 0;
-  std::int64_t edits = 0;            // moved ops; overwrites and hoists; slices
+  std::int64_t edits = 0;            // moved ops; overwrites and hoists; slices; repeats
   std::vector<Reason> reasons = {};  // why it was given up, if it was
   double extra_seconds = 0;          // for each call, as measured
 };
@@ -44,6 +47,23 @@ struct SliceUse {
   std::vector<std::int64_t> shape;  // of it
   int dimension = 0;                // of it
   std::int64_t parts = 0;
+};
+
+// A second or later run of an op (levers/repeat.h), by names.
+struct RepeatUse {
+  std::string name, op;  // "NAME/2" and NAME
+  std::int64_t nanoseconds = 0;
+  Label label = {};
+};
+
+// What ops take, as measured one by one and rounded, where repeats were planned.
+struct RepeatTimes {
+  std::int64_t nanoseconds = 0;        // of all ops, each run once
+  std::int64_t extra_nanoseconds = 0;  // of the repeats
+  // Of every order and every use of repeats that fits the budget; nothing if this does not, or
+  // where slices were tried, of which that says nothing.
+  std::optional<std::int64_t> extra_bound_nanoseconds;
+  std::vector<std::pair<std::string, std::int64_t>> op_nanoseconds = {};  // a run of each op
 };
 
 struct LeverPlan {

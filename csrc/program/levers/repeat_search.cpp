@@ -1,10 +1,15 @@
 #include "program/levers/repeat_search.h"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <random>
 #include <ranges>
 #include <stdexcept>
+#include <string>
 #include <utility>
+
+#include "program/amount.h"
 
 namespace torch_ext::program {
 namespace {
@@ -641,6 +646,44 @@ RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order
   return planner.Plan(budget_bytes, {}, budget, bound_budget);
 }
 
+std::string WhatNeedsIt(const Program& program, const RepeatBound::Floor& floor) {
+  constexpr std::size_t kMost = 5;
+  if (floor.op == sched::kNoOp) return "that is what is returned";
+  const auto& [source, module_path] = program.ops[floor.op].label;
+  const std::string where =
+      module_path + (module_path.empty() || source.empty() ? "" : " ") + source;
+  std::string text = program.ops[floor.op].name + (where.empty() ? "" : " (" + where + ")");
+  std::vector<BufferId> largest = floor.buffers;
+  std::ranges::stable_sort(largest, std::greater<>(),
+                           [&](BufferId b) { return program.buffers[b].bytes; });
+  largest.resize(std::min(largest.size(), kMost));
+  text += " needs at once";
+  for (std::size_t i = 0; i < largest.size(); ++i) {
+    const auto makes = [&](const Op& op) { return std::ranges::count(op.writes, largest[i]) > 0; };
+    const auto maker = std::ranges::find_if(program.ops, makes);
+    text += (i == 0 ? " " : ", ") +
+            (maker == program.ops.end() ? program.buffers[largest[i]].name : "of " + maker->name) +
+            " " + Amount(program.buffers[largest[i]].bytes);
+  }
+  const std::int64_t workspace_bytes = program.ops[floor.op].workspace_bytes;
+  if (workspace_bytes > 0) text += " and scratch memory " + Amount(workspace_bytes);
+  return text;
+}
+
+Reason WhyMissed(const Program& program, const RepeatPlan& plan, std::int64_t peak_bytes) {
+  if (!plan.extra_bound_nanoseconds) {
+    return {.kind = ReasonKind::kBelowFloor,
+            .detail = WhatNeedsIt(program, plan.floor),
+            .bytes = plan.floor.bytes};
+  }
+  const std::int64_t all = std::max<std::int64_t>(plan.nanoseconds, 1);
+  const double share = static_cast<double>(plan.extra_nanoseconds) / static_cast<double>(all);
+  return {.kind = ReasonKind::kMissed,
+          .detail = std::to_string(std::lround(100 * share)) + " %",
+          .bytes = peak_bytes,
+          .other_bytes = plan.floor.bytes};
+}
+
 std::vector<RepeatPlan> PlanRepeatFront(const Program& program, bool overwrite, const Runs& order,
                                         int count, const sched::PlanOptions& options) {
   const Planner planner(program, overwrite, order, options);
@@ -648,15 +691,14 @@ std::vector<RepeatPlan> PlanRepeatFront(const Program& program, bool overwrite, 
   sched::Budget bound_budget(options.time_budget_seconds, options.search_memory_bytes);
   std::vector<RepeatPlan> plans;
   // `left`: budgets that share what work there is.
-  const auto plan = [&](std::int64_t budget_bytes, int left) {
+  const auto plan = [&](std::int64_t budget_bytes, int left, const Runs& start) {
     sched::Budget part = budget.Part(budget.work_left() / left);
     sched::Budget bound_part = bound_budget.Part(bound_budget.work_left() / left);
-    const Runs& start = plans.empty() ? Runs() : plans.back().runs;
     plans.push_back(planner.Plan(budget_bytes, start, part, bound_part));
     budget.Spend(part.spent());
     bound_budget.Spend(bound_part.spent());
   };
-  plan(planner.peak_bytes(), 1);  // needs no repeats
+  plan(planner.peak_bytes(), 1, {});  // needs no repeats
   const std::int64_t range_bytes = planner.peak_bytes() - planner.floor().bytes;
   std::int64_t budget_bytes = planner.peak_bytes();
   for (int i = 1; i <= count && plans.back().fits; ++i) {
@@ -664,8 +706,10 @@ std::vector<RepeatPlan> PlanRepeatFront(const Program& program, bool overwrite, 
     const std::int64_t next_bytes =
         planner.peak_bytes() - range_bytes / count * i - range_bytes % count * i / count;
     if (next_bytes == std::exchange(budget_bytes, next_bytes)) continue;
-    plan(budget_bytes, count - i + 1);
+    plan(budget_bytes, count - i + 2, Runs(plans.back().runs));
   }
+  // From the order on, for the floor, another way down may lead lower.
+  if (!plans.back().fits) plan(planner.floor().bytes, 1, {});
   // What a higher budget takes at least, a lower one takes too. One that is missed has a bound that
   // its runs may be below, for they need more.
   for (std::size_t i = 1; i < plans.size(); ++i) {

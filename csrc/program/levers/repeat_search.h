@@ -25,6 +25,7 @@
 
 #include "program/levers/repeat.h"
 #include "program/levers/repeat_bound.h"
+#include "program/reason.h"
 #include "sched/budget.h"
 #include "sched/plan.h"
 
@@ -110,6 +111,12 @@ struct RepeatPlan {
 // ops are negative or their sum overflows.
 RepeatPlan PlanRepeats(const Program& program, bool overwrite, const Runs& order,
                        std::int64_t budget_bytes, const sched::PlanOptions& options);
+
+// Why a program with such repeats, and that peak, misses the budget.
+Reason WhyMissed(const Program& program, const RepeatPlan& plan, std::int64_t peak_bytes);
+// The op that needs the floor, where it comes from, and what has to be there then: for people.
+std::string WhatNeedsIt(const Program& program, const RepeatBound::Floor& floor);
+
 // An order, which takes no extra time, and the same for budgets evenly spread between the peak of
 // the order given and the floor, `count` at most: none follows the first that is missed, whose plan
 // is the lowest that is found. Bounds are of runs that need no more than the plan. No plan is
