@@ -92,6 +92,14 @@ class Noisy(Plain):
             parameter.add_(parameter.grad.normal_(), alpha=1e-3)
 
 
+class Growing(Plain):
+    """Its state grows for ever."""
+
+    def change(self, parameter, state, group):
+        state.setdefault("norms", []).append(float(parameter.grad.norm()))
+        parameter.sub_(parameter.grad, alpha=group["lr"])
+
+
 class Counting(Plain):
     """Counts its steps on itself and in its groups, and goes on by the counts."""
 
@@ -167,6 +175,7 @@ OPTIMIZERS = {
     "branching": lambda m: Branching(m.parameters()),
     "writing to gradients": lambda m: WritingToGradients(groups(m)),
     "noisy": lambda m: Noisy(groups(m)),
+    "growing": lambda m: Growing(groups(m)),
     "counting": lambda m: Counting(groups(m)),
     "assigning": lambda m: Assigning(m.parameters()),
     "lookahead": lambda m: Lookahead(torch.optim.AdamW(groups(m))),
