@@ -937,8 +937,7 @@ class SliceTrials : Trials {
   std::vector<program::SliceTrial> trials_;
 };
 
-// --- which of several modules is best, as torch_ext/fx/choice.py has it
-// ---------------------------
+// --- which of several modules is best, as in torch_ext/fx/choice.py ----------------------------
 
 // Is the budget met, by repeats that cost next to nothing if by any?
 bool IsCheap(const Report& report) {
@@ -974,9 +973,12 @@ void TellOfOther(Report& best, const Report& other) {
     use.extra_seconds = 0;
     best.levers.push_back(std::move(use));
   }
-  if (best.times || !other.times) return;
-  best.times = other.times;
-  best.times->extra_nanoseconds = 0;
+  if (!best.times && other.times) {
+    best.times = other.times;
+    best.times->extra_nanoseconds = 0;
+  }
+  const bool has_slices = std::ranges::count(best.levers, "slice", &program::LeverUse::name) > 0;
+  if (best.times && has_slices) best.times->extra_bound_nanoseconds.reset();  // proven without
 }
 
 }  // namespace

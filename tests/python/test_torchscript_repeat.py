@@ -322,6 +322,35 @@ def test_repeats_and_slices_together_have_the_floor_of_slices():
     assert all(use.reason for use in left_out)
 
 
+@pytest.mark.parametrize("levers", [None, REPEAT])
+@pytest.mark.parametrize("share", [0.95, 0.7, 0.01])
+def test_reports_do_not_contradict_themselves(levers, share):
+    script, x = script_of(Held()), held_input()
+    budget = int(share * torch_ext.optimize(script, (x,))[1].peak_bytes)
+    report = torch_ext.optimize(script, (x,), memory_budget=budget, levers=levers)[1]
+    assert report.budget_met == (report.peak_bytes <= budget)
+    assert report.floor_bytes is None or report.floor_bytes <= report.peak_bytes
+    if report.extra_seconds_bound is not None:
+        assert report.budget_met
+        assert report.extra_seconds_bound <= report.extra_seconds
+
+
+def test_given_times_give_the_same_plan():
+    script, x = script_of(Held()), held_input()
+    first = repeated(script, x)[1]
+    seconds = dict.fromkeys(first.op_seconds, 1e-6)
+    asked = {"memory_budget": first.peak_bytes, "levers": REPEAT}
+    reports = [torch_ext.optimize(script, (x,), op_seconds=seconds, **asked)[1] for _ in range(2)]
+    assert reports[0].repeats == reports[1].repeats
+    assert reports[0].op_seconds == seconds
+    assert sum(again.seconds for again in reports[0].repeats) == pytest.approx(
+        1e-6 * len(reports[0].repeats)
+    )
+    del seconds[next(iter(seconds))]
+    report = torch_ext.optimize(script, (x,), op_seconds=seconds, **asked)[1]
+    assert "op_seconds has no op" in use_of(report).reason
+
+
 def test_a_module_that_runs_ops_again_can_be_optimized_again():
     x = held_input()
     script = script_of(Held())
