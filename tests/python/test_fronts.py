@@ -47,6 +47,37 @@ def test_less_memory_with_every_point(network, door):
     assert front.floor_bytes <= lowest.peak_bytes
 
 
+class Held(nn.Module):
+    """A cheap result is read at both ends, and others have their hill between."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cheap = torch.tanh(x).repeat(1, 4)
+        low = cheap.cumsum(0).amax(1, keepdim=True)
+        high = torch.cos(x.repeat(1, 6) + low).cumsum(0).amax(1, keepdim=True)
+        return high + (cheap * high).cumsum(0).amax(1, keepdim=True)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_points_with_repeats_are_proven_without_slices(door):
+    torch.manual_seed(0)
+    x = torch.randn(512, 64)
+    program = DOORS[door](Held().eval(), x)
+    front = torch_ext.front(program, (x,), levers=["order", "overwrite", "repeat"])
+    first, *rest = front.points
+    assert rest
+    for point in rest:
+        assert point.levers == ("order", "overwrite", "repeat")
+        assert point.measured_peak_bytes == point.peak_bytes < first.peak_bytes
+        assert point.edits > 0
+        assert point.time_ratio > 0
+        bound = point.extra_seconds_bound
+        assert bound is None or bound <= point.extra_seconds
+    assert front.floor_bytes <= rest[-1].peak_bytes
+    both = torch_ext.front(program, (x,))
+    assert both.points[-1].peak_bytes <= rest[-1].peak_bytes
+    assert both.floor_bytes <= both.points[-1].peak_bytes
+
+
 def test_a_point_is_had_by_its_peak_as_budget(network):
     x = image()
     script = scripted(network, x)

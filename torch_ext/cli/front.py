@@ -31,7 +31,7 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> None:
     sub.add_argument("model", help="a TorchScript file, or a graph in the text format")
     with_inputs(sub)
     with_budget(sub)
-    default = "order,overwrite,slice; of a graph order,repeat"
+    default = "all; of a graph order,repeat"
     with_levers(sub, default=default, offered=GRAPH_LEVERS)
     sub.add_argument(
         "--points", type=positive, metavar="N", help="of a graph: budgets to plan for; default: 10"

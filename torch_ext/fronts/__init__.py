@@ -25,10 +25,11 @@ def front(
 
     `program`: what torch_ext.optimize or torch_ext.fx.reorder takes, `example_inputs`: its
     arguments. The first point has the edits that cost no time, the others run stretches of ops part
-    by part, as small as it takes (the lever "slice"), which may be faster, too. All were run beside
-    the program and have its bits. No extra time is proven, but `floor_bytes` is: no order, no
-    overwriting and no slices get below. `others` has the program as it is written. Give the
-    `peak_bytes` of a point to torch_ext.optimize as `memory_budget` to have a program like it.
+    by part, as small as it takes (the lever "slice"), which may be faster, too, or some ops again
+    (the lever "repeat"). All were run beside the program and have its bits. `floor_bytes` is
+    proven: no order and no use of these levers gets below; `extra_seconds_bound` is where `levers`
+    have no slices. `others` has the program as it is written. Give the `peak_bytes` of a point to
+    torch_ext.optimize as `memory_budget` to have a program like it.
 
     Or `program` is a bare Graph, or a file of one, which has no `example_inputs` and is not run.
     The first point has the ops in their best order, the others run some again (the lever "repeat"),
