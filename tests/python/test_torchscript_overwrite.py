@@ -617,7 +617,9 @@ def edited(module: nn.Module, x: Tensor, without: list[str]):
     """The module with overwrites that nobody verified."""
     script = layers_traced() if isinstance(module, Layers) else torch.jit.script(module.eval())
     levers = ["order", "overwrite"]
-    cpp_module, *_ = _jit.optimize(script._c, [(x,)], 2.0, None, "all", levers, False, without)
+    cpp_module, *_ = _jit.optimize(
+        script._c, [(x,)], 2.0, None, "all", levers, False, without=without
+    )
     return script, wrap_cpp_module(cpp_module)
 
 
