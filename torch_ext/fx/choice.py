@@ -44,7 +44,7 @@ def with_levers_of(best: LeverPlan, tried: Sequence[LeverPlan], asked: Sequence[
                 levers[use.name] = LeverUse.left_out(use.name, best.plan.peak_bytes, why)
         if times is None and other.times is not None:
             times = dataclasses.replace(other.times, extra_seconds=0.0)
-    if is_joint and times is not None:  # proven without slices
+    if times is not None and not best.repeats:  # slices may take less than any repeats
         times = dataclasses.replace(times, extra_seconds_bound=None)
     return dataclasses.replace(
         best, levers=tuple(levers.values()), times=times, floor_bytes=floor_bytes

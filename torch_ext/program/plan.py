@@ -142,8 +142,8 @@ class Times:
 
     call_seconds: float  # all ops, each run once
     extra_seconds: float  # the repeats
-    # Of every order and every use of repeats that fits the memory budget; None if this does not, or
-    # where slices were tried, of which that says nothing.
+    # Of every order and every use of repeats that fits the memory budget; None where repeats do
+    # not meet it. It says nothing of slices.
     extra_seconds_bound: float | None
     op_seconds: Mapping[str, float]  # a run of each op
 

@@ -60,8 +60,8 @@ struct RepeatUse {
 struct RepeatTimes {
   std::int64_t nanoseconds = 0;        // of all ops, each run once
   std::int64_t extra_nanoseconds = 0;  // of the repeats
-  // Of every order and every use of repeats that fits the budget; nothing if this does not, or
-  // where slices were tried, of which that says nothing.
+  // Of every order and every use of repeats that fits the budget; nothing where repeats do
+  // not meet it. It says nothing of slices.
   std::optional<std::int64_t> extra_bound_nanoseconds;
   std::vector<std::pair<std::string, std::int64_t>> op_nanoseconds = {};  // a run of each op
 };
