@@ -219,6 +219,7 @@ def main() -> None:
     if options.one:
         warnings.simplefilter("ignore")
         torch.set_num_threads(options.threads)
+        torch.set_flush_denormal(True)  # else times depend on how long a network was trained
         name, percent = options.one
         print(json.dumps(measure(name, percent, options)))
         return

@@ -346,6 +346,7 @@ def main() -> None:
     """Run what the command line asks for."""
     options = _options()
     torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # else times depend on how long a network was trained
     if options.one:
         warnings.simplefilter("ignore")
         name, measurement = options.one
