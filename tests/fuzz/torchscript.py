@@ -137,35 +137,28 @@ class Scripted(Original):
     def difference_to_edited(self, variant: torch.jit.ScriptModule) -> str:
         return self.difference_to(variant) or self._difference_in_modes(variant)
 
-    def edited(self, seed: int, without: Sequence[str]) -> torch.jit.ScriptModule | None:
-        """None if the program raises."""
+    def _shuffled_by(
+        self, shuffle: Callable[..., Any], seed: int, *options: object
+    ) -> torch.jit.ScriptModule | None:
+        """The module with edits at random; None if the program raises."""
         if self.calls[0].error:
             return None
         torch.default_generator.manual_seed(RANDOM_SEED)
-        inputs = copy.deepcopy(self.inputs)
-        cpp_module = _jit.shuffle_overwriting(self.module._c, inputs, seed, list(without))
+        cpp_module = shuffle(self.module._c, copy.deepcopy(self.inputs), seed, *options)
         module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
         return module
+
+    def edited(self, seed: int, without: Sequence[str]) -> torch.jit.ScriptModule | None:
+        """With overwrites."""
+        return self._shuffled_by(_jit.shuffle_overwriting, seed, list(without))
 
     def sliced(self, seed: int) -> torch.jit.ScriptModule | None:
-        """None if the program raises."""
-        if self.calls[0].error:
-            return None
-        torch.default_generator.manual_seed(RANDOM_SEED)
-        inputs = copy.deepcopy(self.inputs)
-        cpp_module = _jit.shuffle_slicing(self.module._c, inputs, seed)
-        module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
-        return module
+        """With slices."""
+        return self._shuffled_by(_jit.shuffle_slicing, seed)
 
     def repeating(self, seed: int) -> torch.jit.ScriptModule | None:
-        """None if the program raises."""
-        if self.calls[0].error:
-            return None
-        torch.default_generator.manual_seed(RANDOM_SEED)
-        inputs = copy.deepcopy(self.inputs)
-        cpp_module = _jit.shuffle_repeating(self.module._c, inputs, seed)
-        module: torch.jit.ScriptModule = wrap_cpp_module(cpp_module)  # type: ignore[no-untyped-call]
-        return module
+        """With repeats."""
+        return self._shuffled_by(_jit.shuffle_repeating, seed)
 
     def variants(self, shuffles: int, verdict: Verdict) -> Iterator[tuple[str, Callable[[], str]]]:
         chosen = random.Random(self.program.seed)

@@ -1,10 +1,11 @@
-"""Labelled graphs for the tests of reports."""
+"""Labelled graphs for the tests of reports, and what holds for every report."""
 
 import random
 
 from torch_ext import plan
 from torch_ext.program.program import Buffer, Op, Program
 from torch_ext.reporting import Findings
+from torch_ext.reporting.report import ProgramReport
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&amp;'\"`"
 
@@ -85,3 +86,12 @@ def random_graph(seed: int, ops: int, *, reach: int = 12, branches: int = 1) -> 
 
 def findings(graph: Program, title: str = "model.pt", **options: float) -> Findings:
     return Findings(graph, plan(graph.to_graph(), **options), title, ("1x3x224x224:f32",))
+
+
+def require_no_contradiction(report: ProgramReport, memory_budget: int) -> None:
+    """What a report says of the budget, of what is proven, and of what was found, fits together."""
+    assert report.budget_met == (report.peak_bytes <= memory_budget)
+    assert report.floor_bytes is None or report.floor_bytes <= report.peak_bytes
+    if report.extra_seconds_bound is not None:
+        assert report.budget_met
+        assert report.extra_seconds_bound <= report.extra_seconds

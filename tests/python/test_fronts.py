@@ -7,6 +7,7 @@ import pytest
 import torch
 from models import Convolutions, image
 from test_cli import complains, run
+from test_fx_repeat import Held
 from torch import nn
 
 import torch_ext
@@ -45,16 +46,6 @@ def test_less_memory_with_every_point(network, door):
     assert lowest.measured_peak_bytes < other.measured_peak_bytes
     assert other.way == "as written"
     assert front.floor_bytes <= lowest.peak_bytes
-
-
-class Held(nn.Module):
-    """A cheap result is read at both ends, and others have their hill between."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        cheap = torch.tanh(x).repeat(1, 4)
-        low = cheap.cumsum(0).amax(1, keepdim=True)
-        high = torch.cos(x.repeat(1, 6) + low).cumsum(0).amax(1, keepdim=True)
-        return high + (cheap * high).cumsum(0).amax(1, keepdim=True)
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from compiled_training import require_same, trained
 from effects import said, say
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
@@ -48,29 +49,6 @@ def convolutions() -> nn.Module:
         nn.Flatten(),
         nn.Linear(64, 1000),
     )
-
-
-def trained(model: nn.Module, x: Tensor, backend: object, steps: int = 3):
-    """Losses, parameters and buffers, the random state, and the peak of the last step."""
-    model = copy.deepcopy(model)
-    torch.manual_seed(1)
-    compiled = torch.compile(model, backend=backend)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    losses = []
-    for _ in range(steps):
-        with measure_peak() as memory:
-            loss = compiled(x).tanh().mean()
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    return losses, model.state_dict(), torch.get_rng_state(), memory.peak_bytes
-
-
-def require_same(expected, actual) -> None:
-    assert all(map(torch.equal, expected[0], actual[0]))
-    assert all(torch.equal(value, actual[1][name]) for name, value in expected[1].items())
-    assert torch.equal(expected[2], actual[2])
 
 
 def test_training_has_the_bits_of_aot_eager_and_a_lower_peak():

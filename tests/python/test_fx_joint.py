@@ -7,12 +7,13 @@ import os
 import random
 import weakref
 
+import compiled_training
 import pytest
 import torch
+from compiled_training import require_same
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torch_ext import measure_peak
 from torch_ext.fx import compile_backend
 
 SCALE = float(os.environ.get("TORCH_EXT_TEST_SCALE", "1"))
@@ -49,27 +50,10 @@ class Deep(nn.Module):
         return x.mean((2, 3))
 
 
-def trained(network, x, backend="torch_ext", steps=3, **options):
-    """Losses, state, the random state, and the peak of the last forward and backward pass."""
-    network = copy.deepcopy(network)
-    torch.manual_seed(1)
-    run = compiled(network, backend, **options)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    losses = []
-    for _ in range(steps):
-        with measure_peak() as memory:
-            loss = run(x).tanh().mean()
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    return losses, network.state_dict(), torch.get_rng_state(), memory.peak_bytes
-
-
-def require_same(expected, actual) -> None:
-    assert all(map(torch.equal, expected[0], actual[0]))
-    assert all(torch.equal(value, actual[1][name]) for name, value in expected[1].items())
-    assert torch.equal(expected[2], actual[2])
+def trained(network, x, backend="torch_ext", **options):
+    """Compiled anew: every set of options is another backend."""
+    torch._dynamo.reset()
+    return compiled_training.trained(network, x, backend, **options)
 
 
 def messages(caplog) -> list[str]:

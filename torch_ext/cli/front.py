@@ -3,6 +3,7 @@
 import argparse
 import os
 import zipfile
+from typing import Any
 
 from torch_ext.arguments import GRAPH_LEVERS
 from torch_ext.cli.options import (
@@ -20,7 +21,6 @@ from torch_ext.files import check_outputs, load_model
 from torch_ext.fronts import front
 from torch_ext.input_spec import make_inputs, parse_input_spec
 from torch_ext.progress import progress
-from torch_ext.reporting.front import Front
 
 
 def add(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -47,7 +47,15 @@ def run(options: argparse.Namespace) -> int:
         parse_input_spec(spec)
     outputs = {"--html": options.html, "--csv": options.csv}
     check_outputs(outputs, options.model, options.force)
-    found = _front_of_graph(options) if _is_graph(options) else _front_of_model(options)
+    program, inputs, doing = _graph(options) if _is_graph(options) else _model(options)
+    with progress(doing):
+        found = front(
+            program,
+            inputs,
+            points=options.points,
+            time_budget=options.time_budget,
+            levers=options.levers,
+        )
     if options.html is not None:
         found.save_html(options.html, options.model)
     if options.csv is not None:
@@ -65,23 +73,10 @@ def _is_graph(options: argparse.Namespace) -> bool:
     return is_file and not options.input and not zipfile.is_zipfile(options.model)
 
 
-def _front_of_graph(options: argparse.Namespace) -> Front:
-    with progress("planning"):
-        return front(
-            graph_at(options.model),
-            points=options.points,
-            time_budget=options.time_budget,
-            levers=options.levers,
-        )
+def _graph(options: argparse.Namespace) -> tuple[Any, Any, str]:
+    return graph_at(options.model), None, "planning"
 
 
-def _front_of_model(options: argparse.Namespace) -> Front:
+def _model(options: argparse.Namespace) -> tuple[Any, Any, str]:
     module, _ = load_model(options.model)
-    with progress("running programs of less memory"):
-        return front(
-            module,
-            make_inputs(options.input),
-            points=options.points,
-            time_budget=options.time_budget,
-            levers=options.levers,
-        )
+    return module, make_inputs(options.input), "running programs of less memory"

@@ -139,12 +139,13 @@ def _partition(
 
     lasting = parameters if len(joint_inputs[0]) == inputs else ()
     original = fx.GraphModule(joint, copied(joint.graph))
-    plain = fx.GraphModule(joint, copied(joint.graph))
-    found = _edit(joint, wanted, lasting, plain)
+    planned = _edit(joint, wanted, lasting)
     try:
         halves = split(joint)
-        if found is None or not found.overwrites:
+        if planned is None or not planned.found.overwrites:
             return halves
+        plain = fx.GraphModule(original, copied(original.graph))
+        _make(plain, _without_overwrites(planned))
         others = split(plain)
         if _inputs(others[1]) != _inputs(halves[1]):
             return others
@@ -175,16 +176,10 @@ def _boxed(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
 # --- editing --------------------------------------------------------------------------------------
 
 
-def _edit(
-    module: fx.GraphModule,
-    wanted: Planning,
-    lasting: Sequence[int] = (),
-    plain: fx.GraphModule | None = None,
-) -> LeverPlan | None:
+def _edit(module: fx.GraphModule, wanted: Planning, lasting: Sequence[int] = ()) -> Planned | None:
     """Edit the graph so that its peak is lower, if that can be; else leave it.
 
-    `lasting`: as of mark_arrival. `plain`: an equal module, edited alike, but that nothing writes
-    over arguments. Returns what was done.
+    `lasting`: as of mark_arrival. Returns what was made, if anything.
     """
     if is_disabled():
         return None
@@ -199,10 +194,8 @@ def _edit(
             except Exception as error:
                 repeats = why_failed("repeats", error)
         is_lower = found.plan.peak_bytes < found.plan.original_peak_bytes
-        if is_lower and plain is not None:
-            make_alike(plain, edited_module(_without_overwrites(planned), asks=False).graph)
         if is_lower:
-            make_alike(module, edited_module(planned, asks=False).graph)
+            _make(module, planned)
     except Exception as error:
         _log.warning("a graph keeps its order: %s: %s", type(error).__name__, error)
         return None
@@ -216,7 +209,11 @@ def _edit(
         repeats and f"; {repeats}",
         extra={"peaks": Peaks.of(found.plan)},
     )
-    return planned.found if is_lower else None
+    return planned if is_lower else None
+
+
+def _make(module: fx.GraphModule, planned: Planned) -> None:
+    make_alike(module, edited_module(planned, asks=False).graph)
 
 
 def _without_overwrites(planned: Planned) -> Planned:

@@ -18,7 +18,7 @@ from torch_ext.arguments import (
     planning,
     without,
 )
-from torch_ext.fx.choice import cost, is_cheap, why_failed, with_levers_of
+from torch_ext.fx.choice import best_of, why_failed
 from torch_ext.fx.graphs import (
     Baseline,
     Graphs,
@@ -128,22 +128,12 @@ def reorder(
 
 
 def _best(baseline: Baseline, wanted: Planning, verify: bool, plain: "_Reordered") -> "_Reordered":
-    """Try the levers that cost time; return the cheapest program that meets the budget.
-
-    If none does, return the one with the lowest peak.
-    """
-    tried = []
-    if "repeat" in wanted.levers:
-        tried.append(_tried(_with_repeats, "repeat", baseline, wanted, verify, plain))
-    if "slice" in wanted.levers and not (tried and is_cheap(tried[-1].found)):
-        ordinary = without(wanted, "repeat")
-        tried.append(_tried(_with_slices, "slice", baseline, ordinary, verify, plain))
-    if not tried:
-        return plain
-    best = tried[-1]
-    if wanted.memory_budget is not None:
-        best = min(tried, key=lambda one: cost(one.found))
-    found = with_levers_of(best.found, [one.found for one in tried], wanted.levers)
+    best, found = best_of(
+        wanted,
+        plain,
+        lambda: _tried(_with_repeats, "repeat", baseline, wanted, verify, plain),
+        lambda: _tried(_with_slices, "slice", baseline, without(wanted, "repeat"), verify, plain),
+    )
     fields = described(found, best.report.reasons)
     report = dataclasses.replace(best.report, **{name: fields[name] for name in _OF_LEVERS})
     return dataclasses.replace(best, found=found, report=report)

@@ -15,7 +15,7 @@ from torch_ext import _sched, attributes
 from torch_ext.amounts import amount
 from torch_ext.arguments import Planning, without
 from torch_ext.files import first_line
-from torch_ext.fx.choice import cost, is_cheap, why_failed, with_levers_of
+from torch_ext.fx.choice import best_of, why_failed
 from torch_ext.fx.overwritable import Overwritable, find_overwritable
 from torch_ext.fx.parting import where_above
 from torch_ext.fx.planned import Planned, edited_module
@@ -250,22 +250,13 @@ class Maker:
         return Edited(captured, found, reasons, dataclasses.replace(verified, refusal=refusal))
 
     def best(self, wanted: Planning, plain: Edited) -> Edited:
-        """Try the levers that cost time, and return the cheapest graph that meets the budget.
-
-        If none does, return the one with the lowest peak. Without a budget only slices are tried,
-        which may save time.
-        """
-        tried = []
-        if "repeat" in wanted.levers:
-            tried.append(self.repeated(wanted, plain))
-        if "slice" in wanted.levers and not (tried and is_cheap(tried[-1].found)):
-            tried.append(self.sliced(without(wanted, "repeat"), plain))
-        if not tried:
-            return plain
-        best = tried[-1]
-        if wanted.memory_budget is not None:
-            best = min(tried, key=lambda edited: cost(edited.found))
-        found = with_levers_of(best.found, [edited.found for edited in tried], wanted.levers)
+        """Return the graph with levers that cost time which is best (choice.py), or `plain`."""
+        best, found = best_of(
+            wanted,
+            plain,
+            lambda: self.repeated(wanted, plain),
+            lambda: self.sliced(without(wanted, "repeat"), plain),
+        )
         return dataclasses.replace(best, found=found)
 
     def repeated(self, wanted: Planning, plain: Edited) -> Edited:
