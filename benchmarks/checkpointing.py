@@ -32,8 +32,8 @@ import torch
 from children import add_one, row_of
 from front import STEPS, TASKS
 from mallocs import GLIBC, add_malloc, check_preloaded, environment
-from measuring import Run, mib, settled_peak, time_ratios
-from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
+from measuring import Run, mib, settled_peak, steady, time_ratios
+from results import Row, Table, add_output, add_resume, circumstances, grow_table, parse_options
 from training import Task, is_as_the_loop, make_task
 
 from torch_ext import training_step
@@ -166,8 +166,7 @@ def main() -> None:
     options = parse_options(parser)
     if options.one:
         warnings.simplefilter("ignore")
-        torch.set_num_threads(options.threads)
-        torch.set_flush_denormal(True)  # else times depend on how long a network was trained
+        steady(options.threads)
         check_preloaded()
         name, way = options.one
         print(json.dumps(measure(name, way, options.pairs)))
@@ -179,16 +178,16 @@ def main() -> None:
         f"pairs: {options.pairs}",
     ]
     malloc = environment(options.malloc)
-    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     tasks: list[Row] = [(name, way) for name in options.models or TASKS for way in options.ways]
     settings = ("--threads", str(options.threads), "--pairs", str(options.pairs))
-    growing.measure(
+    grow_table(
+        Table(HEADER, [], WORDS),
+        options,
+        comments,
         "steps",
         tasks,
         lambda task: row_of(__file__, task, *settings, seconds=options.seconds, environment=malloc),
     )
-    growing.table.show(options.markdown)
-    growing.end()
 
 
 if __name__ == "__main__":

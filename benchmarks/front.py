@@ -28,8 +28,8 @@ import torch
 import training
 import transformer_models
 from children import add_one, row_of
-from measuring import mib, settled_peak, time_ratios
-from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
+from measuring import mib, settled_peak, steady, time_ratios
+from results import Row, Table, add_output, add_resume, circumstances, grow_table, parse_options
 from torch import Tensor, nn
 from training import Task, is_as_the_loop, make_task
 
@@ -218,24 +218,23 @@ def main() -> None:
     options = parse_options(parser)
     if options.one:
         warnings.simplefilter("ignore")
-        torch.set_num_threads(options.threads)
-        torch.set_flush_denormal(True)  # else times depend on how long a network was trained
+        steady(options.threads)
         name, percent = options.one
         print(json.dumps(measure(name, percent, options)))
         return
     comments = [*circumstances(), f"threads: {options.threads}", f"pairs: {options.pairs}"]
-    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     tasks: list[Row] = [
         (name, percent) for name in options.models or TASKS for percent in options.budgets
     ]
     settings = ("--threads", str(options.threads), "--pairs", str(options.pairs))
-    growing.measure(
+    grow_table(
+        Table(HEADER, [], WORDS),
+        options,
+        comments,
         "steps",
         tasks,
         lambda task: row_of(__file__, task, *settings, seconds=options.seconds),
     )
-    growing.table.show(options.markdown)
-    growing.end()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 import training
 from children import add_one, row_of
 from measuring import mib
-from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
+from results import Row, Table, add_output, add_resume, circumstances, grow_table, parse_options
 from training import Task
 
 from torch_ext import training_capacity, training_step
@@ -102,15 +102,15 @@ def main() -> None:
         f"threads: {options.threads}",
         f"most extra time: {options.most_extra_time}",
     ]
-    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     tasks: list[Row] = [(name,) for name in options.models or MODELS]
-    growing.measure(
+    grow_table(
+        Table(HEADER, [], WORDS),
+        options,
+        comments,
         "networks",
         tasks,
         lambda task: row_of(__file__, task, *settings, seconds=options.seconds),
     )
-    growing.table.show(options.markdown)
-    growing.end()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import pathlib
 import time
 from collections.abc import Callable
 
+import torch
+
 from torch_ext import measure_peak
 
 MIB = 2**20
@@ -83,3 +85,12 @@ def joules(run: Run, seconds: float = 1.0, power: pathlib.Path = POWER) -> float
     after = [int((meter / "energy_uj").read_text()) for meter in meters]
     spent = sum((b - a) % full for a, b, full in zip(before, after, ranges, strict=True))
     return spent / 1e6 / calls
+
+
+def steady(threads: int) -> None:
+    """Let times of training steps depend on the step alone: torch has so many threads.
+
+    Denormal numbers come with training, and are slow: two equal loops differed by 0.35 to 1.98.
+    """
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import training
 from children import ChildError, add_one, run_one
-from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
+from measuring import steady
+from results import Row, Table, add_output, add_resume, circumstances, grow_table, parse_options
 from torch import Tensor
 
 HEADER = (
@@ -105,19 +106,22 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     """Run what the command line asks for."""
     options = _options()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)  # else times depend on how long a network was trained
+    steady(options.threads)
     if options.one:
         warnings.simplefilter("ignore")
         (name,) = options.one
         print(json.dumps(training.ours(lambda: _task(name), options.pairs)))
         return
     comments = [*circumstances(), f"threads: {options.threads}, pairs: {options.pairs}"]
-    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     tasks = [(name,) for name in OPTIMIZERS]
-    growing.measure("optimizers", tasks, lambda task: _row(task, options))
-    growing.table.show(options.markdown)
-    growing.end()
+    grow_table(
+        Table(HEADER, [], WORDS),
+        options,
+        comments,
+        "optimizers",
+        tasks,
+        lambda task: _row(task, options),
+    )
 
 
 if __name__ == "__main__":

@@ -291,3 +291,18 @@ def _cpu_model() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+def grow_table(
+    table: Table,
+    options: argparse.Namespace,
+    comments: Sequence[str],
+    what: str,
+    tasks: Iterable[Row],
+    measure: Callable[[Row], dict[str, Any]],
+) -> NoReturn:
+    """Measure a row for each task, as --output and --resume ask for it, show all, and exit."""
+    growing = Growing(table, options.output, comments, options.resume)
+    growing.measure(what, tasks, measure)
+    growing.table.show(options.markdown)
+    growing.end()

@@ -39,12 +39,12 @@ from compilers import COMPILERS, for_inference
 from mallocs import GLIBC, add_malloc, check_preloaded, environment
 from measuring import Run, mib, settled_peak, time_ratios
 from results import (
-    Growing,
     Row,
     Table,
     add_output,
     add_resume,
     circumstances,
+    grow_table,
     is_predicted,
     parse_options,
 )
@@ -275,7 +275,6 @@ def main() -> None:
         f"form: {options.form}",
         f"malloc: {options.malloc}",
     ]
-    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     models = list(STEPS) if options.form == "training" else options.models
     tasks: list[Row] = [(name, batch) for name in models for batch in options.batches]
     settings = (
@@ -285,13 +284,14 @@ def main() -> None:
         *(["--peers"] if options.peers else ()),
     )
     malloc = environment(options.malloc)
-    growing.measure(
+    grow_table(
+        Table(HEADER, [], WORDS),
+        options,
+        comments,
         "models",
         tasks,
         lambda task: row_of(__file__, task, *settings, seconds=options.seconds, environment=malloc),
     )
-    growing.table.show(options.markdown)
-    growing.end()
 
 
 if __name__ == "__main__":

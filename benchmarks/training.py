@@ -26,8 +26,8 @@ import torch
 import zoo
 from children import ChildError, add_one, run_one
 from mallocs import add_malloc, best_for_resident, check_preloaded, environment
-from measuring import highest_resident, mib, resident_peak, settled_peak, time_ratios
-from results import Growing, Row, Table, add_output, add_resume, circumstances, parse_options
+from measuring import highest_resident, mib, resident_peak, settled_peak, steady, time_ratios
+from results import Row, Table, add_output, add_resume, circumstances, grow_table, parse_options
 from torch import Tensor, fx, nn
 
 from torch_ext import training_step
@@ -345,8 +345,7 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     """Run what the command line asks for."""
     options = _options()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)  # else times depend on how long a network was trained
+    steady(options.threads)
     if options.one:
         warnings.simplefilter("ignore")
         name, measurement = options.one
@@ -357,11 +356,15 @@ def main() -> None:
         f"threads: {options.threads}, pairs: {options.pairs}",
         f"resident memory under {options.malloc}",
     ]
-    growing = Growing(Table(HEADER, [], WORDS), options.output, comments, options.resume)
     tasks = [(name,) for name in options.models or TASKS]
-    growing.measure("networks", tasks, lambda task: _row(task, options))
-    growing.table.show(options.markdown)
-    growing.end()
+    grow_table(
+        Table(HEADER, [], WORDS),
+        options,
+        comments,
+        "networks",
+        tasks,
+        lambda task: _row(task, options),
+    )
 
 
 if __name__ == "__main__":
