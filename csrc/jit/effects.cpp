@@ -13,11 +13,6 @@ using torch::jit::Value;
 
 namespace {
 
-template <std::size_t N>
-bool IsOneOf(const Node* node, const std::array<std::string_view, N>& kinds) {
-  return std::ranges::find(kinds, node->kind().toQualString()) != kinds.end();
-}
-
 Constants ConstantsOf(const Node* node, const c10::FunctionSchema& schema) {
   Constants constants;
   for (std::size_t i = 0; i < schema.arguments().size() && i < node->inputs().size(); ++i) {

@@ -4,9 +4,20 @@
 
 #include <torch/csrc/jit/ir/ir.h>
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <string_view>
+
 #include "jit/operator_effects.h"
 
 namespace torch_ext::jit {
+
+// Is the node of one of these kinds, e.g. "aten::view"?
+template <std::size_t N>
+bool IsOneOf(const torch::jit::Node* node, const std::array<std::string_view, N>& kinds) {
+  return std::ranges::find(kinds, node->kind().toQualString()) != kinds.end();
+}
 
 // Can the value be written to, or hold something that can? (AliasDb's own test is not exported.)
 bool IsMutable(const torch::jit::Value* value);

@@ -28,11 +28,6 @@ using torch::jit::Node;
 using torch::jit::Value;
 using torch::jit::WithInsertPoint;
 
-template <std::size_t N>
-bool IsOneOf(const Node* node, const std::array<std::string_view, N>& kinds) {
-  return std::ranges::find(kinds, node->kind().toQualString()) != kinds.end();
-}
-
 bool IsTensor(const Value* value) {
   return value->type()->kind() == c10::TypeKind::TensorType;
 }
