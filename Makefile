@@ -59,7 +59,9 @@ cpp-test: build
 
 asan-test: $(STAMPS)/packages
 	@$(BIN)/cmake -S . -B build-asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DTORCH_EXT_SANITIZE=address,undefined -DTORCH_EXT_JIT=OFF -DTORCH_EXT_PYTHON=OFF -DTORCH_EXT_TESTS=ON
+	  -DTORCH_EXT_SANITIZE=address,undefined -DTORCH_EXT_JIT=OFF -DTORCH_EXT_MEMORY=ON \
+	  -DCMAKE_PREFIX_PATH=$$($(BIN)/python -c 'import torch; print(torch.utils.cmake_prefix_path)') \
+	  -DTORCH_EXT_PYTHON=OFF -DTORCH_EXT_TESTS=ON
 	$(BIN)/cmake --build build-asan -j $(JOBS)
 	$(BIN)/ctest --test-dir build-asan --output-on-failure -j $(JOBS)
 

@@ -1,7 +1,7 @@
 # Installs the libraries for other CMake projects:
 #
-#   find_package(TorchExt REQUIRED COMPONENTS jit)    # or sched, which needs no torch
-#   target_link_libraries(program PRIVATE TorchExt::jit)
+#   find_package(TorchExt REQUIRED COMPONENTS jit)    # or memory, which needs c10 alone of LibTorch,
+#   target_link_libraries(program PRIVATE TorchExt::jit)               # or sched, which needs none
 #
 # Where the Python modules are built, `cmake --install` is how setup.py gets these, and these alone:
 # the libraries then want `--component development`.
@@ -25,6 +25,9 @@ torch_ext_install(sched)
 torch_ext_install(program)
 if(TORCH_EXT_JIT)
   torch_ext_install(jit)
+endif()
+if(TARGET torch_ext_memory)
+  torch_ext_install(memory)
   # LibTorch promises no binary compatibility between minor versions.
   string(REGEX MATCH "^[0-9]+\\.[0-9]+" TORCH_EXT_TORCH_MINOR "${Torch_VERSION}")
 endif()

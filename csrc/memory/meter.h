@@ -1,8 +1,7 @@
 // Bytes live and peak while something runs, from the allocator's own reports.
 //
-// The first meter of the process puts a counting allocator in front of torch's CPU allocator, for
-// the life of the process: memory allocated through it keeps its deleter. It counts every thread.
-// Memory that is older than the first meter is not seen when it is released.
+// The first meter of the process installs our allocator (allocator.h), which tells of every thread.
+// Memory that is older than that is not seen when it is released.
 //
 // USAGE   Meter meter;  Run();  meter.Stop();  meter.peak_bytes();
 #pragma once
@@ -39,7 +38,7 @@ class Meter {
   struct Counter;
 
  private:
-  std::shared_ptr<Counter> counter_;
+  std::unique_ptr<Counter> counter_;
 };
 
 }  // namespace torch_ext::memory

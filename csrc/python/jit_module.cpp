@@ -11,14 +11,13 @@
 #include "jit/pass.h"
 #include "jit/shuffle.h"
 #include "jit/values.h"
-#include "memory/meter.h"
+#include "python/memory_bindings.h"
 #include "python/program_types.h"
 #include "python/sched_types.h"
 #include "sched/instance.h"
 
 namespace py = pybind11;
 namespace jit = torch_ext::jit;
-namespace memory = torch_ext::memory;
 namespace sched = torch_ext::sched;
 
 namespace {
@@ -110,11 +109,7 @@ jit::OptimizeOptions ToOptions(double time_budget, std::optional<std::int64_t> m
 PYBIND11_MODULE(_jit, m) {
   m.attr("built_for_torch") = TORCH_EXT_TORCH_VERSION;
 
-  py::class_<memory::Meter>(m, "MemoryMeter")
-      .def(py::init<>())
-      .def("stop", &memory::Meter::Stop)
-      .def_property_readonly("peak_bytes", &memory::Meter::peak_bytes)
-      .def_property_readonly("live_bytes", &memory::Meter::live_bytes);
+  torch_ext::python::AddMemoryBindings(m);
 
   m.def(
       "optimize",

@@ -70,6 +70,9 @@ class ProgramReport(Plan):
     extra_seconds_bound: float | None  # of all orders and repeats that meet the budget
     # A run of each op, as a plan may be given them.
     op_seconds: Mapping[str, float] | None = dataclasses.field(repr=False)
+    # Of planned addresses; None without. The bound holds for all orders and placements.
+    arena_bytes: int | None = dataclasses.field(default=None, kw_only=True)
+    arena_bound_bytes: int | None = dataclasses.field(default=None, kw_only=True)
     graph: Program = dataclasses.field(repr=False, compare=False)  # before any edit
     edited: Program = dataclasses.field(repr=False, compare=False)  # what the plan is of
 
@@ -86,12 +89,21 @@ class ProgramReport(Plan):
             ("measured before", amount(self.measured_original_peak_bytes)),
             ("measured after", amount(self.measured_peak_bytes)),
             ("outputs", identical),
+            *self._arena(),
             ("threads", str(self.threads)),
             ("parameters, inputs", sizes),
         ]
         if self.reason:
             rows.append(("no gain because", self.reason))
         return rows
+
+    def _arena(self) -> Rows:
+        if self.arena_bytes is None:
+            return []
+        text = amount(self.arena_bytes)
+        if self.arena_bound_bytes is not None:
+            text += f", at least {amount(self.arena_bound_bytes)}"
+        return [("arena", f"{text} ({self.arena_status})")]
 
     def _edits(self) -> Rows:
         """What was done beside the order, and what was given up."""
@@ -105,6 +117,13 @@ class ProgramReport(Plan):
             (used,) = (use.extra_seconds for use in self.levers if use.name == "slice")
             rows.append(("  time of a call", f"{used * 1000:+.1f} ms, as measured in turns"))
         return [*rows, *rows_of(self.repeats, self.extra_time()), *why_given_up(self.levers)]
+
+    @property
+    def arena_status(self) -> str | None:
+        """'optimal' if no order and no placement needs a lower arena, else 'feasible'."""
+        if self.arena_bytes is None:
+            return None
+        return "optimal" if self.arena_bytes == self.arena_bound_bytes else "feasible"
 
     def extra_time(self) -> str:
         """What the repeats take, and what is proven of that: for people."""

@@ -3,14 +3,16 @@
 import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
 from torch_ext._native import _jit
 from torch_ext.arguments import ALL_LEVERS, GRAPH_LEVERS, MemoryAmount, flag, planning
 from torch_ext.program.plan import LeverPlan, Reason, joined, reasons_of
+from torch_ext.reporting.arena import with_arena
 from torch_ext.reporting.report import ProgramReport, Verification, described
+from torch_ext.torchscript.pinned import PinnedModule, pin_module
 from torch_ext.torchscript.trace import Traced, trace
 
 ExampleInputs = tuple[Any, ...] | Sequence[tuple[Any, ...]] | torch.Tensor
@@ -46,6 +48,7 @@ class Optimized:
     module: torch.jit.ScriptModule
     report: Report
     failed: bool  # a better order was found but failed verification
+    pinned: PinnedModule | None = None  # the module with planned addresses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,36 @@ class Analysis:
 
     report: Report
     bottleneck_region: str  # in the text format
+
+
+@overload
+def optimize(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    scope: str = ...,
+    time_budget: float = ...,
+    memory_budget: MemoryAmount | None = ...,
+    levers: Iterable[str] | None = ...,
+    op_seconds: Mapping[str, float] | None = ...,
+    verify: bool = ...,
+    addresses: Literal[False] = ...,
+) -> tuple[torch.jit.ScriptModule, Report]: ...
+
+
+@overload
+def optimize(
+    module: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    scope: str = ...,
+    time_budget: float = ...,
+    memory_budget: MemoryAmount | None = ...,
+    levers: Iterable[str] | None = ...,
+    op_seconds: Mapping[str, float] | None = ...,
+    verify: bool = ...,
+    addresses: Literal[True],
+) -> tuple[PinnedModule, Report]: ...
 
 
 def optimize(
@@ -66,7 +99,8 @@ def optimize(
     levers: Iterable[str] | None = None,
     op_seconds: Mapping[str, float] | None = None,
     verify: bool = True,
-) -> tuple[torch.jit.ScriptModule, Report]:
+    addresses: bool = False,
+) -> tuple[torch.jit.ScriptModule | PinnedModule, Report]:
     """Return the module, edited so that its peak of memory is lower, and a report.
 
     `module` is a ScriptModule (traced, scripted, frozen, loaded) or an nn.Module, which is traced.
@@ -77,6 +111,8 @@ def optimize(
     default: both, and with scope="bottleneck" order alone. "slice" also runs stretches of ops part
     by part: those that make the program fastest with no more memory, by times measured in turns.
     Slices are vouched for on machines like this one: see verify, and docs/slices.md.
+    With `addresses` the module comes back as a PinnedModule, whose calls take their memory from an
+    arena, planned for each example; torch_ext.save keeps the plan in the file (docs/resident.md).
     `memory_budget` (bytes, or text like "512MiB") stops as soon as it is met; where order and
     overwriting do not meet it, some ops run again ("repeat", docs/repeats.md), or slices with the
     least work do, whichever cost less, if they can, whatever time they take (unless `levers` say
@@ -96,8 +132,9 @@ def optimize(
         levers=levers,
         op_seconds=op_seconds,
         verify=verify,
+        addresses=addresses,
     )
-    return optimized.module, optimized.report
+    return optimized.pinned or optimized.module, optimized.report
 
 
 def optimize_verified(
@@ -110,8 +147,10 @@ def optimize_verified(
     levers: Iterable[str] | None = None,
     op_seconds: Mapping[str, float] | None = None,
     verify: bool = True,
+    addresses: bool = False,
 ) -> Optimized:
     """As optimize, with all that was found."""
+    addresses = flag(addresses, "addresses")
     wanted = planning(scope, time_budget, memory_budget, levers, GRAPH_LEVERS, op_seconds)
     verify = flag(verify, "verify")
     examples = _examples(example_inputs)
@@ -138,7 +177,10 @@ def optimize_verified(
         report = dataclasses.replace(
             report, identical=False, reasons=reasons, reason=joined(reasons)
         )
-    return Optimized(script, report, failed)
+    if not addresses:
+        return Optimized(script, report, failed)
+    pinned, heights = pin_module(script, examples)
+    return Optimized(script, with_arena(report, heights), failed, pinned)
 
 
 def analyze(
