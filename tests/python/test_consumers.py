@@ -152,6 +152,27 @@ def test_the_optimiser_needs_no_python(prefix, tmp_path):
     assert torch.equal(torch.jit.load(after)(wide_input()), module(wide_input()))
 
 
+def test_a_server_has_planned_addresses(prefix, tmp_path):
+    output_of(*configure("arena", tmp_path, prefix, TORCH_CMAKE))
+    output_of("cmake", "--build", str(tmp_path))
+    program = tmp_path / "serve_model"
+    assert not [name for name in libraries_of(program) if "python" in name]
+
+    model = tmp_path / "model.pt"
+    frozen = torch.jit.freeze(traced_wide())
+    module, report = torch_ext.optimize(frozen, (wide_input(),), addresses=True)
+    torch_ext.save(module, model)
+    lines = output_of(str(program), str(model), "256x16", "3").splitlines()
+    printed = dict(line.split(": ") for line in lines)
+    assert printed == {
+        "served": "30",
+        "arena bytes": str(report.arena_bytes),
+        "different outputs": "0",
+    }
+    lines = output_of(str(program), str(model), "64x16", "1").splitlines()
+    assert "no plan for these inputs: 10" in lines
+
+
 def test_a_saved_step_trains_with_libtorch_alone(tmp_path):
     torch.manual_seed(0)
     model = torch.nn.Sequential(

@@ -18,6 +18,15 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> None:
     add_command(commands, "doctor", run, "check the installation")
 
 
+def _served(torch: Any) -> bool:
+    """Can a call have planned addresses here?"""
+    from torch_ext.memory.arena import pin_addresses
+
+    pinned = pin_addresses(lambda: (torch.ones(1000) * 2).sum(), ())
+    pinned()
+    return pinned.statistics.served == 1
+
+
 def run(options: argparse.Namespace) -> int:
     """Run it; return the exit code."""
     from torch_ext import _sched
@@ -43,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         facts["measured_bytes_of_1_mib"] = memory.peak_bytes
         facts["malloc"] = malloc_name()
         del tensor
+        facts["arenas"] = _served(torch)
         if memory.peak_bytes != MIB:
             problem = "the allocator's reports do not reach torch_ext"
     except ImportError as error:
@@ -55,5 +65,6 @@ def run(options: argparse.Namespace) -> int:
         print(two_columns(rows))
         if facts.get("malloc") == "glibc":
             print("\nglibc's malloc keeps what was freed: the memory of the process may not show a")
-            print("gain. Preload jemalloc, mimalloc or tcmalloc; see docs/resident.md.")
+            print("gain. Plan addresses, or preload jemalloc, mimalloc or tcmalloc; see")
+            print("docs/resident.md.")
     return FAILED if problem else DONE

@@ -16,7 +16,7 @@ from torch_ext.cli.options import (
 )
 from torch_ext.cli.output import UNVERIFIED, budget_code, complain, print_result
 from torch_ext.cli.report_files import report_files, with_report_files, write_report_files
-from torch_ext.files import check_outputs, load_model, save_model
+from torch_ext.files import check_outputs, load_model
 from torch_ext.input_spec import make_inputs, parse_input_spec
 from torch_ext.progress import progress
 
@@ -33,6 +33,11 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> None:
     with_scope(sub)
     default = "order,overwrite; with a memory budget, all"
     with_levers(sub, default, offered=GRAPH_LEVERS)
+    sub.add_argument(
+        "--addresses",
+        action="store_true",
+        help="plan the addresses of its memory, too; the file keeps the plan for torch_ext.load",
+    )
     with_report_files(sub)
     with_target(sub)
     with_force(sub)
@@ -46,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
     check_outputs(outputs, options.model, options.force)
     from torch_ext.memory.process import resident_bytes
     from torch_ext.torchscript.optimize import optimize_verified
+    from torch_ext.torchscript.pinned import save
 
     process_bytes = resident_bytes()
     module, extra_files = load_model(options.model)
@@ -57,12 +63,13 @@ def run(options: argparse.Namespace) -> int:
             time_budget=options.time_budget,
             memory_budget=options.memory_budget,
             levers=options.levers,
+            addresses=options.addresses,
         )
     report = optimized.report
     if optimized.failed:
         print_result(report, options.json)
         return complain(f"{report.reason}; nothing was written", UNVERIFIED)
-    save_model(optimized.module, options.output, extra_files)
+    save(optimized.pinned or optimized.module, options.output, extra_files)
     write_report_files(options, report, module, process_bytes)
     print_result(report, options.json)
     return budget_code(report)

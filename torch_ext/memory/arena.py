@@ -71,6 +71,7 @@ class PinnedFunction(Generic[Arguments, Result]):
         time_budget: float = TIME_BUDGET,
         most_plans: int = MOST_PLANS,
         pool: "_jit.ArenaPool | None" = None,
+        signature: Callable[[tuple[Any, ...], dict[str, Any]], str] = _jit.signature,
     ) -> None:
         functools.update_wrapper(self, function, updated=())
         self._function = function
@@ -78,12 +79,13 @@ class PinnedFunction(Generic[Arguments, Result]):
         self._time_budget = time_budget
         self._most_plans = most_plans
         self._pool = pool or _jit.ArenaPool()
+        self._signature = signature  # what tells kinds of calls apart
         self._last: dict[str, _jit.Recorder] = {}  # by signature, while they are learned
         self.reports: dict[str, ArenaReport] = {}  # by signature
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         """Call the function. The first calls of a new kind are recorded until two are alike."""
-        signature = _jit.signature(args, kwargs)
+        signature = self._signature(args, kwargs)
         if not self._pool.has(signature) and self._may_learn(signature):
             return self._learn(signature, *args, **kwargs)
         guard = _jit.ArenaGuard(self._pool, signature)
@@ -106,7 +108,7 @@ class PinnedFunction(Generic[Arguments, Result]):
 
     def learn(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ArenaReport | None:
         """Call the function until two calls allocate alike and plan them; None if none do."""
-        signature = _jit.signature(args, kwargs)
+        signature = self._signature(args, kwargs)
         with no_collections():
             for _ in range(MOST_RECORDINGS):
                 if signature in self.reports:

@@ -32,6 +32,7 @@ def training_step(
     memory_budget: arguments.MemoryAmount | None = None,
     levers: Iterable[str] | None = None,
     op_seconds: Mapping[str, float] | None = None,
+    addresses: bool = False,
 ) -> TrainingStep:
     """Return `step`; `loss = step(*batch)` replaces forward, backward, update and zero_grad.
 
@@ -56,7 +57,8 @@ def training_step(
     that is found. With such a budget, or with the lever "slice", logits, loss and their gradient
     are made by blocks of rows, and other stretches in parts. `op_seconds`: how long each op takes,
     as `report.op_seconds` of an equal step has them, so that the same ops run again everywhere;
-    default: they are measured.
+    default: they are measured. With `addresses` steps take their memory from an arena
+    (docs/resident.md); processes that train together do not.
 
     Raises UnsupportedError (a ValueError) that says what cannot be captured, with the source line
     if it is in the model, ValueError for other arguments, and whatever the model raises.
@@ -78,5 +80,6 @@ def training_step(
             offered=arguments.GRAPH_LEVERS,
             op_seconds=op_seconds,
         ),
+        addresses=arguments.flag(addresses, "addresses"),
     )
     return TrainingStep(model, loss_fn, optimizer, example_batch, options)

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from torch_ext.attributes import path_of
+from torch_ext.memory.arena import PinnedFunction
 from torch_ext.training.labels import label_backward, label_update, mark_backward, module_paths
 from torch_ext.training.modes import Modes
 from torch_ext.training.questions import Answers, Questions
@@ -116,6 +117,7 @@ class Captured:
     updated: dict[str, str]  # parameters that get an update -> whose numbers it shares
     result_spec: pytree.TreeSpec
     answers: Answers  # to what the step asks about its batch
+    pinned: PinnedFunction[..., Any] | None = None  # `run` with planned addresses
 
 
 def capture(objective: Objective, batch: Batch, modes: Modes, ending: Ending) -> Captured:

@@ -27,6 +27,7 @@ from torch_ext.fx.slice_trials import SliceTrials, Tried
 from torch_ext.fx.slices import Slicer
 from torch_ext.fx.timing import UnknownOpError, add_times
 from torch_ext.fx.turns import seconds_in_turns
+from torch_ext.memory.arena import PinnedFunction
 from torch_ext.memory.meter import measure_peak
 from torch_ext.program import repeats
 from torch_ext.program.plan import (
@@ -38,6 +39,7 @@ from torch_ext.program.plan import (
     plan_program,
     plan_repeats,
 )
+from torch_ext.reporting.arena import with_arena
 from torch_ext.reporting.report import ProgramReport, described, held_to
 from torch_ext.tensors.compare import first_difference
 from torch_ext.training.alone import OwnStep
@@ -110,10 +112,15 @@ class Verified:
 
 
 def make_graph(
-    world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning
+    world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning, addresses: bool
 ) -> PlannedGraph:
-    """Capture, probe, plan, edit, verify: all on copies. Raises as on_copies."""
-    return on_copies(world, now, updates, lambda: _made(world, now, updates, runtime, wanted))
+    """Capture, probe, plan, edit, verify: all on copies. Raises as on_copies.
+
+    With `addresses` the graph takes its memory from an arena.
+    """
+    return on_copies(
+        world, now, updates, lambda: _made(world, now, updates, runtime, wanted, addresses)
+    )
 
 
 def on_copies(world: World, now: Now, updates: bool, work: Callable[[], _Made]) -> _Made:
@@ -138,7 +145,7 @@ def on_copies(world: World, now: Now, updates: bool, work: Callable[[], _Made]) 
 
 
 def _made(
-    world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning
+    world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning, addresses: bool
 ) -> PlannedGraph:
     start = time.perf_counter()
     maker = Maker.of(world, now, updates, runtime)
@@ -172,6 +179,9 @@ def _made(
         state_bytes=verified.state_bytes,
         capture_seconds=time.perf_counter() - start,
     )
+    if addresses:
+        best, heights = maker.pinned(best)
+        report = with_arena(report, heights)
     for node in best.captured.module.graph.nodes:
         if node.op != "placeholder":  # a saved step checks its inputs against the example's
             node.meta.clear()  # labels are in the report by now, and values take memory
@@ -363,6 +373,22 @@ class Maker:
     def _with(self, module: fx.GraphModule) -> Captured:
         captured = dataclasses.replace(self.captured, module=module, run=module)
         return as_torchscript(captured) if self.runtime == "torchscript" else captured
+
+    def pinned(self, edited: Edited) -> tuple[Edited, list[int]]:
+        """Return the graph with planned addresses, and the heights of its arenas in bytes.
+
+        Processes that train together would have to run it equally often: there it has none.
+        """
+        if self.world.replicas is not None:
+            return edited, []
+        pinned: PinnedFunction[..., Any] = PinnedFunction(
+            edited.captured.run, signature=lambda args, named: "step"
+        )
+        with torch.random.fork_rng(devices=[]), of_a_graph():
+            learned = pinned.learn(*self.inputs())
+        captured = dataclasses.replace(edited.captured, pinned=pinned)
+        heights = [] if learned is None else [learned.arena_bytes]
+        return dataclasses.replace(edited, captured=captured), heights
 
     def _uses(self, probe: Probe, wanted: Planning) -> list[Overwritable]:
         return find_overwritable(probe) if "overwrite" in wanted.levers else []

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torch_ext.arguments import FilePath, Planning
+from torch_ext.memory.arena import ArenaStatistics
 from torch_ext.memory.process import return_free_memory
 from torch_ext.progress import progress
 from torch_ext.training.alone import OwnStep
@@ -40,6 +41,7 @@ class StepOptions:
     max_graphs: int
     runtime: Runtime
     planning: Planning
+    addresses: bool
 
 
 class TrainingStep:
@@ -81,6 +83,12 @@ class TrainingStep:
     def report(self) -> TrainingReport:
         """Of the graph that ran last, or was captured for the example."""
         return self._last.report
+
+    @property
+    def arena_statistics(self) -> ArenaStatistics | None:
+        """How the calls of that graph went; None if it has no planned addresses."""
+        pinned = self._last.captured and self._last.captured.pinned
+        return pinned.statistics if pinned else None
 
     def __call__(self, *batch: Any, **named: Any) -> Any:
         """Train on a batch as the example was: `(*inputs, target)`, or the model's arguments.
@@ -200,7 +208,12 @@ class TrainingStep:
     def _make_graph(self, world: World, now: Now) -> PlannedGraph:
         with progress("capturing a training step"):
             return make_graph(
-                world, now, self._updates(), self._options.runtime, self._options.planning
+                world,
+                now,
+                self._updates(),
+                self._options.runtime,
+                self._options.planning,
+                self._options.addresses,
             )
 
 

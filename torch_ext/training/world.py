@@ -331,7 +331,7 @@ class World:
             inputs = self.bind(captured, now)
         try:
             with of_a_graph():
-                outputs = captured.run(*inputs)
+                outputs = (captured.pinned or captured.run)(*inputs)
         except BaseException as error:
             error.add_note(
                 "torch_ext: the step ended in the middle, some parameters may be updated and some "
