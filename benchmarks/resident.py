@@ -7,6 +7,8 @@ training.py as eager loop and as `training_step`. Each runs in fresh processes, 
   glibc, mmap  MALLOC_MMAP_THRESHOLD_=1048576: what is freed goes back to the system at once
   jemalloc, mimalloc, tcmalloc  preloaded; Debian's libjemalloc2, libmimalloc2.0 and
                libtcmalloc-minimal4
+  ..., arena   planned addresses, before and after: the plan is in the file of a module; a step
+               plans when it is captured, and the eager loop in its first calls
 
 `allocated` is the peak that torch's allocator sees above the start of a settled call, `resident`
 the highest memory of the whole process in one, `times` a call against that of `before` under glibc,
@@ -34,7 +36,9 @@ from results import Growing, Row, Table, add_output, add_resume, circumstances, 
 from suite import CASES, Subject
 from training import TRAINING, make_task
 
+import torch_ext
 from torch_ext import optimize, training_step
+from torch_ext.torchscript.pinned import pin_module
 
 PROGRAMS = (
     *("resnet50", "swin_t", "randwire_seed0", "nasnet_a", "unetpp", "ensemble"),
@@ -55,6 +59,8 @@ HEADER = (
 )
 WORDS = ("program", "malloc", "remark")
 SAVE = "save"
+ARENA = ", arena"
+WAYS = (*MALLOCS, f"{GLIBC}{ARENA}", f"jemalloc{ARENA}")
 TIMED_CALLS = 10
 
 Run = Callable[[], object]
@@ -66,23 +72,26 @@ Values = dict[str, Any]
 def _save(program: str, folder: pathlib.Path) -> Values:
     subject = Subject(CASES[program], 1, "frozen")
     optimized, _ = optimize(subject.script, subject.inputs)
-    subject.script.save(str(folder / "before"))
-    optimized.save(str(folder / "after"))
+    for when, module in (("before", subject.script), ("after", optimized)):
+        module.save(str(folder / when))
+        pinned, _ = pin_module(module, [subject.inputs])
+        pinned.save(folder / f"{when}{ARENA}")
     torch.save(subject.inputs, folder / "inputs")
     return {}
 
 
 def _loaded(folder: pathlib.Path, when: str) -> Run:
-    module: Any = torch.jit.load(folder / when)  # type: ignore[no-untyped-call]
+    module = torch_ext.load(folder / when)
     inputs = torch.load(folder / "inputs")
     return lambda: module(*inputs)
 
 
 def _training(name: str, when: str) -> Run:
     task = make_task(name)
-    if when == "before":
-        return task.eager_step
-    step = training_step(task.model, task.loss_fn, task.optimizer, task.batch)
+    addresses = when.endswith(ARENA)
+    if when.startswith("before"):
+        return torch_ext.pin_addresses(task.eager_step, ()) if addresses else task.eager_step
+    step = training_step(task.model, task.loss_fn, task.optimizer, task.batch, addresses=addresses)
     return lambda: step(*task.batch)
 
 
@@ -94,6 +103,9 @@ def _measured(run: Run) -> Values:
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
+    deviated = torch_ext.arena_statistics().deviated
+    if deviated:
+        raise RuntimeError(f"calls that were not as planned: {deviated}")
     return {
         "resident": resident,
         "seconds": statistics.median(seconds),
@@ -112,7 +124,9 @@ def _one(program: str, when: str, folder: pathlib.Path) -> Values:
 
 
 def _row(task: Row, options: argparse.Namespace, folder: pathlib.Path) -> Values:
-    program, malloc = task
+    program, way = task
+    malloc = way.removesuffix(ARENA)
+    arena = ARENA if way.endswith(ARENA) else ""
     try:
         of_malloc = environment(malloc)
     except LookupError as error:
@@ -129,8 +143,8 @@ def _row(task: Row, options: argparse.Namespace, folder: pathlib.Path) -> Values
             saved.mkdir()
             child(SAVE, {})
         for _ in range(options.repeats):
-            before, after = child("before", of_malloc), child("after", of_malloc)
-            reference = before if malloc == GLIBC else child("before", environment(GLIBC))
+            before, after = (child(f"{when}{arena}", of_malloc) for when in ("before", "after"))
+            reference = before if way == GLIBC else child("before", environment(GLIBC))
             rounds.append((reference, before, after))
     except ChildError as error:
         return error.row()
@@ -162,7 +176,7 @@ def by_malloc(table: Table) -> Table:
             return {row["malloc"]: row["remark"]}
         return {"allocated": _change(row, "allocated"), row["malloc"]: _change(row, "resident")}
 
-    return table.gather(["program"], ["allocated", *MALLOCS], cells_of)
+    return table.gather(["program"], ["allocated", *WAYS], cells_of)
 
 
 def _change(row: dict[str, str], what: str) -> str:
@@ -182,7 +196,7 @@ def shown(table: Table) -> Table:
     programs, mallocs = (dict.fromkeys(key[at] for key in measured) for at in (0, 1))
     common = [p for p in programs if all((p, malloc) in measured for malloc in mallocs)]
     lines = []
-    for malloc in MALLOCS:
+    for malloc in WAYS:
         rows = [measured[program, malloc] for program in common if malloc in mallocs]
         if not rows:
             continue
@@ -220,7 +234,7 @@ def _options() -> argparse.Namespace:
         "--programs", type=lambda text: text.split(","), default=PROGRAMS, metavar="A,B,C"
     )
     parser.add_argument(
-        "--mallocs", type=lambda text: text.split("+"), default=list(MALLOCS), metavar="A+B"
+        "--mallocs", type=lambda text: text.split("+"), default=list(WAYS), metavar="A+B"
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch; default: 1")
     parser.add_argument("--repeats", type=int, default=3, help="processes of a kind; default: 3")

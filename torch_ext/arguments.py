@@ -21,6 +21,7 @@ MemoryAmount = int | str  # bytes, or text like "512MiB"
 LEVERS = ("order", "overwrite")
 ALL_LEVERS = (*LEVERS, "slice")
 GRAPH_LEVERS = (*ALL_LEVERS, "repeat")
+PLACE = "place"  # the lever that `addresses` asks for: of orders of equal peak, a lower arena
 BARE_LEVERS = ("order", "repeat")  # of graphs of which nobody knows what their ops compute
 
 _MOST_BYTES = _MOST_NANOSECONDS = 2**63 - 1
@@ -160,6 +161,7 @@ def planning(
     levers: Iterable[str] | None = ("order",),
     offered: tuple[str, ...] = LEVERS,
     op_seconds: Mapping[str, float] | None = None,
+    addresses: bool = False,
 ) -> Planning:
     """What all doors to the planner are asked for.
 
@@ -170,11 +172,12 @@ def planning(
         free = tuple(lever for lever in LEVERS if lever in offered)
         levers = free if memory_budget is None else offered
         levers = levers if scope == "all" else ("order",)
+    names = lever_names(levers, "levers", offered)
     return Planning(
         scope,
         seconds(time_budget, "time_budget"),
         None if memory_budget is None else memory_bytes(memory_budget, "memory_budget"),
-        lever_names(levers, "levers", offered),
+        (*names, PLACE) if flag(addresses, "addresses") else names,
         None if op_seconds is None else _times(op_seconds, "op_seconds"),
     )
 

@@ -25,11 +25,12 @@
 #include <vector>
 
 #include "memory/recorder.h"
+#include "sched/arena_order.h"
 #include "sched/budget.h"
 
 namespace torch_ext::memory {
 
-inline constexpr std::int64_t kArenaAlignment = 64;  // that of torch's CPU memory
+using sched::kArenaAlignment;
 
 // Where the blocks of a call lie, in the sequence of their allocation.
 struct ArenaPlan {

@@ -16,6 +16,7 @@
 #include "python/program_types.h"
 #include "python/sched_types.h"
 #include "python/slice_bindings.h"
+#include "sched/arena_order.h"
 #include "sched/decompose.h"
 
 namespace py = pybind11;
@@ -74,6 +75,14 @@ PYBIND11_MODULE(_sched, m) {
       },
       py::arg("builder"), py::arg("time_budget"), py::arg("memory_budget"), py::arg("scope"),
       py::arg("levers"), py::arg("without"));
+  m.def(
+      "arena_bound_bytes",
+      [](const program::GraphBuilder& builder, double time_budget) {
+        const sched::Graph graph = program::Lower(builder.Build());
+        const py::gil_scoped_release release;
+        return sched::ArenaBoundBytes(graph, {.time_budget_seconds = time_budget});
+      },
+      py::arg("builder"), py::arg("time_budget"));
   m.def(
       "simulate",
       [](const program::GraphBuilder& builder, const std::vector<std::string>& order) {

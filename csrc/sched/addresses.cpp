@@ -148,6 +148,7 @@ class Climb {
   explicit Climb(std::span<const Lifetime> lifetimes) : lifetimes_(lifetimes) {
     const auto width = [](const Lifetime& l) { return static_cast<double>(l.end - l.begin); };
     const auto bytes = [](const Lifetime& l) { return static_cast<double>(l.bytes); };
+    TryLargestFirst([](const Lifetime& l) { return std::pair(l.bytes, l.end); });
     TryLargestFirst(bytes);
     TryLargestFirst([&](const Lifetime& l) { return width(l) * bytes(l); });
     TryLargestFirst(width);
@@ -220,7 +221,7 @@ class Part {
     enough_bytes_ = enough_bytes;
     if (IsDone() || !budget.HasWork()) return;
     Climb climb(lifetimes_);
-    budget.Spend(3 * climb.Work());
+    budget.Spend(4 * climb.Work());
     Keep(climb.placement());
     for (std::int64_t work = 100'000; !IsDone() && budget.HasWork(); work *= 2) {
       Search(work, budget);

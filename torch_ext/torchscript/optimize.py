@@ -150,8 +150,9 @@ def optimize_verified(
     addresses: bool = False,
 ) -> Optimized:
     """As optimize, with all that was found."""
-    addresses = flag(addresses, "addresses")
-    wanted = planning(scope, time_budget, memory_budget, levers, GRAPH_LEVERS, op_seconds)
+    wanted = planning(
+        scope, time_budget, memory_budget, levers, GRAPH_LEVERS, op_seconds, addresses
+    )
     verify = flag(verify, "verify")
     examples = _examples(example_inputs)
     traced = _as_script(module, examples, verify)

@@ -79,7 +79,7 @@ def training_step(
             *("all", time_budget, memory_budget, levers),
             offered=arguments.GRAPH_LEVERS,
             op_seconds=op_seconds,
+            addresses=addresses,
         ),
-        addresses=arguments.flag(addresses, "addresses"),
     )
     return TrainingStep(model, loss_fn, optimizer, example_batch, options)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from torch_ext import _sched, attributes
 from torch_ext.amounts import amount
-from torch_ext.arguments import Planning, without
+from torch_ext.arguments import PLACE, Planning, without
 from torch_ext.files import first_line
 from torch_ext.fx.choice import best_of, why_failed
 from torch_ext.fx.overwritable import Overwritable, find_overwritable
@@ -112,15 +112,10 @@ class Verified:
 
 
 def make_graph(
-    world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning, addresses: bool
+    world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning
 ) -> PlannedGraph:
-    """Capture, probe, plan, edit, verify: all on copies. Raises as on_copies.
-
-    With `addresses` the graph takes its memory from an arena.
-    """
-    return on_copies(
-        world, now, updates, lambda: _made(world, now, updates, runtime, wanted, addresses)
-    )
+    """Capture, probe, plan, edit, verify: all on copies. Raises as on_copies."""
+    return on_copies(world, now, updates, lambda: _made(world, now, updates, runtime, wanted))
 
 
 def on_copies(world: World, now: Now, updates: bool, work: Callable[[], _Made]) -> _Made:
@@ -145,7 +140,7 @@ def on_copies(world: World, now: Now, updates: bool, work: Callable[[], _Made]) 
 
 
 def _made(
-    world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning, addresses: bool
+    world: World, now: Now, updates: bool, runtime: Runtime, wanted: Planning
 ) -> PlannedGraph:
     start = time.perf_counter()
     maker = Maker.of(world, now, updates, runtime)
@@ -179,7 +174,7 @@ def _made(
         state_bytes=verified.state_bytes,
         capture_seconds=time.perf_counter() - start,
     )
-    if addresses:
+    if PLACE in wanted.levers:
         best, heights = maker.pinned(best)
         report = with_arena(report, heights)
     for node in best.captured.module.graph.nodes:
@@ -352,7 +347,7 @@ class Maker:
             slicer = Slicer(edited_module(ordered, asks=False), self.inputs)
 
             def attempt(module: fx.GraphModule) -> Tried | None:
-                return self._tried(module, without(wanted, "slice"), plain)
+                return self._tried(module, without(wanted, "slice", PLACE), plain)
 
             trials = SliceTrials(slicer, plain.found, wanted, attempt)
             return trials, trials.best()

@@ -41,7 +41,6 @@ class StepOptions:
     max_graphs: int
     runtime: Runtime
     planning: Planning
-    addresses: bool
 
 
 class TrainingStep:
@@ -208,12 +207,7 @@ class TrainingStep:
     def _make_graph(self, world: World, now: Now) -> PlannedGraph:
         with progress("capturing a training step"):
             return make_graph(
-                world,
-                now,
-                self._updates(),
-                self._options.runtime,
-                self._options.planning,
-                self._options.addresses,
+                world, now, self._updates(), self._options.runtime, self._options.planning
             )
 
 

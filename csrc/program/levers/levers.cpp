@@ -7,6 +7,7 @@
 
 #include "program/levers/hoist.h"
 #include "program/lower.h"
+#include "sched/arena_order.h"
 #include "sched/simulate.h"
 #include "sched/way_back.h"
 
@@ -110,29 +111,18 @@ void HoldToBound(sched::Plan& plan, const sched::Plan& other) {
   if (!plan.is_optimal()) plan.DropProof();
 }
 
-}  // namespace
-
-Levers LeversNamed(const std::vector<std::string>& names) {
-  Levers levers{.order = false, .overwrite = false};
-  for (const std::string& name : names) {
-    if (name == "order") {
-      levers.order = true;
-    } else if (name == "overwrite") {
-      levers.overwrite = true;
-    } else if (name == "slice") {
-      levers.slice = true;
-    } else if (name == "repeat") {
-      levers.repeat = true;
-    } else {
-      throw std::invalid_argument("there is no lever '" + name +
-                                  "'; there are order, overwrite, slice, repeat");
-    }
-  }
-  return levers;
+// Of orders of equal peak one that needs a lower arena.
+void Place(const Program& program, const sched::PlanOptions& options, LeverPlan& found) {
+  found.plan.order = sched::LowerArena(found.graph, found.plan.order, options).order;
+  sched::Order old_order;
+  for (const OpId v : found.plan.order) old_order.push_back(found.old_ops[v]);
+  found.plan.moved_ops = sched::MovedOps(WithoutCopies(program, std::move(old_order)));
+  found.plan.peak_bytes = sched::PeakBytes(found.graph, found.plan.order);  // no higher
+  found.uses.back().peak_bytes_after = found.plan.peak_bytes;
 }
 
-LeverPlan PlanLevers(const Program& program, const Levers& levers,
-                     const sched::PlanOptions& options) {
+LeverPlan PlanEdits(const Program& program, const Levers& levers,
+                    const sched::PlanOptions& options) {
   const Program& movable = levers.order ? program : InPlace(program);
   LeverPlan found{.program = program, .graph = Lower(movable), .old_ops = AllOps(program)};
   found.plan = sched::MakePlan(found.graph, options);
@@ -173,6 +163,36 @@ LeverPlan PlanLevers(const Program& program, const Levers& levers,
   found.uses.push_back(
       {"overwrite", ordered_bytes, found.plan.peak_bytes,
        static_cast<std::int64_t>(found.edits.overwrites.size() + found.edits.hoists.size())});
+  return found;
+}
+
+}  // namespace
+
+Levers LeversNamed(const std::vector<std::string>& names) {
+  Levers levers{.order = false, .overwrite = false};
+  for (const std::string& name : names) {
+    if (name == "order") {
+      levers.order = true;
+    } else if (name == "overwrite") {
+      levers.overwrite = true;
+    } else if (name == "slice") {
+      levers.slice = true;
+    } else if (name == "repeat") {
+      levers.repeat = true;
+    } else if (name == "place") {
+      levers.place = true;
+    } else {
+      throw std::invalid_argument("there is no lever '" + name +
+                                  "'; there are order, overwrite, slice, repeat, place");
+    }
+  }
+  return levers;
+}
+
+LeverPlan PlanLevers(const Program& program, const Levers& levers,
+                     const sched::PlanOptions& options) {
+  LeverPlan found = PlanEdits(program, levers, options);
+  if (levers.place && levers.order) Place(program, options, found);
   return found;
 }
 

@@ -19,11 +19,14 @@ namespace torch_ext::program {
 // Which kinds of edits are asked for. Without `order` the ops stay in their places. The lever
 // overwrite hoists copies, too. Slices and repeats have to be tried (levers/slice.h,
 // levers/repeat.h): adaptors do, and what is edited so is planned here as any other program.
+// Addresses are planned where a program runs (memory/arena.h); what `place` asks for here is, of
+// orders of equal peak, one that needs a lower arena.
 struct Levers {
   bool order = true;
   bool overwrite = true;
   bool slice = false;
   bool repeat = false;
+  bool place = false;
 };
 
 // Throws std::invalid_argument for a name that is none.
