@@ -260,7 +260,8 @@ void* ArenaGuard::Serve(std::int64_t bytes) {
     return nullptr;
   }
   if (slot.offset == ArenaPlan::kOutlivesTheCall) return nullptr;
-  void* const address = TakeBlock(range_, slot.offset, bytes);
+  void* const address =  // a plan of no height has no range
+      range_ == nullptr ? nullptr : TakeBlock(range_, slot.offset, bytes);
   if (address == nullptr) {
     Deviate(Deviation::kStillAlive);
     return nullptr;

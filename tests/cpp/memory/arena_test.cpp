@@ -138,6 +138,9 @@ TEST(ArenaTest, APlanIsNoLicence) {
   plan.slots[1].offset = std::int64_t{1} << 40;  // outside
   pool.Insert("one", plan);
   EXPECT_EQ(Call(pool, kSteps), Deviation::kStillAlive);
+  plan.height_bytes = 0;  // no range at all
+  pool.Insert("one", plan);
+  EXPECT_EQ(Call(pool, kSteps), Deviation::kStillAlive);
 }
 
 TEST(ArenaTest, ReleasesInAnotherThread) {
@@ -282,7 +285,11 @@ TEST(ArenaRandomTest, NoBlocksEverShareAnAddress) {
     ArenaPool pool;
     for (int p = 0; p < 3; ++p) {
       programs.push_back(RandomSteps(random, 60));
-      pool.Insert(std::to_string(p), PlanOf(programs.back()));
+      ArenaPlan plan = PlanOf(programs.back());
+      for (ArenaPlan::Slot& slot : plan.slots) {  // half of all plans are wrong
+        if (round % 2 == 1 && random.Chance(30)) slot.offset = 64 * random.Between(-1, 40);
+      }
+      pool.Insert(std::to_string(p), plan);
     }
     std::mutex mutex;
     std::vector<Live> outlived;
@@ -304,9 +311,9 @@ TEST(ArenaRandomTest, NoBlocksEverShareAnAddress) {
       });
     }
     for (std::thread& thread : threads) thread.join();
-    const ArenaStatistics statistics = pool.statistics();
-    EXPECT_GT(statistics.calls[0], 0);
-    EXPECT_GT(statistics.served_blocks, 0);
+    if (round % 2 == 0) {
+      EXPECT_GT(pool.statistics().calls[0], 0);
+    }
   }
   EXPECT_EQ(StatisticsOfRanges().live_blocks, 0);
 }
