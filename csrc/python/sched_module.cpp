@@ -16,6 +16,7 @@
 #include "python/program_types.h"
 #include "python/sched_types.h"
 #include "python/slice_bindings.h"
+#include "sched/addresses.h"
 #include "sched/arena_order.h"
 #include "sched/decompose.h"
 
@@ -83,6 +84,30 @@ PYBIND11_MODULE(_sched, m) {
         return sched::ArenaBoundBytes(graph, {.time_budget_seconds = time_budget});
       },
       py::arg("builder"), py::arg("time_budget"));
+  m.def(
+      "place_along",
+      [](const program::GraphBuilder& builder, const std::vector<std::string>& order,
+         double time_budget) {
+        const program::Program program = builder.Build();
+        const sched::Graph graph = program::Lower(program);
+        const std::vector<sched::ArenaBlock> blocks =
+            sched::BlocksAlong(graph, OpsNamed(program, order));
+        std::vector<sched::Lifetime> lifetimes;
+        for (const sched::ArenaBlock& block : blocks) lifetimes.push_back(block.lifetime);
+        sched::Budget budget(time_budget);
+        const sched::AddressPlan plan = sched::PlanAddresses(lifetimes, budget);
+        py::list placed;
+        for (std::size_t i = 0; i < blocks.size(); ++i) {
+          const sched::ArenaBlock& block = blocks[i];
+          const bool is_workspace = block.workspace_of != sched::kNoOp;
+          placed.append(py::make_tuple(
+              is_workspace ? graph.op(block.workspace_of).name : graph.buffer(block.buffer).name,
+              is_workspace, block.lifetime.begin, block.lifetime.end, plan.offsets[i],
+              block.lifetime.bytes));
+        }
+        return placed;
+      },
+      py::arg("builder"), py::arg("order"), py::arg("time_budget"));
   m.def(
       "simulate",
       [](const program::GraphBuilder& builder, const std::vector<std::string>& order) {

@@ -101,20 +101,29 @@ class Walk {
 
 }  // namespace
 
-std::vector<Lifetime> LifetimesAlong(const Graph& graph, std::span<const OpId> order) {
+std::vector<ArenaBlock> BlocksAlong(const Graph& graph, std::span<const OpId> order) {
   const std::vector<std::int32_t> positions = PositionsOf(order);
-  std::vector<Lifetime> lifetimes;
-  for (const Buffer& buffer : graph.buffers()) {
+  std::vector<ArenaBlock> blocks;
+  for (BufferId b = 0; b < graph.num_buffers(); ++b) {
+    const Buffer& buffer = graph.buffer(b);
     if (OutlivesOrPrecedes(buffer) || buffer.size_bytes == 0) continue;
     const std::int32_t begin = positions[buffer.producer];
     std::int32_t last = begin;
     for (const OpId user : buffer.users) last = std::max(last, positions[user]);
-    lifetimes.push_back({Aligned(buffer.size_bytes), begin, last + 1});
+    blocks.push_back({{Aligned(buffer.size_bytes), begin, last + 1}, b, kNoOp});
   }
   for (OpId v = 0; v < graph.num_ops(); ++v) {
     const std::int64_t workspace = graph.op(v).workspace_bytes;
-    if (workspace > 0) lifetimes.push_back({Aligned(workspace), positions[v], positions[v] + 1});
+    if (workspace > 0) {
+      blocks.push_back({{Aligned(workspace), positions[v], positions[v] + 1}, -1, v});
+    }
   }
+  return blocks;
+}
+
+std::vector<Lifetime> LifetimesAlong(const Graph& graph, std::span<const OpId> order) {
+  std::vector<Lifetime> lifetimes;
+  for (const ArenaBlock& block : BlocksAlong(graph, order)) lifetimes.push_back(block.lifetime);
   return lifetimes;
 }
 

@@ -22,8 +22,14 @@ namespace torch_ext::sched {
 
 inline constexpr std::int64_t kArenaAlignment = 64;  // that of torch's CPU memory
 
-// Every buffer that does not outlive the program, and all workspace of an op as one, at steps that
-// are positions in the order; sizes are whole multiples of kArenaAlignment.
+// A buffer that ends inside the program, or all workspace of an op as one. Steps are positions in
+// an order; sizes are whole multiples of kArenaAlignment.
+struct ArenaBlock {
+  Lifetime lifetime;
+  BufferId buffer = -1;  // or else
+  OpId workspace_of = kNoOp;
+};
+std::vector<ArenaBlock> BlocksAlong(const Graph& graph, std::span<const OpId> order);
 std::vector<Lifetime> LifetimesAlong(const Graph& graph, std::span<const OpId> order);
 
 // No order and no placement has a lower arena: the lower bound on the peak where what is there

@@ -1,8 +1,10 @@
 """Labelled graphs for the tests of reports, and what holds for every report."""
 
+import dataclasses
 import random
 
 from torch_ext import plan
+from torch_ext.program.graph_plan import GraphPlan
 from torch_ext.program.program import Buffer, Op, Program
 from torch_ext.reporting import Findings
 from torch_ext.reporting.report import ProgramReport
@@ -86,6 +88,19 @@ def random_graph(seed: int, ops: int, *, reach: int = 12, branches: int = 1) -> 
 
 def findings(graph: Program, title: str = "model.pt", **options: float) -> Findings:
     return Findings(graph, plan(graph.to_graph(), **options), title, ("1x3x224x224:f32",))
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedPlan(GraphPlan):
+    """A plan whose addresses were planned, too."""
+
+    arena_bytes: int | None = None
+
+
+def placed(found: Findings) -> Findings:
+    fields = {f.name: getattr(found.plan, f.name) for f in dataclasses.fields(GraphPlan)}
+    plan = PlacedPlan(**fields, arena_bytes=found.plan.peak_bytes)
+    return dataclasses.replace(found, plan=plan)
 
 
 def require_no_contradiction(report: ProgramReport, memory_budget: int) -> None:

@@ -18,6 +18,8 @@ from models import traced_wide, wide_input
 from test_planning import FORK, forward_and_backward
 from torch import nn
 
+import torch_ext
+
 SPEC = "256x16:f32"
 
 
@@ -412,11 +414,26 @@ def test_verify_exits_with_4_when_outputs_differ(model, tmp_path):
     assert "values differ" in result.stdout
 
 
+def test_optimize_keeps_planned_addresses_in_the_file(model, tmp_path):
+    output = tmp_path / "out.pt"
+    told = run("optimize", model, "-o", output, "--input", SPEC, "--json", "--addresses")
+    fields = json.loads(told.stdout)
+    assert fields["arena_bytes"] == fields["arena_bound_bytes"] > 0
+    module = torch_ext.load(output)
+    with torch.no_grad():
+        assert torch.equal(module(wide_input()), torch.jit.load(model)(wide_input()))
+    assert module.statistics.served == 1
+    again = tmp_path / "again.pt"  # without the option the plan, which is of another file, is gone
+    run("optimize", output, "-o", again, "--input", SPEC)
+    assert isinstance(torch_ext.load(again), torch.jit.ScriptModule)
+
+
 def test_doctor():
     result = run("doctor", "--json")
     assert result.returncode == 0, result.stdout
     told = json.loads(result.stdout)
     assert told["problem"] == ""
+    assert told["arenas"]
     assert ("glibc's malloc keeps" in run("doctor").stdout) == (told["malloc"] == "glibc")
 
 

@@ -7,7 +7,7 @@ import re
 import shutil
 
 import pytest
-from reports import HOSTILE, findings, random_graph, wide
+from reports import HOSTILE, findings, placed, random_graph, wide
 
 from torch_ext.program.program import Op, Program
 from torch_ext.reporting import to_html
@@ -158,6 +158,38 @@ def test_small_programs_have_a_small_unit(open_page):
     assert page.locator(".figures .figure").all_inner_texts() == ["39 B", "12 B", "12 B"]
     assert "12\N{NO-BREAK SPACE}B" in page.locator(".reasons").inner_text()
     assert [float(text) for text in column(page, 2)] == [11, 10, 9, 8, 1]
+
+
+# --- addresses ------------------------------------------------------------------------------------
+
+
+def test_each_block_of_the_arena_is_drawn_and_told(open_page):
+    page = open_page(placed(findings(wide())))
+    blocks = page.locator("#arena rect")
+    assert blocks.count() == 4 + 4 + 4  # large and small buffers, scratch memory; no result
+    assert page.locator("#arena rect.scratch").count() == 4
+    told = page.locator("#arena-block")
+    blocks.nth(0).hover()
+    assert re.match(r"grow\.0, 8 . 512 . 512, 8\.00 MiB at .*, heads\.0\.grow, ", told.inner_text())
+    page.locator("#arena rect.scratch").nth(1).hover()
+    assert told.inner_text().startswith("scratch memory of grow.1, 0.50 MiB at ")
+
+
+def test_blocks_that_live_at_one_step_do_not_overlap(open_page):
+    page = open_page(placed(findings(random_graph(3, 60))))
+    boxes = page.locator("#arena rect").evaluate_all(
+        "all => all.map(r => ['x', 'y', 'width', 'height'].map(a => +r.getAttribute(a)))"
+    )
+    assert len(boxes) > 20
+    for i, (x, y, width, height) in enumerate(boxes):
+        assert 0 <= y <= y + height <= 1000.001
+        for other_x, other_y, other_width, other_height in boxes[:i]:
+            apart = x + width <= other_x or other_x + other_width <= x
+            assert apart or y + height <= other_y + 1e-6 or other_y + other_height <= y + 1e-6
+
+
+def test_without_an_arena_there_is_no_picture(page):
+    assert page.locator("#arena").is_hidden()
 
 
 # --- tables --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch_ext import _sched
 from torch_ext.program.graph import Graph, RegionTree, TimelineEntry, region_tree, simulate
 from torch_ext.program.plan import LeverPlan, Plan, Reason, Region
 from torch_ext.program.program import Buffer, Hoist, Op, Overwrite, Program, Slice
@@ -24,6 +25,19 @@ class LifeSpan:
 
 
 NEVER = LifeSpan(0, -1)
+_PLACING_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A block of an arena: a buffer that ends inside the program, or scratch memory of an op."""
+
+    name: str  # of the buffer, or of the op
+    is_scratch: bool
+    begin: int  # it lives in the steps begin, ..., end - 1
+    end: int
+    offset: int  # bytes above the start of the arena
+    bytes: int  # a whole multiple of 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +189,15 @@ class Findings:
             for end, region in zip(ends, self.plan.regions, strict=True)
             for op in tree.ops[end - region.ops : end]
         }
+
+    @functools.cached_property
+    def arena(self) -> tuple[Placed, ...]:
+        """Where all blocks of the planned order lie, if addresses were planned."""
+        if self.measured("arena_bytes") is None:
+            return ()
+        order = list(self.plan.order)
+        placed = _sched.place_along(self.edited.to_graph().builder, order, _PLACING_SECONDS)
+        return tuple(Placed(*fields) for fields in placed)
 
     def alive(self, run: Run, step: int) -> list[Buffer]:
         """The buffers alive at a step, the largest first."""

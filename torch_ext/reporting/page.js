@@ -270,6 +270,49 @@ function inspect(step) {
   document.getElementById("inspector").replaceChildren(...cards);
 }
 
+// --- addresses over time -------------------------------------------------------------------------
+
+function showArena(host) {
+  const { arena } = report;
+  if (arena.block.length === 0) {
+    host.closest("section").hidden = true;
+    return;
+  }
+  const said = document.getElementById("arena-block");
+  const nameOf = (i) => {
+    const block = arena.block[i];
+    const what = block < 0 ? `scratch memory of ${ops.name[-1 - block]}` : madeBy(block);
+    const op = block < 0 ? -1 - block : buffers.op[block];
+    return [
+      what,
+      block < 0 ? "" : shapeOf(block),
+      `${figure(arena.bytes[i])} ${UNIT} at ${figure(arena.offset[i])}`,
+      `steps ${range([arena.begin[i] + 1, arena.end[i]])}`,
+      op < 0 ? "" : text(ops.module[op]),
+      op < 0 ? "" : shortSource(text(ops.source[op])),
+    ].filter(Boolean).join(", ");
+  };
+  // Units of the picture are steps and shares of the height: it is drawn once, and stretched.
+  const boxes = arena.block.map((block, i) => svg("rect", {
+    class: block < 0 ? "block scratch" : `block shade-${block % 3}`,
+    x: arena.begin[i],
+    y: 1000 * (1 - (arena.offset[i] + arena.bytes[i]) / arena.height),
+    width: arena.end[i] - arena.begin[i],
+    height: (1000 * arena.bytes[i]) / arena.height,
+    "data-block": i,
+  }));
+  const show = (event) => {
+    const block = event.target.dataset.block;
+    said.textContent = block === undefined ? "\u00a0" : nameOf(Number(block));
+  };
+  host.addEventListener("pointermove", show);
+  host.addEventListener("pointerdown", show);
+  const label = `${counted(boxes.length, "block")} in an arena of ${figure(arena.height)} ${UNIT}`;
+  host.append(svg("svg", {
+    viewBox: `0 0 ${steps} 1000`, preserveAspectRatio: "none", role: "img", "aria-label": label,
+  }, ...boxes), html("p", { class: "note" }, label));
+}
+
 // --- buffers alive at the peak -------------------------------------------------------------------
 
 const FEW_ROWS = 12;
@@ -515,6 +558,7 @@ if (steps > 0) {
   document.getElementById("step-back").addEventListener("click", () => chart.move(-1));
   document.getElementById("step-on").addEventListener("click", () => chart.move(1));
   for (const run of RUNS) bufferTable(document.getElementById(`alive-${run.name}`), run);
+  showArena(document.getElementById("arena"));
   showDiff(document.getElementById("moved"));
   showRegions(document.getElementById("regions"));
   // Paper has no buttons: whoever prints gets all rows.
@@ -522,7 +566,7 @@ if (steps > 0) {
     for (const button of document.querySelectorAll("button.show:not([hidden])")) button.click();
   });
 } else {
-  for (const id of ["memory", "alive-before", "moved", "regions"]) {
+  for (const id of ["memory", "arena", "alive-before", "moved", "regions"]) {
     document.getElementById(id).closest("section").hidden = true;
   }
 }

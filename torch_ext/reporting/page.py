@@ -136,8 +136,25 @@ def _data(findings: Findings) -> dict[str, Any]:
         "after": run_data(findings.after, findings.edited),
         "diff": [[block.kind, block.old, block.new, block.ops] for block in findings.diff],
         "regions": _regions(findings, index),
+        "arena": _arena(findings, index),
         "strings": list(strings.index),
         "prefixes": _prefixes(op.source for op in graph.ops),
+    }
+
+
+def _arena(findings: Findings, index: dict[str, int]) -> dict[str, Any]:
+    """Blocks by columns; `block` is a buffer, or below 0 the scratch memory of op -1 - block."""
+    buffers = {buffer.name: i for i, buffer in enumerate(findings.program.buffers)}
+    placed = findings.arena
+    return {
+        "height": max((block.offset + block.bytes for block in placed), default=0),
+        "block": [
+            -1 - index[block.name] if block.is_scratch else buffers[block.name] for block in placed
+        ],
+        "begin": [block.begin for block in placed],
+        "end": [block.end for block in placed],
+        "offset": [block.offset for block in placed],
+        "bytes": [block.bytes for block in placed],
     }
 
 

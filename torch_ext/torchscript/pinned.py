@@ -40,11 +40,11 @@ def pin_module(
 ) -> tuple[PinnedModule, list[int]]:
     """Plan the addresses of calls with these arguments; also the heights of their arenas in bytes.
 
-    What is recorded are calls of a copy, with copies of the arguments: nothing of the module, the
-    arguments or the random state changes. An example of which no two calls allocate alike has none.
+    What is recorded are calls of a copy without gradients, with copies of the arguments: nothing of
+    the module, the arguments or the random state changes. An example of which no two calls allocate alike has none.
     """
     pinned = PinnedModule(copy.deepcopy(module))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         reports = [pinned.learn(*copy.deepcopy(example)) for example in examples]
     return_free_memory()
     heights = [report.arena_bytes for report in reports if report is not None]
