@@ -4,6 +4,7 @@
 
 #include <map>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -84,6 +85,18 @@ PYBIND11_MODULE(_sched, m) {
         return sched::ArenaBoundBytes(graph, {.time_budget_seconds = time_budget});
       },
       py::arg("builder"), py::arg("time_budget"));
+  m.def(
+      "plan_addresses",
+      [](const std::vector<std::tuple<std::int64_t, std::int32_t, std::int32_t>>& blocks,
+         double time_budget, std::int64_t enough_bytes) {
+        std::vector<sched::Lifetime> lifetimes;
+        for (const auto& [bytes, begin, end] : blocks) lifetimes.push_back({bytes, begin, end});
+        const py::gil_scoped_release release;
+        sched::Budget budget(time_budget);
+        const sched::AddressPlan plan = sched::PlanAddresses(lifetimes, budget, enough_bytes);
+        return std::pair(sched::HeightBytes(lifetimes, plan.offsets), plan.bound_bytes);
+      },
+      py::arg("lifetimes"), py::arg("time_budget"), py::arg("enough_bytes"));
   m.def(
       "place_along",
       [](const program::GraphBuilder& builder, const std::vector<std::string>& order,

@@ -272,7 +272,8 @@ class Part {
 
 }  // namespace
 
-AddressPlan PlanAddresses(std::span<const Lifetime> lifetimes, Budget& budget) {
+AddressPlan PlanAddresses(std::span<const Lifetime> lifetimes, Budget& budget,
+                          std::int64_t enough_bytes) {
   RequireLifetimes(lifetimes);
   std::vector<std::vector<Index>> members;
   Index num_live = 0;
@@ -294,8 +295,9 @@ AddressPlan PlanAddresses(std::span<const Lifetime> lifetimes, Budget& budget) {
   }
   for (std::size_t k = 0; k < parts.size(); ++k) {
     Part& part = parts[k];
-    if (part.best().height_bytes > plan.bound_bytes) {
-      part.Improve(plan.bound_bytes, budget);
+    const std::int64_t enough = std::max(enough_bytes, plan.bound_bytes);
+    if (part.best().height_bytes > enough) {
+      part.Improve(enough, budget);
       plan.bound_bytes = std::max(plan.bound_bytes, part.bound_bytes());
     }
     for (std::size_t i = 0; i < members[k].size(); ++i) {

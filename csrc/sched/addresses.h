@@ -43,6 +43,8 @@ struct AddressPlan {
 
 // Deterministic. The first answer takes O(n live), where `live` is the highest number of buffers
 // alive at one step, whatever the budget; the rest is bounded by it.
-AddressPlan PlanAddresses(std::span<const Lifetime> lifetimes, Budget& budget);
+// A height of at most `enough_bytes` ends it.
+AddressPlan PlanAddresses(std::span<const Lifetime> lifetimes, Budget& budget,
+                          std::int64_t enough_bytes = 0);
 
 }  // namespace torch_ext::sched

@@ -41,7 +41,8 @@ def pin_module(
     """Plan the addresses of calls with these arguments; also the heights of their arenas in bytes.
 
     What is recorded are calls of a copy without gradients, with copies of the arguments: nothing of
-    the module, the arguments or the random state changes. An example of which no two calls allocate alike has none.
+    the module, the arguments or the random state changes. An example of which no two calls allocate
+    alike has none.
     """
     pinned = PinnedModule(copy.deepcopy(module))
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -172,6 +173,47 @@ TEST(AddressPlanRandomTest, WithoutABudgetStaysValidAndAboveItsBound) {
     ASSERT_GE(second.height_bytes, second.bound_bytes);
     ASSERT_GE(second.bound_bytes, first.bound_bytes);
   }
+}
+
+// A block of memory over time, cut into buffers: instances of which it is known that they fit
+// without a gap.
+void Cut(std::int64_t bytes, std::int32_t begin, std::int32_t end, int cuts, Random& random,
+         Lifetimes& lifetimes) {
+  if (cuts == 0 || (bytes == 1 && end - begin == 1)) {
+    lifetimes.push_back({bytes, begin, end});
+    return;
+  }
+  const int first = static_cast<int>(random.Between(0, cuts - 1));
+  if (end - begin > 1 && (bytes == 1 || random.Chance(60))) {
+    const auto at = static_cast<std::int32_t>(random.Between(begin + 1, end - 1));
+    Cut(bytes, begin, at, first, random, lifetimes);
+    Cut(bytes, at, end, cuts - 1 - first, random, lifetimes);
+  } else {
+    const std::int64_t lower = random.Between(1, bytes - 1);
+    Cut(lower, begin, end, first, random, lifetimes);
+    Cut(bytes - lower, begin, end, cuts - 1 - first, random, lifetimes);
+  }
+}
+
+TEST(AddressPlanRandomTest, FillsABlockWithoutAGap) {
+  constexpr std::int64_t kBytes = 1000;
+  for (int i = 0; i < ScaledCount(100); ++i) {
+    Random random(static_cast<std::uint64_t>(i));
+    Lifetimes lifetimes;
+    Cut(kBytes, 0, 200, 60, random, lifetimes);
+    std::shuffle(lifetimes.begin(), lifetimes.end(), std::mt19937(static_cast<unsigned>(i)));
+    SCOPED_TRACE(std::to_string(i) + ": " + Describe(lifetimes));
+    Budget budget(10);
+    const AddressPlan plan = PlanAddresses(lifetimes, budget);
+    ASSERT_EQ(plan.bound_bytes, kBytes);
+    ASSERT_EQ(HeightBytes(lifetimes, plan.offsets), kBytes);
+  }
+}
+
+TEST(AddressPlanTest, StopsAtAHeightThatIsEnough) {
+  Budget budget(1);
+  const Lifetimes lifetimes = {{5, 0, 2}, {4, 1, 3}, {5, 2, 4}};
+  EXPECT_LE(PlanAddresses(lifetimes, budget, 14).height_bytes, 14);
 }
 
 TEST(AddressPlanTest, OfNothingIsNothing) {
