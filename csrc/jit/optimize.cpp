@@ -134,7 +134,10 @@ class Subject {
   const QuietRun& quiet() const { return quiet_; }
   const std::vector<std::int64_t>& marks() const { return marks_; }
   bool copy_state() const { return interference_.writes_outside; }
-  bool has_gain() const { return report_.plan.peak_bytes < report_.plan.original_peak_bytes; }
+  bool has_gain() const {
+    return report_.plan.peak_bytes < report_.plan.original_peak_bytes || lowers_arena_;
+  }
+  bool lowers_arena() const { return lowers_arena_; }
 
   // Probes the examples and plans. Returns false with a reason if nothing can be said: then what is
   // known is what MeasureUnplanned finds out.
@@ -345,6 +348,7 @@ class Subject {
           {.kind = ReasonKind::kLeftAlone, .detail = overwritable_.refusal}};
     }
     old_ops_ = std::move(planned.old_ops);
+    lowers_arena_ = planned.lowers_arena;
     report_.edits = std::move(planned.edits);
     KeepCertainBound();
   }
@@ -440,6 +444,7 @@ class Subject {
   Copyable copyable_;
   std::vector<sched::OpId> old_ops_;  // of the ops of the plan
   bool is_best_as_planned_ = false;
+  bool lowers_arena_ = false;
   Report report_;
 };
 
@@ -483,7 +488,7 @@ std::vector<Reason> Verify(Subject& subject, const Module& original,
   }
   report.identical = true;
   report.verification = Verification::kPassed;
-  if (lower_anywhere) return {};
+  if (lower_anywhere || subject.lowers_arena()) return {};
   const ExamplePeaks& worst = report.examples[report.worst_example];
   return {{.kind = ReasonKind::kDoesNotFall, .bytes = *worst.measured_original_peak_bytes}};
 }

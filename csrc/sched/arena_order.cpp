@@ -134,21 +134,22 @@ std::int64_t ArenaBoundBytes(const Graph& graph, const PlanOptions& options) {
 ArenaOrder LowerArena(const Graph& graph, const Order& order, const PlanOptions& options) {
   const std::int64_t limit_bytes = PeakBytes(graph, order);
   const Plan weighed = PlanForArena(graph, options);
-  ArenaOrder best{order, 0, weighed.lower_bound_bytes};
+  ArenaOrder best{.order = order, .bound_bytes = weighed.lower_bound_bytes};
   Budget budget(options.time_budget_seconds);
 
   const auto planned_height = [&](const Order& candidate) {
     Budget part = budget.Part(std::max<std::int64_t>(budget.work_left() / 32, 1));
-    const std::int64_t height =
-        PlanAddresses(LifetimesAlong(graph, candidate), part).height_bytes;
+    const std::int64_t height = PlanAddresses(LifetimesAlong(graph, candidate), part).height_bytes;
     budget.Spend(part.spent());
     return height;
   };
   const auto consider = [&](const Order& candidate) {
     const std::int64_t height = planned_height(candidate);
-    if (height < best.height_bytes) best = {candidate, height, best.bound_bytes};
+    if (height >= best.height_bytes) return;
+    best.order = candidate;
+    best.height_bytes = height;
   };
-  best.height_bytes = planned_height(order);
+  best.height_bytes = best.given_height_bytes = planned_height(order);
   if (options.scope == Scope::kBottleneck) return best;
   if (best.height_bytes > best.bound_bytes && PeakBytes(graph, weighed.order) <= limit_bytes) {
     consider(weighed.order);

@@ -33,15 +33,16 @@ std::vector<ArenaBlock> BlocksAlong(const Graph& graph, std::span<const OpId> or
 std::vector<Lifetime> LifetimesAlong(const Graph& graph, std::span<const OpId> order);
 
 // No order and no placement has a lower arena: the lower bound on the peak where what is there
-// before, or outlives the program, weighs nothing, and sizes are whole multiples of kArenaAlignment.
-// The scratch memory of an op may be gone when its results are made, so what these weigh more for
-// being whole multiples is taken off it.
+// before, or outlives the program, weighs nothing, and sizes are whole multiples of
+// kArenaAlignment. The scratch memory of an op may be gone when its results are made, so what these
+// weigh more for being whole multiples is taken off it.
 std::int64_t ArenaBoundBytes(const Graph& graph, const PlanOptions& options);
 
 struct ArenaOrder {
   Order order;
-  std::int64_t height_bytes = 0;  // of a placement along it
-  std::int64_t bound_bytes = 0;   // of all orders and placements
+  std::int64_t height_bytes = 0;        // of a placement along it
+  std::int64_t given_height_bytes = 0;  // along the order that was given
+  std::int64_t bound_bytes = 0;         // of all orders and placements
 };
 
 // `order` is valid; what comes back is it, or one with a lower arena and no higher peak.

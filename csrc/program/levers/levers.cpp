@@ -113,7 +113,9 @@ void HoldToBound(sched::Plan& plan, const sched::Plan& other) {
 
 // Of orders of equal peak one that needs a lower arena.
 void Place(const Program& program, const sched::PlanOptions& options, LeverPlan& found) {
-  found.plan.order = sched::LowerArena(found.graph, found.plan.order, options).order;
+  sched::ArenaOrder lowered = sched::LowerArena(found.graph, found.plan.order, options);
+  found.lowers_arena = lowered.height_bytes < lowered.given_height_bytes;
+  found.plan.order = std::move(lowered.order);
   sched::Order old_order;
   for (const OpId v : found.plan.order) old_order.push_back(found.old_ops[v]);
   found.plan.moved_ops = sched::MovedOps(WithoutCopies(program, std::move(old_order)));

@@ -76,6 +76,7 @@ struct LeverPlan {
   std::vector<OpId> old_ops;  // of each op: what it was (edits.h)
   Edits edits;                // none unless they lower the peak
   std::vector<LeverUse> uses;  // one for each lever asked for
+  bool lowers_arena = false;   // place has found an order that needs a lower one
 };
 
 // The bound is over all orders, and all choices of edits where these are asked for, whether or not

@@ -5,7 +5,10 @@
 #include <optional>
 #include <stdexcept>
 
+#include "program/instance.h"
 #include "program/lower.h"
+#include "sched/addresses.h"
+#include "sched/arena_order.h"
 #include "sched/simulate.h"
 #include "support/program_oracle.h"
 
@@ -95,6 +98,43 @@ TEST(Levers, AreNamed) {
   EXPECT_TRUE(LeversNamed({"overwrite", "order"}).order);
   EXPECT_FALSE(LeversNamed({"order"}).overwrite);
   EXPECT_THROW(LeversNamed({"slices"}), std::invalid_argument);
+}
+
+// Results lie outside of an arena: of two orders of equal peak one needs less of it.
+TEST(Levers, PlaceTakesAnOrderWithALowerArena) {
+  const Program program = ParseInstance(
+                              "graph 1\n"
+                              "buffer in 64 input\n"
+                              "buffer late 6400\n"
+                              "buffer hill 6400\n"
+                              "buffer sum 64 kept\n"
+                              "buffer end 64 kept\n"
+                              "buffer result 6400 kept\n"
+                              "buffer other 6400 kept\n"
+                              "op make_late reads in writes late\n"
+                              "op make_hill reads in writes hill\n"
+                              "op use_late reads late writes sum\n"
+                              "op use_hill reads hill writes end\n"
+                              "op make_result reads in writes result\n"
+                              "op make_other reads in writes other\n",
+                              "text")
+                              .Build();
+  Levers levers{.overwrite = false};
+  const LeverPlan without = PlanLevers(program, levers, {});
+  levers.place = true;
+  const LeverPlan placed = PlanLevers(program, levers, {});
+  EXPECT_FALSE(without.lowers_arena);
+  EXPECT_LE(placed.plan.peak_bytes, without.plan.peak_bytes);
+  EXPECT_TRUE(sched::IsValidOrder(placed.graph, placed.plan.order));
+  EXPECT_EQ(placed.uses.size(), without.uses.size());
+  const auto height = [](const LeverPlan& plan) {
+    sched::Budget budget(1);
+    return sched::PlanAddresses(sched::LifetimesAlong(plan.graph, plan.plan.order), budget)
+        .height_bytes;
+  };
+  EXPECT_EQ(height(without), 12800);
+  EXPECT_EQ(height(placed), 6400);
+  EXPECT_TRUE(placed.lowers_arena);
 }
 
 }  // namespace
