@@ -5,11 +5,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <numeric>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,6 +17,7 @@
 #include "jit/nodes.h"
 #include "jit/op_costs.h"
 #include "jit/to_program.h"
+#include "memory/environment.h"
 #include "program/amount.h"
 #include "program/hazards.h"
 #include "program/lower.h"
@@ -302,8 +301,7 @@ void SetPassLogger(PassLogger logger) {
 }
 
 bool IsDisabledByEnvironment() {
-  const char* value = std::getenv("TORCH_EXT_DISABLE");
-  return value != nullptr && std::string_view(value) != "" && std::string_view(value) != "0";
+  return memory::IsDisabledByEnvironment();
 }
 
 }  // namespace torch_ext::jit

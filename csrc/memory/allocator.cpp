@@ -2,6 +2,7 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <array>
@@ -47,6 +48,10 @@ class SizeTable {
     Shard& shard = ShardOf(address);
     const std::lock_guard lock(shard.mutex);
     shard.sizes[address] = bytes;
+  }
+  template <typename Do>
+  void ForEachMutex(Do&& act) {
+    for (Shard& shard : shards_) act(shard.mutex);
   }
   std::int64_t Take(const void* address) {
     Shard& shard = ShardOf(address);
@@ -124,6 +129,20 @@ class InstalledAllocator final : public c10::Allocator {
   }
 };
 
+// No two of these are ever held at once, except by a fork.
+template <typename Do>
+void ForEachMutex(Do&& act) {
+  act(ListenersMutex());
+  Sizes().ForEachMutex(act);
+  act(RangesMutex());
+}
+void LockAll() {
+  ForEachMutex([](std::mutex& mutex) { mutex.lock(); });
+}
+void UnlockAll() {
+  ForEachMutex([](std::mutex& mutex) { mutex.unlock(); });
+}
+
 }  // namespace
 
 void InstallAllocator() {
@@ -132,6 +151,7 @@ void InstallAllocator() {
     constexpr std::uint8_t kPriority = 255;  // nobody may silently take our place
     g_inner = c10::GetCPUAllocator();
     c10::SetCPUAllocator(new InstalledAllocator, kPriority);
+    pthread_atfork(&LockAll, &UnlockAll, &UnlockAll);
   });
 }
 

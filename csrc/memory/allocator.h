@@ -3,7 +3,8 @@
 // Installed once and never taken away: c10::SetCPUAllocator is for the life of the process, and
 // memory that was allocated keeps its deleter, which is one constant function. What the object
 // allocates has its address as its context, which oneDNN asserts; so what is released is found by
-// address alone. torch's own reports (profilers) tell of every block, whoever serves it.
+// address alone. torch's own reports (profilers) tell of every block, whoever serves it. All locks
+// of ours are free in the child of a fork().
 #pragma once
 
 #include <cstdint>

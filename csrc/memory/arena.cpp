@@ -8,15 +8,12 @@
 #include <utility>
 
 #include "memory/allocator.h"
+#include "memory/environment.h"
 #include "memory/ranges.h"
 #include "sched/addresses.h"
 
 namespace torch_ext::memory {
 namespace {
-
-std::int64_t Aligned(std::int64_t bytes) {
-  return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-}
 
 // Adds up the calls of one pool, or of all.
 class Counts {
@@ -47,7 +44,7 @@ Counts& CountsOfAll() {
 ArenaPlan PlanArena(const Recording& recording, sched::Budget& budget) {
   std::vector<sched::Lifetime> lifetimes;
   for (const RecordedBlock& block : recording) {
-    if (block.death) lifetimes.push_back({Aligned(block.bytes), block.birth, *block.death});
+    if (block.death) lifetimes.push_back({sched::Aligned(block.bytes), block.birth, *block.death});
   }
   const sched::AddressPlan addresses = sched::PlanAddresses(lifetimes, budget);
   ArenaPlan plan{.height_bytes = addresses.height_bytes, .bound_bytes = addresses.bound_bytes};
@@ -75,9 +72,21 @@ void ArenaPool::Insert(const std::string& signature, ArenaPlan plan) {
   if (signature.find('\n') != std::string::npos) {
     throw std::invalid_argument("a signature is one line");
   }
+  for (const ArenaPlan::Slot& slot : plan.slots) {
+    if (slot.offset == ArenaPlan::kOutlivesTheCall) continue;
+    if (slot.offset < 0 || slot.offset % kArenaAlignment != 0) {
+      throw std::invalid_argument("an offset is a multiple of 64, not " +
+                                  std::to_string(slot.offset));
+    }
+  }
   auto shared = std::make_shared<const ArenaPlan>(std::move(plan));
   const std::lock_guard lock(shared_->mutex);
   shared_->plans.insert_or_assign(signature, std::move(shared));
+}
+
+void ArenaPool::Erase(const std::string& signature) {
+  const std::lock_guard lock(shared_->mutex);
+  shared_->plans.erase(signature);
 }
 
 bool ArenaPool::Has(const std::string& signature) const {
@@ -174,12 +183,15 @@ ArenaPool ArenaPool::FromText(std::string_view text) {
       plan.height_bytes = reader.Number(line);
       plan.bound_bytes = reader.Number(line);
       signature = line;
+      if (plan.bound_bytes > plan.height_bytes) reader.Fail("a bound above the height");
+      if (pool.Has(signature)) reader.Fail("a second plan for " + signature);
       continue;
     }
     if (!has_plan) reader.Fail("expected \"plan HEIGHT BOUND SIGNATURE\"");
     ArenaPlan::Slot slot{reader.Number(line)};
     if (line != "-") {
       slot.offset = reader.Number(line);
+      if (!line.empty()) reader.Fail("expected nothing behind an offset");
       if (slot.offset % kArenaAlignment != 0) reader.Fail("an offset is a multiple of 64");
       if (slot.bytes > plan.height_bytes - slot.offset) reader.Fail("a block above the height");
     }
@@ -209,6 +221,10 @@ std::string ArenaPool::ToText() const {
 ArenaGuard::ArenaGuard(const ArenaPool& pool, const std::string& signature)
     : pool_(pool.shared_), is_nested_(CurrentObserver() != nullptr) {
   if (is_nested_) return;
+  if (IsDisabledByEnvironment()) {
+    deviation_ = Deviation::kDisabled;
+    return;
+  }
   {
     const std::lock_guard lock(pool_->mutex);
     if (const auto found = pool_->plans.find(signature); found != pool_->plans.end()) {

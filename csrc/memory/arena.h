@@ -58,8 +58,9 @@ enum class Deviation {
   kFewerAllocations,
   kStillAlive,  // something lies there that should have been released
   kOutlived,    // a block that should not have outlived the call
+  kDisabled,    // by TORCH_EXT_DISABLE=1 in the environment
 };
-inline constexpr std::array<std::pair<Deviation, const char*>, 8> kDeviationNames = {{
+inline constexpr std::array<std::pair<Deviation, const char*>, 9> kDeviationNames = {{
     {Deviation::kNone, "served"},
     {Deviation::kNoPlan, "no plan for these inputs"},
     {Deviation::kNoRange, "no memory for an arena"},
@@ -68,6 +69,7 @@ inline constexpr std::array<std::pair<Deviation, const char*>, 8> kDeviationName
     {Deviation::kFewerAllocations, "fewer blocks than planned"},
     {Deviation::kStillAlive, "a block that was to be released"},
     {Deviation::kOutlived, "a block that outlived the call"},
+    {Deviation::kDisabled, "disabled"},
 }};
 
 struct ArenaStatistics {
@@ -85,8 +87,10 @@ class ArenaPool {
   static ArenaPool FromText(std::string_view text);
   std::string ToText() const;
 
-  // Any text tells calls apart that allocate differently; one plan each, the last one stays.
+  // Any line of text tells calls apart that allocate differently; one plan each, the last one
+  // stays. Throws std::invalid_argument for offsets that are no multiples of kArenaAlignment.
   void Insert(const std::string& signature, ArenaPlan plan);
+  void Erase(const std::string& signature);
   bool Has(const std::string& signature) const;
   std::vector<std::string> signatures() const;
   std::int64_t height_bytes() const;  // of the highest plan

@@ -1,6 +1,5 @@
 #include "memory/ranges.h"
 
-#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -67,6 +66,7 @@ class Ranges {
   void Release(Range* range) {
     const std::lock_guard lock(mutex_);
     range->is_used = false;
+    if (!range->live.empty()) GiveGapsBack(*range);
   }
 
   void* Take(Range* range, std::int64_t offset, std::int64_t bytes) {
@@ -111,8 +111,7 @@ class Ranges {
     return statistics;
   }
 
-  void Lock() { mutex_.lock(); }
-  void Unlock() { mutex_.unlock(); }
+  std::mutex& mutex() { return mutex_; }
 
  private:
   struct Place {
@@ -139,6 +138,23 @@ class Ranges {
     return std::lower_bound(
         range->live.begin(), range->live.end(), offset,
         [](const Range::Block& block, std::int64_t value) { return block.offset < value; });
+  }
+
+  // A range that what outlives its call keeps from others holds no more pages than that needs.
+  static void GiveGapsBack(const Range& range) {
+    const auto page = static_cast<std::int64_t>(sysconf(_SC_PAGESIZE));
+    std::int64_t begin = 0;
+    const auto give_back = [&](std::int64_t end) {
+      const std::int64_t first = WholePages(begin), last = end / page * page;
+      if (first < last) {
+        madvise(range.base + first, static_cast<std::size_t>(last - first), MADV_DONTNEED);
+      }
+    };
+    for (const Range::Block& block : range.live) {
+      give_back(block.offset);
+      begin = block.end;
+    }
+    give_back(range.bytes);
   }
 
   Range* Map(std::int64_t bytes) {
@@ -173,11 +189,7 @@ class Ranges {
 
 // Never destroyed: tensors may be released after main has returned.
 Ranges& All() {
-  static Ranges* const ranges = [] {
-    auto* made = new Ranges;
-    pthread_atfork([] { All().Lock(); }, [] { All().Unlock(); }, [] { All().Unlock(); });
-    return made;
-  }();
+  static auto* ranges = new Ranges;
   return *ranges;
 }
 
@@ -203,6 +215,9 @@ void GiveBlockBack(const void* address) {
 }
 RangeStatistics StatisticsOfRanges() {
   return All().Statistics();
+}
+std::mutex& RangesMutex() {
+  return All().mutex();
 }
 
 }  // namespace torch_ext::memory

@@ -6,11 +6,13 @@
 // thread, during the call or long after it.
 //
 // One lock for all ranges; addresses outside of all of them are told apart without it. After fork()
-// the child has copies of all ranges; those that other threads were using stay taken there.
+// (allocator.h) the child has copies of all ranges; those that other threads were using stay taken
+// there.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 
 namespace torch_ext::memory {
 
@@ -36,5 +38,7 @@ struct RangeStatistics {
   std::int64_t live_blocks = 0;
 };
 RangeStatistics StatisticsOfRanges();
+
+std::mutex& RangesMutex();  // that one lock
 
 }  // namespace torch_ext::memory

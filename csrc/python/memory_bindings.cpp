@@ -1,9 +1,12 @@
 #include "python/memory_bindings.h"
 
+#include <c10/core/GradMode.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <map>
 #include <string>
+#include <utility>
 
 #include "memory/arena.h"
 #include "memory/meter.h"
@@ -16,39 +19,90 @@ namespace py = pybind11;
 namespace torch_ext::python {
 namespace {
 
-// As SignatureOf, through tuples, lists and dicts; other values by what they are, for a number or a
-// flag may lead another way.
-void AppendObject(std::string& text, py::handle value) {
-  if (THPVariable_Check(value.ptr())) {
-    memory::AppendSignature(text, THPVariable_Unpack(value.ptr()));
-    return;
-  }
-  if (!text.empty()) text += ' ';
-  if (py::isinstance<py::tuple>(value) || py::isinstance<py::list>(value)) {
-    text += '(';
-    for (const py::handle part : value) AppendObject(text, part);
-    text += ')';
-  } else if (py::isinstance<py::dict>(value)) {
-    text += '{';
-    for (const auto& [key, part] : value.cast<py::dict>()) {
-      AppendObject(text, key);
-      text += ':';
-      AppendObject(text, part);
+// As SignatureOf (memory/signature.h), with dicts, and with what only Python has by its class.
+class Signature {
+ public:
+  void Append(py::handle value) {
+    if (depth_ == kMostDepth) throw py::value_error("arguments are nested too deeply");
+    if (IsPlainTensor(value)) {
+      memory::AppendSignature(text_, THPVariable_Unpack(value.ptr()));
+    } else if (PyTuple_Check(value.ptr()) || PyList_Check(value.ptr())) {
+      text_ += '(';
+      AppendAll(py::reinterpret_borrow<py::sequence>(value));
+      text_ += ')';
+    } else if (PyDict_Check(value.ptr())) {
+      AppendDict(py::reinterpret_borrow<py::dict>(value));
+    } else if (value.is_none()) {
+      text_ += "None";
+    } else if (PyBool_Check(value.ptr())) {
+      text_ += value.cast<bool>() ? "True" : "False";
+    } else if (PyLong_CheckExact(value.ptr())) {
+      int overflow = 0;
+      const long long number = PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
+      text_ += overflow == 0 ? std::to_string(number) : "Int";
+    } else if (PyFloat_CheckExact(value.ptr())) {
+      text_ += "Double";
+    } else if (PyUnicode_CheckExact(value.ptr())) {
+      text_ += "String";
+    } else {
+      AppendOther(value);
     }
-    text += '}';
-  } else if (value.is_none() || py::isinstance<py::bool_>(value) ||
-             py::isinstance<py::int_>(value) || py::isinstance<py::float_>(value) ||
-             py::isinstance<py::str>(value)) {
-    text += py::repr(value).cast<std::string>();  // one line
-  } else {
-    text += py::type::of(value).attr("__qualname__").cast<std::string>();
   }
-}
+  void AppendAll(const py::sequence& values) {
+    ++depth_;
+    bool is_first = true;
+    for (const py::handle value : values) {
+      if (!is_first) text_ += ' ';
+      is_first = false;
+      Append(value);
+    }
+    --depth_;
+  }
+  // In the order of the names: calls that name the same arguments are alike.
+  void AppendDict(const py::dict& values) {
+    ++depth_;
+    std::map<std::string, py::handle> named;
+    for (const auto& [key, value] : values) named.emplace(py::str(key), value);
+    text_ += '{';
+    for (const auto& [key, value] : named) {
+      for (const char letter : key) text_ += letter == '\n' ? ' ' : letter;
+      text_ += ':';
+      Append(value);
+      text_ += ' ';
+    }
+    text_ += '}';
+    --depth_;
+  }
+  std::string Take() { return std::move(text_); }
 
-std::string Signature(const py::tuple& args, const py::dict& named) {
-  std::string text;
-  for (const py::handle value : args) AppendObject(text, value);
-  if (!named.empty()) AppendObject(text, named);
+ private:
+  static constexpr int kMostDepth = 32;
+
+  // torch's own, of a layout that has sizes: others may raise when they are asked.
+  static bool IsPlainTensor(py::handle value) {
+    if (!THPVariable_CheckExact(value.ptr())) return false;
+    const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
+    return !tensor.is_nested() && !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+  }
+  // Arrays of numpy, tensors of classes of their own: what has a shape and a dtype is told by them.
+  void AppendOther(py::handle value) {
+    text_ += py::type::of(value).attr("__qualname__").cast<std::string>();
+    for (const char* name : {"dtype", "shape"}) {
+      const py::object told = py::getattr(value, name, py::none());
+      if (!told.is_none()) text_ += ':' + py::str(told).cast<std::string>();
+    }
+  }
+
+  std::string text_;
+  int depth_ = 0;
+};
+
+std::string SignatureOfCall(const py::tuple& args, const py::dict& named) {
+  Signature signature;
+  signature.AppendAll(args);
+  if (!named.empty()) signature.AppendDict(named);
+  std::string text = signature.Take();
+  if (c10::GradMode::is_enabled()) text += " with gradients";  // what is saved for them lives on
   return text;
 }
 
@@ -108,6 +162,7 @@ void AddMemoryBindings(py::module_& m) {
             return sizes;
           },
           py::arg("signature"), py::arg("recorder"), py::arg("time_budget"))
+      .def("erase", &memory::ArenaPool::Erase, py::arg("signature"))
       .def("has", &memory::ArenaPool::Has, py::arg("signature"))
       .def_property_readonly("signatures", &memory::ArenaPool::signatures)
       .def_property_readonly("height_bytes", &memory::ArenaPool::height_bytes)
@@ -123,7 +178,7 @@ void AddMemoryBindings(py::module_& m) {
         return memory::kDeviationNames.at(static_cast<std::size_t>(guard.deviation())).second;
       });
 
-  m.def("signature", &Signature, py::arg("args"), py::arg("named"));
+  m.def("signature", &SignatureOfCall, py::arg("args"), py::arg("named"));
   m.def("arena_statistics", [] {
     py::dict fields = Fields(memory::StatisticsOfArenas());
     const memory::RangeStatistics ranges = memory::StatisticsOfRanges();

@@ -107,8 +107,12 @@ PYBIND11_MODULE(_sched, m) {
             sched::BlocksAlong(graph, OpsNamed(program, order));
         std::vector<sched::Lifetime> lifetimes;
         for (const sched::ArenaBlock& block : blocks) lifetimes.push_back(block.lifetime);
-        sched::Budget budget(time_budget);
-        const sched::AddressPlan plan = sched::PlanAddresses(lifetimes, budget);
+        sched::AddressPlan plan;
+        {
+          const py::gil_scoped_release release;
+          sched::Budget budget(time_budget);
+          plan = sched::PlanAddresses(lifetimes, budget);
+        }
         py::list placed;
         for (std::size_t i = 0; i < blocks.size(); ++i) {
           const sched::ArenaBlock& block = blocks[i];

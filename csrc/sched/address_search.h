@@ -29,10 +29,10 @@ namespace torch_ext::sched {
 enum class Fit { kFound, kImpossible, kUnknown };
 
 // What is not larger than this can be searched; larger inputs are kUnknown at once, for memory.
-inline constexpr std::size_t kMostSearched = 4000;
+inline constexpr std::size_t kMostSearched = 1500;
 
 // kFound: `offsets` is a placement whose height is at most `capacity_bytes`. kUnknown: the budget
-// ended. Depth of recursion and memory: O(n), and the pairs of lifetimes that meet.
+// ended. Depth of recursion: O(n). Memory: O(n^2), for each level holds what it may still try.
 Fit FindAddresses(std::span<const Lifetime> lifetimes, std::int64_t capacity_bytes,
                   Offsets& offsets, Budget& budget);
 

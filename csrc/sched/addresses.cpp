@@ -243,7 +243,6 @@ class Part {
     std::int64_t work = first_work;
     // Not yet tried in this round; heights are sums of sizes, hence multiples of their divisor.
     std::int64_t open_bytes = std::max(enough_bytes_, bound_bytes_);
-    bool is_proven = true;  // that nothing is below `open_bytes`
     std::int64_t target = open_bytes;
     while (open_bytes < best_.height_bytes && budget.HasWork()) {
       Budget part = budget.Part(work);
@@ -255,9 +254,8 @@ class Part {
         const std::int64_t height = HeightBytes(lifetimes_, offsets);
         Keep({std::move(offsets), height});
       } else {
-        is_proven = is_proven && fit == Fit::kImpossible;
         open_bytes = target / unit_bytes_ * unit_bytes_ + unit_bytes_;
-        if (is_proven) bound_bytes_ = std::max(bound_bytes_, open_bytes);
+        if (fit == Fit::kImpossible) bound_bytes_ = std::max(bound_bytes_, open_bytes);
       }
       target = open_bytes + (best_.height_bytes - open_bytes) / 2 / unit_bytes_ * unit_bytes_;
     }

@@ -10,10 +10,6 @@
 namespace torch_ext::sched {
 namespace {
 
-std::int64_t Aligned(std::int64_t bytes) {
-  return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-}
-
 bool OutlivesOrPrecedes(const Buffer& buffer) {
   return buffer.is_input() || buffer.kept;
 }

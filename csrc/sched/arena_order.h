@@ -20,8 +20,6 @@
 
 namespace torch_ext::sched {
 
-inline constexpr std::int64_t kArenaAlignment = 64;  // that of torch's CPU memory
-
 // A buffer that ends inside the program, or all workspace of an op as one. Steps are positions in
 // an order; sizes are whole multiples of kArenaAlignment.
 struct ArenaBlock {

@@ -9,6 +9,12 @@
 
 namespace torch_ext::sched {
 
+inline constexpr std::int64_t kArenaAlignment = 64;  // that of torch's CPU memory
+
+constexpr std::int64_t Aligned(std::int64_t bytes) {
+  return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+}
+
 // A buffer takes `bytes` > 0 at the steps begin, ..., end - 1; begin < end.
 struct Lifetime {
   std::int64_t bytes = 0;

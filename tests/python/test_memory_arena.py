@@ -8,6 +8,7 @@ import torch
 from models import Wide, traced_wide, wide_input
 
 import torch_ext
+from torch_ext._native import _jit
 from torch_ext.memory.arena import MOST_RECORDINGS
 
 
@@ -216,6 +217,90 @@ def test_a_scripted_module_is_served():
     pinned = torch_ext.pin_addresses(module, (wide_input(),), strict=True)
     assert torch.equal(pinned(wide_input()), module(wide_input()))
     assert pinned.statistics.served == 1
+
+
+@torch.no_grad()
+def test_kinds_of_calls_are_told_by_what_may_lead_another_way():
+    x = torch.ones(2, 3)
+    told = {
+        "Float[2,3]": (x,),
+        "Float[3,2]/[1,3]": (x.t(),),
+        "Long[2,3]": (x.long(),),
+        "Float[2,3] (Float[2,3] 3 None) True Double String": (x, (x, 3, None), True, 0.5, "a"),
+        "Float/Sparse": (x.to_sparse(),),
+        "Float/SparseCsr": (x.to_sparse_csr(),),
+        "ndarray:float32:(2, 3)": (x.numpy(),),
+        "Int": (10**5000,),
+    }
+    for text, args in told.items():
+        assert _jit.signature(args, {}) == text
+    assert _jit.signature((), {"b": x, "a": 1}) == _jit.signature((), {"a": 1, "b": x})
+    with torch.enable_grad():
+        assert _jit.signature((x,), {}) == "Float[2,3] with gradients"
+    assert "\n" not in _jit.signature((), {"a\nb": "c\nd"})
+
+
+def test_arguments_without_a_kind_are_no_obstacle():
+    endless = []
+    endless.append(endless)
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    pinned = torch_ext.pin_addresses(len)
+    assert pinned(endless) == 1
+    assert torch_ext.pin_addresses(lambda x: x.is_nested)(nested)
+
+
+@torch.no_grad()
+def test_kinds_that_come_once_leave_room_for_others():
+    pinned = torch_ext.pin_addresses(lambda x, step: x * 2 + 1)
+    for step in range(200):
+        pinned(torch.ones(10), step)
+    for _ in range(3):
+        pinned(torch.ones(10), 7)
+    assert pinned.statistics.served == 1
+
+
+@torch.no_grad()
+def test_another_behaviour_is_learned_anew():
+    calls = 0
+
+    def function(x):
+        nonlocal calls
+        calls += 1
+        return x * 2 + 1 if calls <= 2 else ((x * 2 + 1) * 3).sum()
+
+    pinned = torch_ext.pin_addresses(function)
+    for _ in range(20):
+        pinned(torch.ones(1000))
+    assert pinned.statistics.served > 0
+    assert sum(pinned.statistics.deviated.values()) == 8
+
+
+@torch.no_grad()
+def test_threads_learn_together():
+    pinned = torch_ext.pin_addresses(lambda x: (x * 2 + 1).sum(), most_plans=2)
+    for size in (1000, 2000):
+        x = torch.ones(size)
+        threads = [
+            threading.Thread(target=torch.no_grad()(lambda x=x: [pinned(x) for _ in range(20)]))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        pinned.learn(x)
+    assert len(pinned.reports) == 2
+    assert not pinned._learning
+
+
+def test_methods_can_be_decorated():
+    class Model:
+        @torch_ext.pin_addresses
+        def run(self, x):
+            return x * 2 + 1
+
+    with torch.no_grad():
+        assert torch.equal(Model().run(torch.ones(3)), torch.full((3,), 3.0))
 
 
 def test_bad_arguments():

@@ -1,5 +1,6 @@
 """Modules with planned addresses, and their files."""
 
+import copy
 import subprocess
 import sys
 
@@ -103,6 +104,31 @@ def test_recording_changes_neither_state_nor_inputs_nor_random_numbers():
     assert torch.equal(torch.get_rng_state(), state)
     assert module.calls.item() == 0
     assert not x.any()
+
+
+def test_it_stands_for_the_module(tmp_path):
+    module, _ = torch_ext.optimize(traced_wide(), (wide_input(),), addresses=True)
+    assert module.__wrapped__ is module.module
+    assert module.eval() is module
+    assert module.train(False).double() is module
+    module.float()
+    module.training = False
+    assert not module.module.training
+    torch.jit.save(module, tmp_path / "model.pt")
+    assert isinstance(torch_ext.load(tmp_path / "model.pt"), PinnedModule)
+    copied = copy.deepcopy(module)
+    assert isinstance(copied, PinnedModule)
+    assert copied.module is not module.module
+    assert copied.to_text() == module.to_text()
+    again, _ = torch_ext.optimize(module, (wide_input(),))
+    assert isinstance(again, torch.jit.ScriptModule)
+    assert torch_ext.verify(module, (wide_input(),)).identical
+
+
+def test_inputs_may_need_gradients():
+    x = wide_input().requires_grad_() * 2
+    _, report = torch_ext.optimize(traced_wide(), (x,), addresses=True)
+    assert report.arena_bytes is not None
 
 
 def test_an_eager_module_is_traced_first():

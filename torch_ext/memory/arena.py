@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import logging
+import threading
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -17,6 +19,8 @@ SERVED = "served"
 MOST_RECORDINGS = 8
 TIME_BUDGET = 1.0  # seconds of planning
 MOST_PLANS = 8  # kinds of calls
+MOST_LEARNING = 64  # kinds of calls that are remembered until another one is like them
+MOST_DEVIATIONS = 8  # in a row, of one kind: its plan is of another behaviour
 
 _log = logging.getLogger("torch_ext")
 
@@ -34,6 +38,15 @@ class ArenaReport:
     def arena_status(self) -> str:
         """'optimal' if no placement is lower, else 'feasible'."""
         return "optimal" if self.arena_bytes == self.arena_bound_bytes else "feasible"
+
+
+@dataclasses.dataclass
+class _Learning:
+    """What is known of a kind of calls that has no plan yet."""
+
+    last: "_jit.Recorder | None" = None
+    recordings: int = 0
+    is_planned: bool = False  # at this moment, in some thread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,28 +87,37 @@ class PinnedFunction(Generic[Arguments, Result]):
         signature: Callable[[tuple[Any, ...], dict[str, Any]], str] = _jit.signature,
     ) -> None:
         functools.update_wrapper(self, function, updated=())
-        self._function = function
+        self.__wrapped__ = function
         self._strict = strict
         self._time_budget = time_budget
         self._most_plans = most_plans
         self._pool = pool or _jit.ArenaPool()
         self._signature = signature  # what tells kinds of calls apart
-        self._last: dict[str, _jit.Recorder] = {}  # by signature, while they are learned
+        self._lock = threading.Lock()  # of what follows
+        self._learning: dict[str, _Learning] = {}  # by signature, the latest last
+        self._in_a_row: dict[str, int] = {}  # calls of a kind that deviated
         self.reports: dict[str, ArenaReport] = {}  # by signature
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         """Call the function. The first calls of a new kind are recorded until two are alike."""
-        signature = self._signature(args, kwargs)
-        if not self._pool.has(signature) and self._may_learn(signature):
+        try:
+            signature = self._signature(args, kwargs)
+        except ValueError:  # arguments that have none
+            return self.__wrapped__(*args, **kwargs)
+        if not self._pool.has(signature) and self._may_record(signature):
             return self._learn(signature, *args, **kwargs)
         guard = _jit.ArenaGuard(self._pool, signature)
         try:
-            result = self._function(*args, **kwargs)
+            result = self.__wrapped__(*args, **kwargs)
         finally:
             guard.stop()
-        if self._strict and not guard.is_nested and guard.outcome != SERVED:
-            raise RuntimeError(f"a call with planned addresses deviated: {guard.outcome}")
+        if not guard.is_nested:
+            self._see(signature, guard.outcome)
         return result
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        """Bind it, where it stands for a method."""
+        return self if owner is None else types.MethodType(self, owner)
 
     @property
     def statistics(self) -> ArenaStatistics:
@@ -116,25 +138,52 @@ class PinnedFunction(Generic[Arguments, Result]):
                 self._learn(signature, *args, **kwargs)
         return self.reports.get(signature)
 
-    def _may_learn(self, signature: str) -> bool:
-        known = len(self._last) + len(self._pool.signatures)
-        return signature in self._last or known < self._most_plans
+    def _see(self, signature: str, outcome: str) -> None:
+        """Forget a plan that calls deviate from again and again: it is learned anew."""
+        if outcome == SERVED:
+            self._in_a_row.pop(signature, None)
+        elif self._pool.has(signature):
+            with self._lock:
+                count = self._in_a_row.get(signature, 0) + 1
+                self._in_a_row[signature] = count
+                if count == MOST_DEVIATIONS:
+                    self._pool.erase(signature)
+                    self.reports.pop(signature, None)
+                    del self._in_a_row[signature]
+        if self._strict and outcome != SERVED:
+            raise RuntimeError(f"a call with planned addresses deviated: {outcome}")
+
+    def _may_record(self, signature: str) -> bool:
+        with self._lock:
+            known = self._learning.get(signature)
+            if known is None:
+                return len(self._pool.signatures) < self._most_plans
+            return not known.is_planned and known.recordings < MOST_RECORDINGS
 
     def _learn(self, signature: str, *args: Any, **kwargs: Any) -> Result:
         try:
             recorder = _jit.Recorder()
         except RuntimeError:  # within a call that is recorded or served itself
-            return self._function(*args, **kwargs)
+            return self.__wrapped__(*args, **kwargs)
         try:
-            result = self._function(*args, **kwargs)
+            result = self.__wrapped__(*args, **kwargs)
         finally:
             recorder.stop()
-        last = self._last.get(signature)
-        if last is None or not recorder.is_like(last):
-            self._last[signature] = recorder
-            return result
-        self._last.pop(signature, None)
-        self.reports[signature] = self._plan(signature, recorder)
+        with self._lock:
+            known = self._learning.pop(signature, _Learning())
+            self._learning[signature] = known
+            while len(self._learning) > MOST_LEARNING:  # kinds that come once, as of step counters
+                del self._learning[next(iter(self._learning))]
+            is_settled = known.last is not None and recorder.is_like(known.last)
+            known.last = recorder
+            known.recordings += 1
+            if not is_settled or known.is_planned:
+                return result
+            known.is_planned = True
+        report = self._plan(signature, recorder)
+        with self._lock:
+            self.reports[signature] = report
+            self._learning.pop(signature, None)
         return result
 
     def _plan(self, signature: str, recorder: "_jit.Recorder") -> ArenaReport:
@@ -163,7 +212,9 @@ def pin_addresses(
     need, planned for `time_budget` seconds of work at most; calls at the same time have one each,
     and what no call uses serves the next, whichever function it is of. Results and all else that
     outlives a call are malloc's. A call that allocates otherwise than recorded is served by malloc
-    from there on and counted; with `strict` it raises RuntimeError afterwards. Bits never change.
+    from there on and counted; with `strict` it raises RuntimeError afterwards. After eight of them
+    in a row the kind is recorded anew. Bits never change. TORCH_EXT_DISABLE=1 in the environment
+    leaves all calls to malloc.
 
     Raises ValueError for bad arguments, and whatever the function raises.
     """

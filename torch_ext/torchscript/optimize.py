@@ -216,7 +216,9 @@ def analyze_in_full(
     return Analysis(_report(fields), region)
 
 
-def verify(module: torch.jit.ScriptModule, example_inputs: ExampleInputs) -> Verification:
+def verify(
+    module: torch.jit.ScriptModule | PinnedModule, example_inputs: ExampleInputs
+) -> Verification:
     """Compare a module that optimize edited with the original, which it holds, on this machine.
 
     Slices give the same bits where kernels are chosen as on the machine that made them, so check
@@ -225,6 +227,8 @@ def verify(module: torch.jit.ScriptModule, example_inputs: ExampleInputs) -> Ver
     Raises ValueError for inputs that do not fit, for what is no ScriptModule, and for a module that
     holds no original: ops of it are in another order at most, which gives the same bits everywhere.
     """
+    if isinstance(module, PinnedModule):
+        module = module.module
     if not isinstance(module, torch.jit.ScriptModule):
         raise ValueError(
             f"expected a ScriptModule that optimize returned, not {type(module).__name__}"
@@ -267,6 +271,8 @@ def _examples(example_inputs: ExampleInputs) -> list[tuple[Any, ...]]:
 
 
 def _as_script(module: torch.nn.Module, examples: list[tuple[Any, ...]], compare: bool) -> Traced:
+    if isinstance(module, PinnedModule):
+        module = module.module
     if isinstance(module, torch.jit.ScriptModule):
         return Traced(module, "")
     if not isinstance(module, torch.nn.Module):

@@ -1,15 +1,17 @@
 """TorchScript modules with planned addresses, and files that keep the plan."""
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from torch_ext._native import _jit
 from torch_ext.arguments import FilePath
 from torch_ext.files import UnreadableInputError, load_model, save_model
-from torch_ext.memory.arena import PinnedFunction
+from torch_ext.memory.arena import ArenaReport, PinnedFunction
 from torch_ext.memory.process import return_free_memory
 
 PLAN = "torch_ext.arena"  # the extra file of a TorchScript file; csrc/memory/arena.cpp has its text
@@ -18,7 +20,8 @@ PLAN = "torch_ext.arena"  # the extra file of a TorchScript file; csrc/memory/ar
 class PinnedModule(PinnedFunction[..., Any]):
     """A ScriptModule whose calls take their memory from an arena; see pin_addresses.
 
-    Attributes are the module's, which is `module`.
+    `module` is the ScriptModule. Other attributes are the module's; what returns the module, as
+    eval() does, returns this.
     """
 
     def __init__(self, module: torch.jit.ScriptModule, pool: "_jit.ArenaPool | None" = None):
@@ -26,13 +29,33 @@ class PinnedModule(PinnedFunction[..., Any]):
         self.module = module
 
     def __getattr__(self, name: str) -> Any:
-        if name == "module":  # before there is one
-            raise AttributeError(name)
-        return getattr(self.module, name)
+        if name == "module" or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+        found = getattr(self.module, name)
+        return self._returning_self(found) if callable(found) else found
 
-    def save(self, path: FilePath) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
+        module = self.__dict__.get("module")
+        if name not in self.__dict__ and module is not None and hasattr(module, name):
+            setattr(module, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PinnedModule":
+        pool = _jit.ArenaPool.from_text(self.to_text())
+        return PinnedModule(copy.deepcopy(self.module, memo), pool)
+
+    def save(self, path: FilePath, _extra_files: dict[str, bytes] | None = None) -> None:
         """Write the module with its plan; as torch_ext.save."""
-        save(self, path)
+        save(self, path, _extra_files)
+
+    def _returning_self(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            return self if result is self.module else result
+
+        return call
 
 
 def pin_module(
@@ -44,13 +67,29 @@ def pin_module(
     the module, the arguments or the random state changes. An example of which no two calls allocate
     alike has none.
     """
-    pinned = PinnedModule(copy.deepcopy(module))
+    pool = _jit.ArenaPool()
+    reports = _recorded(copy.deepcopy(module), pool, examples)
+    return_free_memory()  # the copy is gone
+    pinned = PinnedModule(module, pool)
+    pinned.reports.update(reports)
+    return pinned, [report.arena_bytes for report in reports.values()]
+
+
+def _recorded(
+    module: torch.jit.ScriptModule, pool: "_jit.ArenaPool", examples: Sequence[tuple[Any, ...]]
+) -> dict[str, ArenaReport]:
+    pinned = PinnedModule(module, pool)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        reports = [pinned.learn(*copy.deepcopy(example)) for example in examples]
-    return_free_memory()
-    heights = [report.arena_bytes for report in reports if report is not None]
-    pinned.module = pinned._function = module
-    return pinned, heights
+        for example in examples:
+            pinned.learn(*_copied(example))
+    return pinned.reports
+
+
+def _copied(example: tuple[Any, ...]) -> tuple[Any, ...]:
+    copied: tuple[Any, ...] = pytree.tree_map_only(
+        torch.Tensor, lambda tensor: tensor.detach().clone(), example
+    )
+    return copied
 
 
 def save(
