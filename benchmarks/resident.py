@@ -71,11 +71,13 @@ Values = dict[str, Any]
 
 def _save(program: str, folder: pathlib.Path) -> Values:
     subject = Subject(CASES[program], 1, "frozen")
+    subject.script.save(str(folder / "before"))
+    pinned, _ = pin_module(subject.script, [subject.inputs])
+    pinned.save(folder / f"before{ARENA}")
     optimized, _ = optimize(subject.script, subject.inputs)
-    for when, module in (("before", subject.script), ("after", optimized)):
-        module.save(str(folder / when))
-        pinned, _ = pin_module(module, [subject.inputs])
-        pinned.save(folder / f"{when}{ARENA}")
+    optimized.save(str(folder / "after"))
+    pinned, _ = optimize(subject.script, subject.inputs, addresses=True)
+    pinned.save(folder / f"after{ARENA}")
     torch.save(subject.inputs, folder / "inputs")
     return {}
 
