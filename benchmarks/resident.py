@@ -164,7 +164,7 @@ def _columns(rounds: list[tuple[Values, Values, Values]]) -> Values:
         row[f"allocated {when} MiB"] = mib(allocated)
         times = [each[at]["seconds"] / each[0]["seconds"] for each in rounds]
         row[f"times {when}"] = f"{statistics.median(times):.2f}"
-    row["spread MiB"] = mib(max(spreads))
+    row["spread MiB"] = mib(max(spreads)) if len(rounds) > 1 else ""  # of one nobody knows it
     if float(row["allocated after MiB"]) > float(row["allocated before MiB"]):
         row["failures"].append("the allocated peak rose")
     return row
@@ -212,11 +212,12 @@ def shown(table: Table) -> Table:
             when: statistics.geometric_mean(float(row[f"times {when}"]) for row in rows)
             for when in ("before", "after")
         }
+        spreads = [float(row["spread MiB"]) for row in rows if row["spread MiB"]]
         lines.append(
             (
                 malloc,
                 f"{100 * gains['resident'] / gains['allocated']:.0f} %",
-                f"{max(float(row['spread MiB']) for row in rows):.1f}",
+                f"{max(spreads):.1f}" if spreads else "",
                 *(f"{sum(float(row[f'resident {w} MiB']) for row in rows):,.0f}" for w in times),
                 *(f"{times[when]:.2f}" for when in times),
             )
