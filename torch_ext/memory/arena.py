@@ -11,6 +11,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from torch_ext._native import _jit
 from torch_ext.arguments import count, flag, seconds
 from torch_ext.memory.meter import no_collections
+from torch_ext.memory.process import return_free_memory
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -184,6 +185,7 @@ class PinnedFunction(Generic[Arguments, Result]):
         with self._lock:
             self.reports[signature] = report
             self._learning.pop(signature, None)
+        return_free_memory()  # what malloc served so far, and will not be asked for again
         return result
 
     def _plan(self, signature: str, recorder: "_jit.Recorder") -> ArenaReport:
