@@ -171,6 +171,8 @@ class PinnedFunction(Generic[Arguments, Result]):
         finally:
             recorder.stop()
         with self._lock:
+            if self._pool.has(signature):  # another thread was first
+                return result
             known = self._learning.pop(signature, _Learning())
             self._learning[signature] = known
             while len(self._learning) > MOST_LEARNING:  # kinds that come once, as of step counters
