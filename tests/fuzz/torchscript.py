@@ -188,6 +188,11 @@ class Scripted(Original):
                 "optimize to the least",
                 functools.partial(self._check_optimize, verdict, optimized, least),
             )
+        if chosen.random() < 0.25:
+            yield (
+                "optimize with addresses",
+                functools.partial(self._check_optimize, verdict, optimized, {"addresses": True}),
+            )
         for module in optimized:
             if self.program.can_be_saved:
                 loaded = _saved_and_loaded(module)

@@ -430,14 +430,17 @@ def _constructed(ours: Program, **options: Any) -> torch_ext.training.TrainingSt
 def examine(seed: int) -> Outcome:
     """Train both ways; the first difference, if there is one.
 
-    Every fourth seed has a budget, every fifth an optimizer of which only its own code knows.
+    Every fourth seed has a budget, every fifth an optimizer of which only its own code knows, every
+    third planned addresses.
     """
     loop, ours = Program(seed), Program(seed)
+    addresses = seed % 3 == 2
     try:
-        step = _constructed(ours)
+        step = _constructed(ours, addresses=addresses)
         if seed % 4 == 1:
             share = SHARES[seed // 4 % len(SHARES)]
             levers = {"levers": ("order", "overwrite", "repeat"), "time_budget": 0.5}
+            levers["addresses"] = addresses
             step = _constructed(ours, **levers, memory_budget=int(share * step.report.peak_bytes))
             reasons = [use.reason for use in step.report.levers if use.name == "repeat"]
             if any("failed" in why or "was planned" in why for why in reasons):

@@ -85,7 +85,7 @@ def test_a_broken_plan_names_the_file_and_the_line(tmp_path):
         torch_ext.load(path)
 
 
-def test_recording_changes_neither_state_nor_inputs_nor_random_numbers():
+def test_recording_changes_neither_state_nor_inputs_nor_random_numbers(capsys):
     class Counting(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -93,6 +93,7 @@ def test_recording_changes_neither_state_nor_inputs_nor_random_numbers():
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.calls += 1
+            print("called")
             x += 1
             return torch.dropout(x * 2, 0.5, True).relu() + self.calls
 
@@ -104,6 +105,7 @@ def test_recording_changes_neither_state_nor_inputs_nor_random_numbers():
     assert torch.equal(torch.get_rng_state(), state)
     assert module.calls.item() == 0
     assert not x.any()
+    assert capsys.readouterr().out == ""
 
 
 def test_it_stands_for_the_module(tmp_path):
@@ -114,6 +116,7 @@ def test_it_stands_for_the_module(tmp_path):
     module.float()
     module.training = False
     assert not module.module.training
+    assert isinstance(module.grow, torch.jit.RecursiveScriptModule)  # a child, and no method
     torch.jit.save(module, tmp_path / "model.pt")
     assert isinstance(torch_ext.load(tmp_path / "model.pt"), PinnedModule)
     copied = copy.deepcopy(module)

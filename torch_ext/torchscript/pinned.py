@@ -1,7 +1,10 @@
 """TorchScript modules with planned addresses, and files that keep the plan."""
 
+import contextlib
 import copy
 import functools
+import inspect
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,7 +35,7 @@ class PinnedModule(PinnedFunction[..., Any]):
         if name == "module" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(f"{type(self).__name__} has no attribute {name}")
         found = getattr(self.module, name)
-        return self._returning_self(found) if callable(found) else found
+        return self._returning_self(found) if inspect.ismethod(found) else found
 
     def __setattr__(self, name: str, value: Any) -> None:
         module = self.__dict__.get("module")
@@ -64,8 +67,8 @@ def pin_module(
     """Plan the addresses of calls with these arguments; also the heights of their arenas in bytes.
 
     What is recorded are calls of a copy without gradients, with copies of the arguments: nothing of
-    the module, the arguments or the random state changes. An example of which no two calls allocate
-    alike has none.
+    the module, the arguments or the random state changes, and nothing is printed. An example of
+    which no two calls allocate alike has none.
     """
     pool = _jit.ArenaPool()
     reports = _recorded(copy.deepcopy(module), pool, examples)
@@ -79,7 +82,8 @@ def _recorded(
     module: torch.jit.ScriptModule, pool: "_jit.ArenaPool", examples: Sequence[tuple[Any, ...]]
 ) -> dict[str, ArenaReport]:
     pinned = PinnedModule(module, pool)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    unseen = contextlib.redirect_stdout(io.StringIO())  # a module may print
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), unseen:
         for example in examples:
             pinned.learn(*_copied(example))
     return pinned.reports
