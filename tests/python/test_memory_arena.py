@@ -293,6 +293,18 @@ def test_threads_learn_together():
     assert not pinned._learning
 
 
+@torch.no_grad()
+def test_the_environment_leaves_calls_to_malloc(monkeypatch):
+    pinned, module = pinned_wide()
+    monkeypatch.setenv("TORCH_EXT_DISABLE", "1")
+    for _ in range(20):
+        assert torch.equal(pinned(wide_input()), module(wide_input()))
+    assert pinned.statistics.deviated == {"disabled": 20}
+    monkeypatch.delenv("TORCH_EXT_DISABLE")
+    pinned(wide_input())
+    assert pinned.statistics.served == 1
+
+
 def test_methods_can_be_decorated():
     class Model:
         @torch_ext.pin_addresses

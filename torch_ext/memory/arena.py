@@ -15,7 +15,7 @@ from torch_ext.memory.process import return_free_memory
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-SERVED = "served"
+SERVED, DISABLED, NO_MEMORY = "served", "disabled", "no memory for an arena"
 # A call settles within three: executors profile, optimise, and then do the same each time.
 MOST_RECORDINGS = 8
 TIME_BUDGET = 1.0  # seconds of planning
@@ -88,7 +88,7 @@ class PinnedFunction(Generic[Arguments, Result]):
         signature: Callable[[tuple[Any, ...], dict[str, Any]], str] = _jit.signature,
     ) -> None:
         functools.update_wrapper(self, function, updated=())
-        self.__wrapped__ = function
+        self.__wrapped__: Callable[Arguments, Result]
         self._strict = strict
         self._time_budget = time_budget
         self._most_plans = most_plans
@@ -141,9 +141,11 @@ class PinnedFunction(Generic[Arguments, Result]):
 
     def _see(self, signature: str, outcome: str) -> None:
         """Forget a plan that calls deviate from again and again: it is learned anew."""
+        if outcome == DISABLED:
+            return
         if outcome == SERVED:
             self._in_a_row.pop(signature, None)
-        elif self._pool.has(signature):
+        elif outcome != NO_MEMORY and self._pool.has(signature):
             with self._lock:
                 count = self._in_a_row.get(signature, 0) + 1
                 self._in_a_row[signature] = count
