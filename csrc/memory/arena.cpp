@@ -1,5 +1,7 @@
 #include "memory/arena.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <charconv>
 #include <map>
@@ -15,28 +17,29 @@
 namespace torch_ext::memory {
 namespace {
 
-// Adds up the calls of one pool, or of all.
-class Counts {
- public:
-  void Add(Deviation deviation, std::int64_t blocks, std::int64_t bytes) {
-    const std::lock_guard lock(mutex_);
-    ++statistics_.calls[static_cast<std::size_t>(deviation)];
-    statistics_.served_blocks += blocks;
-    statistics_.served_bytes += bytes;
-  }
-  ArenaStatistics Read() const {
-    const std::lock_guard lock(mutex_);
-    return statistics_;
-  }
+// Of all pools, their plans and their counts; free in the child of a fork, as the locks of the
+// allocator are. Nothing else is locked while it is held.
+std::mutex& PoolsMutex() {
+  static auto* const mutex = [] {
+    auto* const made = new std::mutex;
+    const auto lock = [] { PoolsMutex().lock(); };
+    const auto unlock = [] { PoolsMutex().unlock(); };
+    pthread_atfork(lock, unlock, unlock);
+    return made;
+  }();
+  return *mutex;
+}
 
- private:
-  mutable std::mutex mutex_;
-  ArenaStatistics statistics_;
-};
+ArenaStatistics& StatisticsOfAll() {
+  static auto* const statistics = new ArenaStatistics;
+  return *statistics;
+}
 
-Counts& CountsOfAll() {
-  static auto* counts = new Counts;
-  return *counts;
+void Count(Deviation deviation, std::int64_t blocks, std::int64_t bytes,
+           ArenaStatistics& statistics) {
+  ++statistics.calls.at(static_cast<std::size_t>(deviation));
+  statistics.served_blocks += blocks;
+  statistics.served_bytes += bytes;
 }
 
 }  // namespace
@@ -59,9 +62,8 @@ ArenaPlan PlanArena(const Recording& recording, sched::Budget& budget) {
 // --- pool ----------------------------------------------------------------------------------------
 
 struct ArenaPool::Shared {
-  mutable std::mutex mutex;
   std::map<std::string, std::shared_ptr<const ArenaPlan>> plans;  // by signature
-  Counts counts;
+  ArenaStatistics statistics;
 };
 
 ArenaPool::ArenaPool() : shared_(std::make_shared<Shared>()) {
@@ -80,29 +82,29 @@ void ArenaPool::Insert(const std::string& signature, ArenaPlan plan) {
     }
   }
   auto shared = std::make_shared<const ArenaPlan>(std::move(plan));
-  const std::lock_guard lock(shared_->mutex);
+  const std::lock_guard lock(PoolsMutex());
   shared_->plans.insert_or_assign(signature, std::move(shared));
 }
 
 void ArenaPool::Erase(const std::string& signature) {
-  const std::lock_guard lock(shared_->mutex);
+  const std::lock_guard lock(PoolsMutex());
   shared_->plans.erase(signature);
 }
 
 bool ArenaPool::Has(const std::string& signature) const {
-  const std::lock_guard lock(shared_->mutex);
+  const std::lock_guard lock(PoolsMutex());
   return shared_->plans.contains(signature);
 }
 
 std::vector<std::string> ArenaPool::signatures() const {
-  const std::lock_guard lock(shared_->mutex);
+  const std::lock_guard lock(PoolsMutex());
   std::vector<std::string> names;
   for (const auto& [signature, plan] : shared_->plans) names.push_back(signature);
   return names;
 }
 
 std::int64_t ArenaPool::height_bytes() const {
-  const std::lock_guard lock(shared_->mutex);
+  const std::lock_guard lock(PoolsMutex());
   std::int64_t height = 0;
   for (const auto& [signature, plan] : shared_->plans) {
     height = std::max(height, plan->height_bytes);
@@ -111,11 +113,13 @@ std::int64_t ArenaPool::height_bytes() const {
 }
 
 ArenaStatistics ArenaPool::statistics() const {
-  return shared_->counts.Read();
+  const std::lock_guard lock(PoolsMutex());
+  return shared_->statistics;
 }
 
 ArenaStatistics StatisticsOfArenas() {
-  return CountsOfAll().Read();
+  const std::lock_guard lock(PoolsMutex());
+  return StatisticsOfAll();
 }
 
 // --- text ----------------------------------------------------------------------------------------
@@ -202,7 +206,7 @@ ArenaPool ArenaPool::FromText(std::string_view text) {
 }
 
 std::string ArenaPool::ToText() const {
-  const std::lock_guard lock(shared_->mutex);
+  const std::lock_guard lock(PoolsMutex());
   std::string text = std::string(kHeader) + '\n';
   for (const auto& [signature, plan] : shared_->plans) {
     text += std::string(kPlan) + std::to_string(plan->height_bytes) + ' ' +
@@ -226,7 +230,7 @@ ArenaGuard::ArenaGuard(const ArenaPool& pool, const std::string& signature)
     return;
   }
   {
-    const std::lock_guard lock(pool_->mutex);
+    const std::lock_guard lock(PoolsMutex());
     if (const auto found = pool_->plans.find(signature); found != pool_->plans.end()) {
       plan_ = found->second;
     }
@@ -256,8 +260,10 @@ void ArenaGuard::Stop() {
     if (LiveBlocks(range_) > 0) Deviate(Deviation::kOutlived);
     ReleaseRange(range_);
   }
-  pool_->counts.Add(deviation_, served_blocks_, served_bytes_);
-  CountsOfAll().Add(deviation_, served_blocks_, served_bytes_);
+  const std::lock_guard lock(PoolsMutex());
+  for (ArenaStatistics* statistics : {&pool_->statistics, &StatisticsOfAll()}) {
+    Count(deviation_, served_blocks_, served_bytes_, *statistics);
+  }
 }
 
 void ArenaGuard::Deviate(Deviation deviation) {
