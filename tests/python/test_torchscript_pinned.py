@@ -128,6 +128,21 @@ def test_it_stands_for_the_module(tmp_path):
     assert torch_ext.verify(module, (wide_input(),)).identical
 
 
+def test_a_module_that_can_be_called_once_has_no_plan(caplog):
+    class Once(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = [torch.ones(1)]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 + self.parts.pop()
+
+    module, report = torch_ext.optimize(torch.jit.script(Once()), (wide_input(),), addresses=True)
+    assert report.arena_bytes is None
+    assert "no addresses are planned for an example" in caplog.text
+    assert torch.equal(module(wide_input()), wide_input() * 2 + 1)
+
+
 def test_inputs_may_need_gradients():
     x = wide_input().requires_grad_() * 2
     _, report = torch_ext.optimize(traced_wide(), (x,), addresses=True)

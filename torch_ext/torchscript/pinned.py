@@ -5,6 +5,7 @@ import copy
 import functools
 import inspect
 import io
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch.utils import _pytree as pytree
 
 from torch_ext._native import _jit
 from torch_ext.arguments import FilePath
-from torch_ext.files import UnreadableInputError, load_model, save_model
+from torch_ext.files import UnreadableInputError, first_line, load_model, save_model
 from torch_ext.memory.arena import ArenaReport, PinnedFunction
 from torch_ext.memory.process import return_free_memory
 
+_log = logging.getLogger("torch_ext")
 PLAN = "torch_ext.arena"  # the extra file of a TorchScript file; csrc/memory/arena.cpp has its text
 
 
@@ -68,7 +70,7 @@ def pin_module(
 
     What is recorded are calls of a copy without gradients, with copies of the arguments: nothing of
     the module, the arguments or the random state changes, and nothing is printed. An example of
-    which no two calls allocate alike has none.
+    which no two calls allocate alike, or that raises when it is called again, has none.
     """
     pool = _jit.ArenaPool()
     reports = _recorded(copy.deepcopy(module), pool, examples)
@@ -85,7 +87,10 @@ def _recorded(
     unseen = contextlib.redirect_stdout(io.StringIO())  # a module may print
     with torch.random.fork_rng(devices=[]), torch.no_grad(), unseen:
         for example in examples:
-            pinned.learn(*_copied(example))
+            try:
+                pinned.learn(*_copied(example))
+            except Exception as error:  # a module may raise when it is called once more
+                _log.warning("no addresses are planned for an example: %s", first_line(error))
     return pinned.reports
 
 
