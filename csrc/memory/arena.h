@@ -25,8 +25,8 @@
 #include <vector>
 
 #include "memory/recorder.h"
-#include "sched/arena_order.h"
 #include "sched/budget.h"
+#include "sched/lifetimes.h"
 
 namespace torch_ext::memory {
 
