@@ -125,9 +125,9 @@ ArenaStatistics StatisticsOfArenas() {
 // --- text ----------------------------------------------------------------------------------------
 //
 //   arena 1
-//   plan 1205862400 1205862400 float32[1,3,224,224]     # height, bound, signature
-//   602112 0                                            # bytes, offset of each block
-//   4000 -                                              # left to malloc
+//   plan 602112 602112 Float[1,3,224,224]     # height, bound, signature
+//   602112 0                                  # bytes, offset of each block
+//   4000 -                                    # left to malloc
 
 namespace {
 

@@ -49,9 +49,11 @@ class Ranges {
     Range* too_small = nullptr;
     for (const auto& [base, range] : ranges_) {
       if (!range->IsFree()) continue;
-      Range*& best = range->bytes >= bytes ? found : too_small;
-      const bool is_better = best == nullptr || (&best == &found) == (range->bytes < best->bytes);
-      if (is_better) best = range.get();
+      if (range->bytes < bytes) {
+        if (too_small == nullptr || range->bytes > too_small->bytes) too_small = range.get();
+      } else if (found == nullptr || range->bytes < found->bytes) {
+        found = range.get();
+      }
     }
     if (found == nullptr) {
       // The largest of those that are too small makes room, so that calls of growing sizes hold no

@@ -165,7 +165,6 @@ void AddMemoryBindings(py::module_& m) {
       .def("erase", &memory::ArenaPool::Erase, py::arg("signature"))
       .def("has", &memory::ArenaPool::Has, py::arg("signature"))
       .def_property_readonly("signatures", &memory::ArenaPool::signatures)
-      .def_property_readonly("height_bytes", &memory::ArenaPool::height_bytes)
       .def_property_readonly(
           "statistics", [](const memory::ArenaPool& pool) { return Fields(pool.statistics()); });
 
@@ -184,7 +183,6 @@ void AddMemoryBindings(py::module_& m) {
     const memory::RangeStatistics ranges = memory::StatisticsOfRanges();
     fields["arenas"] = ranges.ranges;
     fields["reserved_bytes"] = ranges.reserved_bytes;
-    fields["live_blocks"] = ranges.live_blocks;
     return fields;
   });
 }

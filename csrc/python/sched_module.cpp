@@ -105,13 +105,11 @@ PYBIND11_MODULE(_sched, m) {
         const sched::Graph graph = program::Lower(program);
         const std::vector<sched::ArenaBlock> blocks =
             sched::BlocksAlong(graph, OpsNamed(program, order));
-        std::vector<sched::Lifetime> lifetimes;
-        for (const sched::ArenaBlock& block : blocks) lifetimes.push_back(block.lifetime);
         sched::AddressPlan plan;
         {
           const py::gil_scoped_release release;
           sched::Budget budget(time_budget);
-          plan = sched::PlanAddresses(lifetimes, budget);
+          plan = sched::PlanAddresses(sched::LifetimesOf(blocks), budget);
         }
         py::list placed;
         for (std::size_t i = 0; i < blocks.size(); ++i) {

@@ -13,7 +13,7 @@
 //   - sections: at any step, the floor of what may still be placed and all that is still to be
 //     placed must fit;
 //   - dominance: a buffer is not placed where another one would fit below it;
-//   - hats: a buffer under which nothing else is to come can wait for no better place, so if the
+//   - hats: a buffer above which nothing else is to come can wait for no better place, so if the
 //     rest cannot be placed after it, it cannot be placed otherwise;
 //   - cuts: steps that no unplaced buffer crosses leave two independent problems.
 #pragma once

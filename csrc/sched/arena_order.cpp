@@ -117,10 +117,14 @@ std::vector<ArenaBlock> BlocksAlong(const Graph& graph, std::span<const OpId> or
   return blocks;
 }
 
-std::vector<Lifetime> LifetimesAlong(const Graph& graph, std::span<const OpId> order) {
+std::vector<Lifetime> LifetimesOf(std::span<const ArenaBlock> blocks) {
   std::vector<Lifetime> lifetimes;
-  for (const ArenaBlock& block : BlocksAlong(graph, order)) lifetimes.push_back(block.lifetime);
+  for (const ArenaBlock& block : blocks) lifetimes.push_back(block.lifetime);
   return lifetimes;
+}
+
+std::vector<Lifetime> LifetimesAlong(const Graph& graph, std::span<const OpId> order) {
+  return LifetimesOf(BlocksAlong(graph, order));
 }
 
 std::int64_t ArenaBoundBytes(const Graph& graph, const PlanOptions& options) {

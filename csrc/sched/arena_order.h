@@ -28,6 +28,7 @@ struct ArenaBlock {
   OpId workspace_of = kNoOp;
 };
 std::vector<ArenaBlock> BlocksAlong(const Graph& graph, std::span<const OpId> order);
+std::vector<Lifetime> LifetimesOf(std::span<const ArenaBlock> blocks);
 std::vector<Lifetime> LifetimesAlong(const Graph& graph, std::span<const OpId> order);
 
 // No order and no placement has a lower arena: the lower bound on the peak where what is there

@@ -95,9 +95,12 @@ def _recorded(
 
 
 def _copied(example: tuple[Any, ...]) -> tuple[Any, ...]:
-    copied: tuple[Any, ...] = pytree.tree_map_only(
-        torch.Tensor, lambda tensor: tensor.detach().clone(), example
-    )
+    """Tensors of its own; what shared memory shares it, as where optimize runs a module."""
+    leaves, spec = pytree.tree_flatten(example)
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    for i, tensor in zip(tensors, _jit.copied([leaves[i] for i in tensors]), strict=True):
+        leaves[i] = tensor
+    copied: tuple[Any, ...] = pytree.tree_unflatten(leaves, spec)
     return copied
 
 
@@ -132,11 +135,7 @@ def load(path: FilePath) -> torch.jit.ScriptModule | PinnedModule:
     if PLAN not in extra:
         return module
     try:
-        pool = _jit.ArenaPool.from_text(_text(extra[PLAN]))
+        pool = _jit.ArenaPool.from_text(extra[PLAN].decode(errors="replace"))
     except ValueError as error:
         raise UnreadableInputError(f"{path}: its extra file {PLAN}: {error}") from None
     return PinnedModule(module, pool)
-
-
-def _text(content: bytes | str) -> str:
-    return content if isinstance(content, str) else content.decode(errors="replace")
