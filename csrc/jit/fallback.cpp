@@ -13,6 +13,7 @@
 #include "jit/builder.h"
 #include "jit/effects.h"
 #include "jit/nodes.h"
+#include "jit/prepare.h"
 
 namespace torch_ext::jit {
 namespace {
@@ -203,6 +204,60 @@ void CopyInto(Block* target, Graph& source) {
   CopyInto(target, source.block(), std::move(inputs));
 }
 
+// One side of the choice as a graph of its own, with the constants that stand before the choice.
+std::shared_ptr<Graph> GraphOf(Node* choice, std::size_t side) {
+  auto graph = std::make_shared<Graph>();
+  std::unordered_map<Value*, Value*> values;
+  for (Value* input : choice->owningGraph()->inputs()) {
+    values[input] = graph->addInput()->copyMetadata(input);
+  }
+  for (Node* node : choice->owningGraph()->nodes()) {
+    if (node == choice) break;
+    if (!IsConstant(node)) continue;
+    Node* constant = graph->createClone(node, [&](Value* value) { return values.at(value); });
+    values[node->output()] = graph->insertNode(constant)->output();
+  }
+  CopyInto(graph->block(), choice->blocks()[side], std::move(values));
+  return graph;
+}
+
+void DropUnreadConstants(Block* block) {
+  const std::vector<Node*> nodes(block->nodes().begin(), block->nodes().end());
+  for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) {
+    if (IsConstant(*node) && !(*node)->hasUses()) (*node)->destroy();
+  }
+}
+
+void RemoveMethod(const torch::jit::Module& module, const std::string& name) {
+  const std::optional<torch::jit::Method> method = module.find_method(name);
+  if (!method) return;
+  const c10::QualifiedName qualified = method->function().qualname();
+  module.type()->unsafeRemoveMethod(name);
+  module._ivalue()->compilation_unit()->unsafeRemoveMethod(qualified);
+}
+
+// Makes one side of the choice a method, in place of one of that name, and that side a call of it.
+void MoveToMethod(const torch::jit::Module& module, Node* choice, std::size_t side,
+                  const std::string& name) {
+  std::shared_ptr<Graph> body = GraphOf(choice, side);
+  DropUnreadConstants(body->block());
+  RemoveMethod(module, name);
+  torch::jit::Function* method = module._ivalue()->compilation_unit()->create_function(
+      c10::QualifiedName(*module.type()->name(), name), std::move(body));
+  method->setSchema(ForwardMethod(module).function().getSchema().cloneWithName(name, ""));
+  module.type()->addMethod(method);
+
+  Block* block = choice->blocks()[side];
+  const std::vector<Node*> nodes(block->nodes().begin(), block->nodes().end());
+  Node* call =
+      choice->owningGraph()->create(c10::prim::CallMethod, choice->owningGraph()->inputs());
+  call->s_(c10::attr::name, name);
+  call->output()->setType(block->outputs()[0]->type());
+  block->appendNode(call);
+  block->return_node()->replaceInput(0, call->output());
+  for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) (*node)->destroy();
+}
+
 // A list of constants, whatever a file has made of it.
 std::optional<std::vector<std::int64_t>> NumbersOf(Value* list) {
   if (const auto constant = torch::jit::toIValue(list)) return constant->toIntVector();
@@ -251,24 +306,23 @@ void AddFallback(const std::shared_ptr<Graph>& graph, const Fallback& fallback,
   graph->lint();
 }
 
+void MoveToMethods(const torch::jit::Module& module, Graph& graph) {
+  Node* choice = FindChoice(graph);
+  if (choice == nullptr || choice->outputs().size() != 1) return;  // what a method returns
+  MoveToMethod(module, choice, kOriginal, "torch_ext_original");
+  MoveToMethod(module, choice, kOverwriting, "torch_ext_edited");
+  DropUnreadConstants(graph.block());
+}
+
 Fallback TakeFallback(Graph& graph) {
   Node* choice = FindChoice(graph);
   if (choice == nullptr) return {};
-  Fallback taken{std::make_shared<Graph>(), SizesAskedFor(graph)};
-  const std::shared_ptr<Graph>& fallback = taken.graph;
-  std::unordered_map<Value*, Value*> values;
-  for (Value* input : graph.inputs()) values[input] = fallback->addInput()->copyMetadata(input);
+  Fallback taken{GraphOf(choice, kOriginal), SizesAskedFor(graph)};
   std::vector<Node*> condition;
   for (Node* node : graph.nodes()) {
     if (node == choice) break;
-    if (IsConstant(node)) {
-      Node* constant = fallback->createClone(node, [&](Value* value) { return values.at(value); });
-      values[node->output()] = fallback->insertNode(constant)->output();
-    } else {
-      condition.push_back(node);
-    }
+    if (!IsConstant(node)) condition.push_back(node);
   }
-  CopyInto(fallback->block(), choice->blocks()[kOriginal], std::move(values));
   Block* overwriting = choice->blocks()[kOverwriting];
   for (std::size_t i = 0; i < choice->outputs().size(); ++i) {
     choice->output(i)->replaceAllUsesWith(overwriting->outputs()[i]);

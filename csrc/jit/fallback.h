@@ -9,8 +9,10 @@
 //         the graph that overwrites
 //
 // The file stays one of plain TorchScript, and what it does with gradients is what it always did.
+// Both graphs are methods of the module (MoveToMethods), and the If calls them.
 #pragma once
 
+#include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <cstdint>
@@ -36,8 +38,14 @@ struct Fallback {
 void AddFallback(const std::shared_ptr<torch::jit::Graph>& graph, const Fallback& fallback,
                  const OverwriteRules& rules = {});
 
-// Undoes it: leaves in the graph what runs without gradients, and returns the fallback. Nothing for
-// any other graph, which stays as it is. `graph` is inlined.
+// Makes of both sides of such an If methods of the module, which `graph` is the forward of. torch's
+// compiler, which reads a file when it is loaded, keeps a copy of the whole source for each
+// variable that is made on one side of an If alone: memory in ops times length of the source. Does
+// nothing to other graphs.
+void MoveToMethods(const torch::jit::Module& module, torch::jit::Graph& graph);
+
+// Undoes AddFallback: leaves in the graph what runs without gradients, and returns the fallback.
+// Nothing for any other graph, which stays as it is. `graph` is inlined.
 Fallback TakeFallback(torch::jit::Graph& graph);
 
 // Puts the fallback into the graph it was taken from, in place of what is there.

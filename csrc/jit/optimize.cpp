@@ -194,7 +194,9 @@ class Subject {
     if (!report_.edits.empty() && !fallback_) fallback_.graph = graph_->copy();
     ApplyEdits(graph_->block(), nodes_, OldOrder(), report_.edits, overwritable_, copyable_,
                options_.overwrite_rules);
-    if (fallback_) AddFallback(graph_, fallback_, options_.overwrite_rules);
+    if (!fallback_) return;
+    AddFallback(graph_, fallback_, options_.overwrite_rules);
+    MoveToMethods(reordered_.module(), *graph_);
   }
 
   // Changes names before anything is planned.

@@ -66,6 +66,7 @@ Module ShuffleOverwriting(const Module& module, const Stack& example, std::uint6
   const Fallback fallback{graph->copy(), {}};
   ApplyEdits(graph->block(), nodes, order, edits, overwritable, copyable, rules);
   if (!edits.empty()) AddFallback(graph, fallback, rules);
+  MoveToMethods(shuffled, *graph);
   return shuffled;
 }
 
@@ -91,6 +92,7 @@ Module ShuffleSlicing(const Module& module, const Stack& example, std::uint64_t 
   slicer.Apply(graph, stretches);
   TakeMarks(OpNodes(graph->block()));
   if (!stretches.empty() || !numbers.empty()) AddFallback(graph, fallback);
+  MoveToMethods(shuffled, *graph);
   return shuffled;
 }
 
@@ -113,6 +115,7 @@ Module ShuffleRepeating(const Module& module, const Stack& example, std::uint64_
   ApplyRuns(graph->block(), nodes, program::RandomRuns(program, seed));
   TakeMarks(OpNodes(graph->block()));
   AddFallback(graph, fallback);
+  MoveToMethods(shuffled, *graph);
   return shuffled;
 }
 

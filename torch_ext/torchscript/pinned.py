@@ -129,9 +129,6 @@ def load(path: FilePath) -> torch.jit.ScriptModule | PinnedModule:
     files.UnreadableInputError.
     """
     module, extra = load_model(path)
-    # torch's compiler keeps a copy of the source for each variable of an `if` until it is done, and
-    # an edited file has its original in one: a hundred times the source, and more.
-    return_free_memory()
     if PLAN not in extra:
         return module
     try:
