@@ -39,7 +39,8 @@ $(STAMPS)/packages: $(REQUIREMENTS) requirements-dev.txt $(STAMPS)/system
 
 # An editable install: the package is found from every folder, and its modules are built in place.
 $(STAMPS)/package: setup.py pyproject.toml $(STAMPS)/packages
-	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	$(BIN)/pip install -q --no-build-isolation --no-deps -e . \
+	  --config-settings editable_mode=compat
 	@touch $@
 
 # For the tests of the report's page, which are skipped where none can be had.

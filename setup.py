@@ -1,4 +1,8 @@
-"""Builds the two extension modules with CMake, which alone knows the sources."""
+"""Builds the two extension modules with CMake, which alone knows the sources.
+
+A wheel serves one minor version of torch, that which is installed where it is built: it requires
+it, and has it in its version. A source distribution serves them all.
+"""
 
 import os
 import pathlib
@@ -10,6 +14,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = pathlib.Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "cmake"))
+
+from locate_torch import NEWEST, OLDEST, locate, minor, required  # noqa: E402
 
 
 class CMakeBuild(build_ext):  # type: ignore[misc]
@@ -17,13 +24,7 @@ class CMakeBuild(build_ext):  # type: ignore[misc]
 
     def run(self) -> None:
         """Build and install into torch_ext/ (in place) or the wheel's folder."""
-        facts = subprocess.run(
-            [sys.executable, str(ROOT / "cmake" / "locate_torch.py")],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        torch_root = facts.stdout.split(";")[0]
+        torch_root, _ = required()
         target = ROOT if self.inplace else pathlib.Path(self.build_lib).resolve()
         build = ROOT / "build" if self.inplace else pathlib.Path(self.build_temp).resolve()
         scripts = pathlib.Path(sysconfig.get_path("scripts"))
@@ -58,7 +59,27 @@ def ninja(scripts: pathlib.Path) -> str:
     return str(own) if own.exists() else "ninja"
 
 
+def version() -> str:
+    """Of the package, which alone knows it."""
+    namespace: dict[str, str] = {}
+    exec((ROOT / "torch_ext" / "_version.py").read_text(encoding="utf-8"), namespace)
+    return namespace["__version__"]
+
+
+def for_torch() -> tuple[str, str]:
+    """Version and requirement of what is built."""
+    found = None if "sdist" in sys.argv else locate()
+    if found is None:
+        (first, oldest), (_, newest) = OLDEST, NEWEST
+        return version(), f"torch>={first}.{oldest},<{first}.{newest + 1}"
+    first, second = minor(found[1])
+    return f"{version()}+torch{first}.{second}", f"torch=={first}.{second}.*"
+
+
+VERSION, TORCH = for_torch()
 setup(
+    version=VERSION,
+    install_requires=[TORCH, "rich>=13"],
     ext_modules=[Extension("torch_ext._sched", []), Extension("torch_ext._jit", [])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -1,7 +1,8 @@
 """Does the process show the gain? Resident memory, before and after, by malloc.
 
 A frozen module of suite.py before and after `optimize`, saved and loaded; a training step of
-training.py as eager loop and as `training_step`. Each runs in fresh processes, with
+training.py as eager loop and as `training_step`, `in` a memory budget where one is named, which
+repeats meet. Each runs in fresh processes, with
 
   glibc        the system's malloc as it is
   glibc, mmap  MALLOC_MMAP_THRESHOLD_=1048576: what is freed goes back to the system at once
@@ -59,6 +60,7 @@ HEADER = (
 )
 WORDS = ("program", "malloc", "remark")
 SAVE = "save"
+IN_BUDGET = " in "
 ARENA = ", arena"
 WAYS = (*MALLOCS, f"{GLIBC}{ARENA}", f"jemalloc{ARENA}")
 TIMED_CALLS = 10
@@ -89,11 +91,18 @@ def _loaded(folder: pathlib.Path, when: str) -> Run:
 
 
 def _training(name: str, when: str) -> Run:
+    name, _, budget = name.partition(IN_BUDGET)
     task = make_task(name)
     addresses = when.endswith(ARENA)
     if when.startswith("before"):
         return torch_ext.pin_addresses(task.eager_step, ()) if addresses else task.eager_step
-    step = training_step(task.model, task.loss_fn, task.optimizer, task.batch, addresses=addresses)
+    step = training_step(
+        *(task.model, task.loss_fn, task.optimizer, task.batch),
+        memory_budget=budget or None,
+        addresses=addresses,
+    )
+    if step.report.budget_met is False:
+        raise RuntimeError(f"the budget is not met: {step.report.reason}")
     return lambda: step(*task.batch)
 
 

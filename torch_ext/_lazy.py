@@ -2,8 +2,21 @@
 
 import functools
 import importlib
+import importlib.util
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
+
+
+def why_not_built() -> str:
+    """Return one sentence if these are sources whose extension modules nobody built; else ''."""
+    if importlib.util.find_spec("torch_ext._sched") is not None:
+        return ""
+    folder = pathlib.Path(__file__).parents[1]
+    return (
+        f"torch_ext in {folder} is not built: run `make build` there, or, if you have installed "
+        "torch_ext, run Python in another folder"
+    )
 
 
 def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -16,7 +29,12 @@ def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        home = importlib.import_module(f"{package}.{homes[name] or name}")
+        try:
+            home = importlib.import_module(f"{package}.{homes[name] or name}")
+        except ImportError as error:
+            if why := why_not_built():
+                raise ImportError(why) from error
+            raise
         return getattr(home, name) if homes[name] else home
 
     return get
