@@ -10,12 +10,13 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist l
 # What torch the suite runs with; `make test-latest` sets both.
 REQUIREMENTS ?= requirements.txt
 TORCHVISION  ?= 0.28.0
+WHEELS       ?= 2.13.0
 # Fuzzing the core is optional and wants libFuzzer: Clang 16 or later.
 FUZZ_SECONDS ?= 600
 FUZZ_CXX     ?= $(firstword $(shell which clang++-19 clang++-18 clang++-17 clang++-16 clang++))
 
 .PHONY: demo test test-latest build cpp-test asan-test python-test docs-test fuzz fuzz-sched lint format \
-  bench bench-quick documents clean
+  bench bench-quick wheels documents clean
 
 demo: build
 	$(BIN)/python -W ignore benchmarks/demo.py
@@ -118,6 +119,10 @@ format: $(STAMPS)/packages
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp')
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A wheel for each version of torch in WHEELS, tried in a clean environment.
+wheels:
+	$(PYTHON) cmake/build_wheels.py $(addprefix --torch=,$(WHEELS))
 
 # Standard models, before and after and beside what torch offers. `bench` takes many hours; a later
 # call goes on where it stopped. `bench-quick` takes about ten minutes.

@@ -11,19 +11,18 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(*command: object, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder, capture_output=True, text=True, check=False
-    )
+def run(
+    *command: object, folder: pathlib.Path, python: object = sys.executable
+) -> subprocess.CompletedProcess[str]:
+    words = [str(python), *map(str, command)]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def sources() -> list[pathlib.Path]:
     """What the repository holds."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        **{"cwd": ROOT, "capture_output": True, "text": True, "check": True},
-    )
-    return [path for line in listed.stdout.splitlines() if (path := ROOT / line).exists()]
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.check_output(command, cwd=ROOT, text=True)
+    return [path for line in listed.splitlines() if (path := ROOT / line).exists()]
 
 
 @pytest.fixture
@@ -75,10 +74,7 @@ def test_the_torch_of_the_environment_is_found_where_pip_hides_it():
 
 
 def test_without_torch_one_sentence_says_what_to_type(clone, without_torch):
-    built = subprocess.run(
-        [without_torch, "cmake/locate_torch.py"],
-        **{"cwd": clone, "capture_output": True, "text": True, "check": False},
-    )
+    built = run("cmake/locate_torch.py", folder=clone, python=without_torch)
     assert built.returncode != 0
     assert built.stderr.startswith("torch is not installed for this Python; install it first")
     assert built.stderr.count("\n") == 1
