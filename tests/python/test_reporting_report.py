@@ -70,11 +70,41 @@ def test_it_prints_short(report):
 def test_it_prints_as_two_columns():
     report = torch_ext.analyze(Wide(), (wide_input(),))
     lines = str(report).splitlines()
-    assert lines[0].split() == ["ops", str(report.ops)]
+    less = f"{100 * report.saved_bytes / report.original_peak_bytes:.1f}"
+    assert lines[0].split()[:5] == ["peak", "memory", less, "%", "less:"]
+    needed = next(line for line in lines if line.split()[:2] == ["needs", "together"])
+    assert "float32 [256," in needed
     assert any(line.split()[:2] == ["measured", "after"] for line in lines)
     plan = torch_ext.plan(report.graph.to_graph())
-    assert str(plan).split()[:2] == lines[0].split()
+    assert str(plan).splitlines()[0].split()[:2] == ["peak", "memory"]
     assert "measured" not in str(plan)
+
+
+def test_status_is_explained():
+    optimal = torch_ext.analyze(Wide(), (wide_input(),), levers=["order"])
+    assert "optimal: no order needs less (proven by" in str(optimal)
+    both = torch_ext.analyze(Wide(), (wide_input(),))
+    assert "no order and no overwriting" in str(both)
+    bound = optimal.peak_bytes // 2
+    open_gap = dataclasses.replace(optimal, status="feasible", lower_bound_bytes=bound)
+    assert "feasible: no order needs less than" in str(open_gap)
+    as_before = dataclasses.replace(optimal, peak_bytes=optimal.original_peak_bytes)
+    assert str(as_before).splitlines()[0].endswith("as before")
+
+
+def test_notebooks_show_the_rows_and_the_page(report, monkeypatch):
+    shown = report._repr_html_()
+    assert "% less" in shown
+    assert "<iframe srcdoc=" in shown
+    monkeypatch.setattr("torch_ext.reporting.report.MOST_SHOWN_OPS", 1)
+    assert "<iframe" not in report._repr_html_()
+
+
+def test_memory_is_drawn(report):
+    pytest.importorskip("matplotlib").use("Agg")
+    before, after, bound = report.plot().get_lines()
+    assert max(before.get_ydata()) > max(after.get_ydata())
+    assert bound.get_ydata()[0] == report.lower_bound_bytes / 2**20
 
 
 def test_a_page_that_cannot_be_written_loses_nothing(tmp_path):

@@ -254,7 +254,8 @@ def test_the_original_and_what_is_edited_are_methods():
     assert loaded.code.count("\n") < 30
     assert loaded.torch_ext_edited.code != loaded.torch_ext_original.code
     again, report = torch_ext.optimize(loaded, (rows(64),))
-    assert report.identical and again.code == loaded.code
+    assert report.identical
+    assert again.code == loaded.code
 
 
 def test_what_was_optimized_is_analyzed_as_it_runs():

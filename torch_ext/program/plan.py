@@ -58,25 +58,49 @@ class Plan:
     def __str__(self) -> str:
         return two_columns(self.rows())
 
+    @property
+    def saved_bytes(self) -> int:
+        """How much lower the peak is than in the original order."""
+        return self.original_peak_bytes - self.peak_bytes
+
     def rows(self) -> Rows:
-        """What was found, how good it is, what sets the limit: for people."""
-        status = self.status + (f", proven by {self.proof}" if self.proof else "")
+        """What was found, how good it is, what sets the limit: for people, the gain first."""
         rows = [
-            ("ops", str(self.ops)),
-            ("original peak", amount(self.original_peak_bytes)),
-            ("planned peak", f"{amount(self.peak_bytes)} ({self.method})"),
-            ("lower bound", amount(self.lower_bound_bytes)),
-            ("status", status + (", stopped by the clock" if self.clock_stopped else "")),
-            ("moved ops", str(self.moved_ops)),
+            ("peak memory", self._gain()),
+            ("status", self._status() + (", stopped by the clock" if self.clock_stopped else "")),
+            ("moved ops", f"{self.moved_ops} of {self.ops} ({self.method})"),
         ]
         if self.bottleneck:
             where = f" at {self.bottleneck.source}" if self.bottleneck.source else ""
             rows.append(("bottleneck", f"{self.bottleneck.op}{where}"))
-            rows.append(("  needs together", _listed(self.bottleneck.buffers) or "nothing"))
+            needed = _listed([self._described(name) for name in self.bottleneck.buffers])
+            rows.append(("  needs together", needed or "nothing"))
         if self.budget_met is not None:
             rows.append(("memory budget", "met" if self.budget_met else "not met"))
         rows.append(("planned in", f"{self.seconds:.3f} s"))
         return rows
+
+    def _gain(self) -> str:
+        if not self.saved_bytes:
+            return f"{amount(self.peak_bytes)}, as before"
+        less = f"{100 * self.saved_bytes / self.original_peak_bytes:.1f} % less"
+        return f"{less}: {amount(self.original_peak_bytes)} -> {amount(self.peak_bytes)}"
+
+    def _status(self) -> str:
+        if self.status == "optimal":
+            by = f" (proven by {self.proof})" if self.proof else ""
+            return f"optimal: {self._ways()} needs less{by}"
+        gap = amount(self.peak_bytes - self.lower_bound_bytes)
+        bound = amount(self.lower_bound_bytes)
+        return f"feasible: {self._ways()} needs less than {bound}, the other {gap} are open"
+
+    def _ways(self) -> str:
+        """What the bound is over: for people."""
+        return "no order"
+
+    def _described(self, buffer: str) -> str:
+        """A buffer: for people."""
+        return buffer
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, `"format": 1` included."""

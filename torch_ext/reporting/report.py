@@ -1,13 +1,14 @@
 """What is known of a program after a door has looked at it. Needs no torch."""
 
 import dataclasses
+import html
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch_ext.amounts import amount
+from torch_ext.amounts import MIB, amount
 from torch_ext.arguments import FilePath
 from torch_ext.columns import Rows, two_columns
-from torch_ext.files import write_text
+from torch_ext.files import write_text, writing
 from torch_ext.program.graph import TimelineEntry
 from torch_ext.program.plan import (
     LeverPlan,
@@ -22,8 +23,14 @@ from torch_ext.program.program import Buffer, Hoist, Overwrite, Program, Repeat,
 from torch_ext.program.repeats import extra_time, rows_of
 from torch_ext.reporting.findings import Findings
 from torch_ext.reporting.page import to_html
+from torch_ext.reporting.timeline import to_csv, to_snapshot, to_trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_SLICES = 12  # that are shown to people
+MOST_SHOWN_OPS = 3000  # in a notebook
+_FRAME = "width: 100%; height: 40em; border: 1px solid gray"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +125,18 @@ class ProgramReport(Plan):
             rows.append(("  time of a call", f"{used * 1000:+.1f} ms, as measured in turns"))
         return [*rows, *rows_of(self.repeats, self.extra_time()), *why_given_up(self.levers)]
 
+    def _ways(self) -> str:
+        is_asked = any(use.name == "overwrite" for use in self.levers)
+        return "no order and no overwriting" if is_asked else super()._ways()
+
+    def _described(self, buffer: str) -> str:
+        known = self._findings().buffers.get(buffer)
+        if known is None or not known.dtype:
+            return buffer
+        maker = self._findings().maker.get(buffer)
+        origin = f"of {maker.name}" if maker else f"({buffer})"
+        return f"{amount(known.bytes)} {known.dtype} {list(known.shape)} {origin}"
+
     @property
     def arena_status(self) -> str | None:
         """'optimal' if no order and no placement needs a lower arena, else 'feasible'."""
@@ -138,7 +157,54 @@ class ProgramReport(Plan):
 
     def save_html(self, path: FilePath, title: str = "") -> None:
         """Write the page that shows it, whole or not at all, as files.writing does."""
-        write_text(path, to_html(Findings(self.graph, self, title)))
+        write_text(path, to_html(self._findings(title)))
+
+    def save_csv(self, path: FilePath) -> None:
+        """Write memory over the ops as a table, whole or not at all, as files.writing does."""
+        write_text(path, to_csv(self._findings()))
+
+    def save_trace(self, path: FilePath, title: str = "") -> None:
+        """Write memory over the ops for Perfetto or chrome://tracing; as save_csv."""
+        write_text(path, to_trace(self._findings(title)))
+
+    def save_snapshot(self, path: FilePath) -> None:
+        """Write the planned order as a snapshot for torch's memory_viz; as save_csv."""
+        with writing(path) as file:
+            file.write(to_snapshot(self._findings()))
+
+    def plot(self, axes: "Axes | None" = None) -> "Axes":
+        """Draw memory over the ops with matplotlib, before and after, on `axes` if given.
+
+        Raises ImportError if there is no matplotlib.
+        """
+        if axes is None:
+            from matplotlib import pyplot
+
+            axes = pyplot.subplots()[1]
+        for name, timeline in (("before", self.timeline_before), ("after", self.timeline_after)):
+            axes.plot([entry.hill_bytes / MIB for entry in timeline], label=name)
+        axes.axhline(self.lower_bound_bytes / MIB, linestyle="--", label="lower bound")
+        axes.set_xlabel("ops that have run")
+        axes.set_ylabel("memory, MiB")
+        axes.legend()
+        return axes
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the rows, and behind a click the page."""
+        cells = "".join(
+            f'<tr><th scope="row" style="text-align: left">{html.escape(name)}</th>'
+            f'<td style="text-align: left">{html.escape(value)}</td></tr>'
+            for name, value in self.rows()
+        )
+        table = f"<table>{cells}</table>"
+        if self.ops > MOST_SHOWN_OPS:
+            return f"{table}<p>The page of so many ops is large: save_html writes it.</p>"
+        page = html.escape(to_html(self._findings()), quote=True)
+        frame = f'<iframe srcdoc="{page}" loading="lazy" style="{_FRAME}"></iframe>'
+        return f"{table}<details><summary>memory over the ops</summary>{frame}</details>"
+
+    def _findings(self, title: str = "") -> Findings:
+        return Findings(self.graph, self, title)
 
 
 @dataclasses.dataclass(frozen=True)
