@@ -36,6 +36,7 @@ $(STAMPS)/system:
 $(STAMPS)/packages: $(REQUIREMENTS) requirements-dev.txt $(STAMPS)/system
 	$(BIN)/pip install -q -r $(REQUIREMENTS) -r requirements-dev.txt
 	$(BIN)/pip install -q --no-deps torchvision==$(TORCHVISION)
+	$(BIN)/python cmake/torchvision_beside_cpu.py
 	@touch $@
 
 # An editable install: the package is found from every folder, and its modules are built in place.

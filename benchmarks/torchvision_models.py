@@ -53,7 +53,8 @@ WORDS = ("model", "form", "status", "identical", "remark")
 
 def all_names() -> list[str]:
     """All classification and segmentation networks, in torchvision's own order."""
-    models = zoo.import_torchvision().models
+    from torchvision import models
+
     return [
         *models.list_models(module=models),
         *models.list_models(module=models.segmentation),

@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import zoo
 from children import ChildError, add_one, run_one
 from mallocs import add_malloc, best_for_resident, check_preloaded, environment
 from measuring import highest_resident, mib, resident_peak, settled_peak, steady, time_ratios
@@ -89,7 +88,9 @@ class Task:
 
 def classifier(name: str, batch: int, side: int, **options: object) -> Task:
     """A network of torchvision with its default initialisation, trained by SGD."""
-    network: nn.Module = zoo.import_torchvision().models.get_model(name, weights=None, **options)
+    from torchvision import models
+
+    network: nn.Module = models.get_model(name, weights=None, **options)
     return Task(
         network,
         nn.functional.cross_entropy,

@@ -8,12 +8,10 @@ downloaded.
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -35,29 +33,10 @@ class Model:
 # torchvision
 
 
-@functools.cache
-def import_torchvision() -> ModuleType:
-    """Imports torchvision, also beside a CPU build of torch.
-
-    The torchvision of PyPI is built against a CUDA torch. Beside a CPU torch its compiled operators
-    do not load, and its import stops at two of them that have no schema. No network here calls
-    them, so a schema is all they need; torch keeps what it is given here until the process ends.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "operator torchvision::nms does not exist" not in str(error):
-            raise
-    for name in ("nms", "qnms"):
-        torch.library.define(
-            f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-    return importlib.import_module("torchvision")
-
-
 def torchvision_network(name: str) -> nn.Module:
     """The classification or segmentation network of that name, without weights."""
-    models = import_torchvision().models
+    from torchvision import models
+
     options: dict[str, object] = {}
     if name in models.list_models(module=models.segmentation):
         options["weights_backbone"] = None

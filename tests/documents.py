@@ -125,9 +125,14 @@ class Gpt(nn.Module):
 
 
 def _of_training(names: Namespace) -> None:
+    import transformers
+
     words = torch.randint(0, 10, (4, 16))
     texts = [{"input_ids": words, "attention_mask": words >= least} for least in (0, 5)]
     names |= {"MyModel": MyModel, "loader": [_batch(32)] * 3, "gpt": Gpt(), "texts": texts}
+    sizes = {"vocab_size": 50, "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    names["causal_lm"] = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    names["dataset"] = [{"input_ids": row, "labels": row} for row in torch.randint(0, 50, (8, 8))]
 
 
 def _of_capacity(names: Namespace) -> None:

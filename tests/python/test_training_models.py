@@ -1,6 +1,5 @@
 """Common models: each trains as in the loop, or the one error says why not and what helps."""
 
-import pathlib
 import random
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch_ext
 
 pytestmark = pytest.mark.usefixtures("with_gradients")
 
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 WIDTH = 16
 
 
@@ -261,11 +259,6 @@ def mask(first):
 
 @pytest.fixture(scope="module")
 def transformers():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import zoo
-
-        zoo.import_torchvision()  # transformers imports it, and fails where that fails
     return pytest.importorskip("transformers")
 
 
