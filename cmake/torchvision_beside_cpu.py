@@ -1,8 +1,8 @@
 """Makes the torchvision of PyPI importable beside a CPU build of torch, in this environment.
 
-It is built against a torch with CUDA. Beside another one its compiled operators do not load, and its
-import stops at two of them that have no schema: they get one here. Calling them fails as before.
-Safe to repeat.
+It is built against a torch with CUDA. Beside another one its compiled operators do not load, and
+its import stops at two of them that have no schema: they get one here. Calling them fails as
+before. Safe to repeat.
 """
 
 import importlib.metadata
