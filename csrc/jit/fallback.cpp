@@ -228,24 +228,28 @@ void DropUnreadConstants(Block* block) {
   }
 }
 
-void RemoveMethod(const torch::jit::Module& module, const std::string& name) {
-  const std::optional<torch::jit::Method> method = module.find_method(name);
-  if (!method) return;
-  const c10::QualifiedName qualified = method->function().qualname();
-  module.type()->unsafeRemoveMethod(name);
-  module._ivalue()->compilation_unit()->unsafeRemoveMethod(qualified);
-}
-
-// Makes one side of the choice a method, in place of one of that name, and that side a call of it.
-void MoveToMethod(const torch::jit::Module& module, Node* choice, std::size_t side,
-                  const std::string& name) {
-  std::shared_ptr<Graph> body = GraphOf(choice, side);
-  DropUnreadConstants(body->block());
-  RemoveMethod(module, name);
+// Leaves a method of that name where it is, with another graph: nodes that were inlined from it
+// look there when they raise. Nobody has called it, or it would be run as it was.
+void DefineMethod(const torch::jit::Module& module, const std::string& name,
+                  std::shared_ptr<Graph> body) {
+  if (const auto known = module.find_method(name)) {
+    auto& function = torch::jit::toGraphFunction(known->function());
+    PutBack(*function.graph(), {std::move(body), {}});
+    function.clear_optimized_graphs();
+    return;
+  }
   torch::jit::Function* method = module._ivalue()->compilation_unit()->create_function(
       c10::QualifiedName(*module.type()->name(), name), std::move(body));
   method->setSchema(ForwardMethod(module).function().getSchema().cloneWithName(name, ""));
   module.type()->addMethod(method);
+}
+
+// Makes one side of the choice a method, and that side a call of it.
+void MoveToMethod(const torch::jit::Module& module, Node* choice, std::size_t side,
+                  const std::string& name) {
+  std::shared_ptr<Graph> body = GraphOf(choice, side);
+  DropUnreadConstants(body->block());
+  DefineMethod(module, name, std::move(body));
 
   Block* block = choice->blocks()[side];
   const std::vector<Node*> nodes(block->nodes().begin(), block->nodes().end());

@@ -256,6 +256,11 @@ def test_the_original_and_what_is_edited_are_methods():
     again, report = torch_ext.optimize(loaded, (rows(64),))
     assert report.identical
     assert again.code == loaded.code
+    with torch.no_grad():
+        assert torch.equal(again(rows(64)), result(rows(64)))
+    for module in (loaded, again):  # a node that raises names the methods that it comes from
+        with pytest.raises(RuntimeError, match="torch_ext_"):
+            module(rows(64, 63))
 
 
 def test_what_was_optimized_is_analyzed_as_it_runs():
