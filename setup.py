@@ -1,7 +1,8 @@
 """Builds the two extension modules with CMake, which alone knows the sources.
 
-A wheel serves one minor version of torch, that which is installed where it is built: it requires
-it, and has it in its version. A source distribution serves them all.
+A wheel serves one minor version of torch, that which is installed where it is built, and requires
+it. TORCH_EXT_LOCAL_VERSION=1 in the environment puts it into the wheel's version, too, for wheels
+that lie beside each other (cmake/build_wheels.py). A source distribution serves them all.
 """
 
 import os
@@ -73,7 +74,8 @@ def for_torch() -> tuple[str, str]:
         (first, oldest), (_, newest) = OLDEST, NEWEST
         return version(), f"torch>={first}.{oldest},<{first}.{newest + 1}"
     first, second = minor(found[1])
-    return f"{version()}+torch{first}.{second}", f"torch=={first}.{second}.*"
+    label = f"+torch{first}.{second}" if os.environ.get("TORCH_EXT_LOCAL_VERSION") == "1" else ""
+    return f"{version()}{label}", f"torch=={first}.{second}.*"
 
 
 VERSION, TORCH = for_torch()

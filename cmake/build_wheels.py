@@ -12,6 +12,7 @@ https://download.pytorch.org/whl/cpu has builds for CPUs alone.
 import argparse
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,7 @@ def build(python: str, torch: str, options: argparse.Namespace) -> pathlib.Path:
         run(builder.bin / "python", "setup.py", "-q", "sdist", "-d", work)
         (sources,) = work.glob("*.tar.gz")
         pip = (builder.bin / "python", "-m", "pip", "wheel", "-q", "--no-build-isolation")
+        os.environ["TORCH_EXT_LOCAL_VERSION"] = "1"  # setup.py: the torch in the wheel's name
         run(*pip, "--no-deps", "-w", work / "raw", sources)
         (raw,) = (work / "raw").glob("*.whl")
         excluded = [f"--exclude={library}" for library in OF_TORCH]
@@ -81,7 +83,7 @@ def build(python: str, torch: str, options: argparse.Namespace) -> pathlib.Path:
         user.install(tagged)
         run(user.bin / "python", "-W", "ignore", "-c", SMOKE, folder=work)
         options.output.mkdir(parents=True, exist_ok=True)
-        return tagged.replace(options.output / tagged.name)
+        return pathlib.Path(shutil.move(tagged, options.output / tagged.name))
 
 
 def main() -> None:
@@ -96,7 +98,10 @@ def main() -> None:
     options = parser.parse_args()
     for torch in options.torch or ["2.13.0"]:
         for python in options.python or [sys.executable]:
-            print(build(python, torch, options), flush=True)
+            found = shutil.which(python)
+            if found is None:
+                parser.error(f"there is no {python}")
+            print(build(str(pathlib.Path(found).absolute()), torch, options), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,3 +39,9 @@ install(FILES cmake/torch_without_cuda.cmake
               "${CMAKE_CURRENT_BINARY_DIR}/TorchExtConfig.cmake"
               "${CMAKE_CURRENT_BINARY_DIR}/TorchExtConfigVersion.cmake"
         DESTINATION ${PACKAGE_DIR} ${DEVELOPMENT})
+
+# `cpack --config build/CPackConfig.cmake`: all that is installed, as one archive.
+set(CPACK_GENERATOR TGZ)
+set(CPACK_PACKAGE_VENDOR "the torch_ext authors")
+set(CPACK_RESOURCE_FILE_LICENSE "${PROJECT_SOURCE_DIR}/LICENSE")
+include(CPack)

@@ -3,8 +3,8 @@
 As a script: prints its folder and version as a CMake list.
 """
 
+import importlib.machinery
 import importlib.metadata
-import importlib.util
 import pathlib
 import site
 import sys

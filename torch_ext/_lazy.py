@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 
 def why_not_built() -> str:
     """Return one sentence if these are sources whose extension modules nobody built; else ''."""
-    if importlib.util.find_spec("torch_ext._sched") is not None:
-        return ""
     folder = pathlib.Path(__file__).parents[1]
+    if any((folder / "torch_ext").glob("_sched.*.so")):
+        return ""
     return (
         f"torch_ext in {folder} is not built: run `make build` there, or, if you have installed "
         "torch_ext, run Python in another folder"
@@ -28,13 +27,10 @@ def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     @functools.cache
     def get(name: str) -> Any:
         if name not in homes:
+            if name in ("_sched", "_jit") and (why := why_not_built()):
+                raise ImportError(why)
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        try:
-            home = importlib.import_module(f"{package}.{homes[name] or name}")
-        except ImportError as error:
-            if why := why_not_built():
-                raise ImportError(why) from error
-            raise
+        home = importlib.import_module(f"{package}.{homes[name] or name}")
         return getattr(home, name) if homes[name] else home
 
     return get

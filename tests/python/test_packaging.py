@@ -1,5 +1,7 @@
 """What is packed, what it asks for, and what is said where it cannot be built or imported."""
 
+import importlib.metadata
+import os
 import pathlib
 import shutil
 import subprocess
@@ -8,14 +10,19 @@ import tarfile
 
 import pytest
 
+import torch_ext
+
 ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git tells what is packed")
 
 
 def run(
-    *command: object, folder: pathlib.Path, python: object = sys.executable
+    *command: object, folder: pathlib.Path, python: object = sys.executable, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    words = [str(python), *map(str, command)]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    words, environment = [str(python), *map(str, command)], {**os.environ, **variables}
+    return subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def sources() -> list[pathlib.Path]:
@@ -57,9 +64,11 @@ def test_the_source_distribution_is_complete(clone, tmp_path):
 
 
 def test_what_is_built_requires_the_torch_that_it_is_built_for(clone):
-    about = run("setup.py", "-q", "--version", folder=clone)
-    torch = ".".join(__import__("torch").__version__.split(".")[:2])
-    assert about.stdout.strip().endswith(f"+torch{torch}"), about
+    torch = ".".join(importlib.metadata.version("torch").split(".")[:2])
+    labelled = {"TORCH_EXT_LOCAL_VERSION": "1"}
+    for label, variables in (("", {}), (f"+torch{torch}", labelled)):
+        about = run("setup.py", "-q", "--version", folder=clone, **variables)
+        assert about.stdout.strip() == torch_ext.__version__ + label, about
     run("setup.py", "-q", "egg_info", folder=clone)
     required = (clone / "torch_ext.egg-info" / "requires.txt").read_text()
     assert f"torch=={torch}.*" in required
@@ -81,7 +90,11 @@ def test_without_torch_one_sentence_says_what_to_type(clone, without_torch):
 
 
 def test_sources_that_nobody_built_say_so(clone):
-    for command in (("-c", "import torch_ext; torch_ext.optimize"), ("-m", "torch_ext", "doctor")):
+    for command in (
+        ("-c", "import torch_ext; torch_ext.optimize"),
+        ("-c", "from torch_ext.training import training_step"),
+        ("-m", "torch_ext", "doctor"),
+    ):
         failed = run(*command, folder=clone)
         assert failed.returncode != 0
         assert f"torch_ext in {clone} is not built: run `make build` there" in failed.stderr

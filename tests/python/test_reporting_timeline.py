@@ -32,7 +32,6 @@ def test_a_snapshot_has_the_planned_peak(report, tmp_path):
     assert most_alive(events) == report.peak_bytes
     frames = [frame for event in events for frame in event["frames"]]
     assert any(frame["filename"].endswith("models.py") and frame["line"] for frame in frames)
-    assert "Active Memory Timeline" in _memory_viz.trace_plot(snapshot)
     assert "TOTAL MEM" in _memory_viz.trace(snapshot)
 
 

@@ -1,7 +1,7 @@
 """Plans: an order with its peak, its bound and where both come from. No torch needed."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from torch_ext import _sched
@@ -73,8 +73,7 @@ class Plan:
         if self.bottleneck:
             where = f" at {self.bottleneck.source}" if self.bottleneck.source else ""
             rows.append(("bottleneck", f"{self.bottleneck.op}{where}"))
-            needed = _listed([self._described(name) for name in self.bottleneck.buffers])
-            rows.append(("  needs together", needed or "nothing"))
+            rows.append(("  needs together", self._needed(self.bottleneck.buffers) or "nothing"))
         if self.budget_met is not None:
             rows.append(("memory budget", "met" if self.budget_met else "not met"))
         rows.append(("planned in", f"{self.seconds:.3f} s"))
@@ -98,9 +97,9 @@ class Plan:
         """What the bound is over: for people."""
         return "no order"
 
-    def _described(self, buffer: str) -> str:
-        """A buffer: for people."""
-        return buffer
+    def _needed(self, buffers: Sequence[str]) -> str:
+        """Some buffers: for people."""
+        return listed(buffers)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, `"format": 1` included."""
@@ -376,6 +375,7 @@ def joined(reasons: Iterable[Reason]) -> str:
     return "; ".join(reason.text for reason in reasons)
 
 
-def _listed(names: Sequence[str], most: int = 12) -> str:
+def listed(names: Sequence[str], described: Callable[[str], str] = str, most: int = 12) -> str:
+    """Return the first names, described, and how many more there are: for people."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(described, names[:most])) + more

@@ -17,6 +17,7 @@ from torch_ext.program.plan import (
     Reason,
     SliceTrial,
     joined,
+    listed,
     why_given_up,
 )
 from torch_ext.program.program import Buffer, Hoist, Overwrite, Program, Repeat, Slice
@@ -129,13 +130,17 @@ class ProgramReport(Plan):
         is_asked = any(use.name == "overwrite" for use in self.levers)
         return "no order and no overwriting" if is_asked else super()._ways()
 
-    def _described(self, buffer: str) -> str:
-        known = self._findings().buffers.get(buffer)
-        if known is None or not known.dtype:
-            return buffer
-        maker = self._findings().maker.get(buffer)
-        origin = f"of {maker.name}" if maker else f"({buffer})"
-        return f"{amount(known.bytes)} {known.dtype} {list(known.shape)} {origin}"
+    def _needed(self, buffers: Sequence[str]) -> str:
+        findings = self._findings()
+
+        def described(name: str) -> str:
+            buffer, maker = findings.buffers.get(name), findings.maker.get(name)
+            if buffer is None or not buffer.dtype:
+                return name
+            origin = f"of {maker.name}" if maker else f"({name})"
+            return f"{amount(buffer.bytes)} {buffer.dtype} {list(buffer.shape)} {origin}"
+
+        return listed(buffers, described)
 
     @property
     def arena_status(self) -> str | None:
