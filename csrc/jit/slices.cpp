@@ -5,8 +5,11 @@
 #include <torch/csrc/jit/runtime/interpreter.h>
 
 #include <algorithm>
+#include <functional>
+#include <limits>
 #include <set>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -51,6 +54,27 @@ bool HasPlainInputs(Graph& graph) {
 // The comparison tells strides apart, of dimensions of size 1 as well.
 at::Tensor WithNewStrides(const at::Tensor& tensor) {
   return at::empty(tensor.sizes(), tensor.options()).copy_(tensor);
+}
+
+// Kind, sizes and a hash of the bits: two tensors of one fingerprint have the same bits, but for
+// one in 2^64, and then the module as a whole is still compared. So values of the whole need not be
+// kept until their parts are made: all of them at once are many times the peak.
+struct Fingerprint {
+  at::ScalarType dtype = at::ScalarType::Undefined;
+  std::vector<std::int64_t> sizes;
+  std::size_t bits = 0;
+
+  bool operator==(const Fingerprint&) const = default;
+};
+
+// `nan_is_nan`: of what is no number one is as good as another.
+Fingerprint FingerprintOf(const at::Tensor& tensor, bool nan_is_nan) {
+  at::Tensor dense = WithNewStrides(tensor);
+  if (nan_is_nan && dense.is_floating_point()) {
+    dense.masked_fill_(dense.isnan(), std::numeric_limits<double>::quiet_NaN());
+  }
+  const std::string_view bytes(static_cast<const char*>(dense.const_data_ptr()), dense.nbytes());
+  return {dense.scalar_type(), dense.sizes().vec(), std::hash<std::string_view>()(bytes)};
 }
 
 // One stretch while it runs whole and then in parts: compares the values, and measures the ops.
@@ -104,7 +128,7 @@ class PartWatch {
       observers_
           .Create(graph, {node->output(0)},
                   [this, place](at::ArrayRef<c10::IValue> values) {
-                    if (values[0].isTensor()) whole_[place] = values[0].toTensor().clone();
+                    if (values[0].isTensor()) NoteWhole(place, values[0].toTensor());
                   })
           ->insertAfter(node);
     }
@@ -129,6 +153,15 @@ class PartWatch {
     std::int64_t workspace_bytes = 0;
     std::unordered_set<std::int64_t> differs;  // parts
   };
+
+  void NoteWhole(std::size_t place, const at::Tensor& whole) {
+    const SlicedStretch::PartOp& op = stretch_.ops[place];
+    whole_[place].clear();
+    for (const Interval& interval : op.Computed()) {
+      const at::Tensor part = whole.narrow(op.dimension, interval.begin, interval.length());
+      whole_[place].push_back(FingerprintOf(part, is_alone_));
+    }
+  }
 
   void InsertAround(std::size_t place, Node* node, Value* part, Value* number) {
     Graph& graph = *node->owningGraph();
@@ -170,7 +203,7 @@ class PartWatch {
       if (has_others) seen.differs.insert(number);
       return;
     }
-    if (IsAsInWhole(WithNewStrides(part.toTensor()), Expected(place, number))) return;
+    if (IsAsInWhole(place, part.toTensor(), number)) return;
     seen.differs.insert(number);
     if (!has_others) seen.keeps_bits = false;
   }
@@ -185,30 +218,17 @@ class PartWatch {
 
   void LookAlone(std::size_t place, const c10::IValue& part, std::int64_t number) {
     if (!part.isTensor() || !is_read_unchanged_[place]) return;
-    at::Tensor seen = WithNewStrides(part.toTensor()), expected = Expected(place, number);
-    if (IsAsInWhole(seen, expected)) return;
-    // Of what is no number one is as good as another.
-    if (seen.is_floating_point() && seen.sizes() == expected.sizes()) {
-      const at::Tensor are_none = seen.isnan().logical_and(expected.isnan());
-      if (IsAsInWhole(seen.masked_fill(are_none, 0), expected.masked_fill(are_none, 0))) return;
-    }
-    facts_[place].keeps_bits = false;
+    if (!IsAsInWhole(place, part.toTensor(), number)) facts_[place].keeps_bits = false;
   }
 
-  at::Tensor Expected(std::size_t place, std::int64_t number) const {
-    const SlicedStretch::PartOp& op = stretch_.ops[place];
-    const Interval interval = op.Computed()[number];
-    return WithNewStrides(whole_[place].narrow(op.dimension, interval.begin, interval.length()));
-  }
-
-  static bool IsAsInWhole(const at::Tensor& part, const at::Tensor& expected) {
-    return ValueComparer().Difference(part, expected, "").empty();
+  bool IsAsInWhole(std::size_t place, const at::Tensor& part, std::int64_t number) const {
+    return FingerprintOf(part, is_alone_) == whole_[place].at(number);
   }
 
   SlicedStretch stretch_;
   std::vector<std::vector<std::size_t>> before_;  // places of what an op reads
   std::vector<Seen> facts_;
-  std::vector<at::Tensor> whole_;
+  std::vector<std::vector<Fingerprint>> whole_;  // of each op, and part of what it makes
   bool is_alone_ = false;
   std::vector<char> is_read_unchanged_;
   Observers observers_;
