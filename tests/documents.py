@@ -14,6 +14,7 @@ import io
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -244,11 +245,13 @@ def _run(command: str) -> str:
 
 def _looked_up(command: str) -> bool:
     """Whether it is of a kind that is not run; then there is such a thing."""
-    words = command.split()
+    words = shlex.split(command)
     if words[0] == "make":
         # What the documents name must be a target, and not a file that happens to exist.
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert set(words[1:]) <= set(targets), command
+        known = re.findall(
+            r"^([A-Za-z_-]+) *(?::|\?=)", (ROOT / "Makefile").read_text(), re.MULTILINE
+        )
+        assert {word.partition("=")[0] for word in words[1:]} <= set(known), command
     elif words[0] == "cmake":
         # Not of every folder: there are copies and builds of the tree in some.
         known = re.findall(r"\b(TORCH_EXT_\w+)", (ROOT / "CMakeLists.txt").read_text())
