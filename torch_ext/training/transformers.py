@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from torch_ext.training.planned_graph import TrainingReport
 
 _log = logging.getLogger("torch_ext")
-
-
 _OWN_OPTIONS = ("accumulate", "clip_grad_norm", "clip_grad_value")  # the Trainer's arguments say
 
 
@@ -57,6 +55,9 @@ class Trainer(_Trainer):
                 "TrainingArguments are for that"
             )
         super().__init__(*args, **kwargs)
+        self._forget()
+
+    def _forget(self) -> None:
         self._step: TrainingStep | None = None
         self._is_captured = False  # the batch at hand was trained on by the step
         self._why_plain = ""
@@ -73,7 +74,7 @@ class Trainer(_Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers.Trainer.train, which may make another model: each call captures anew."""
-        self._step, self._why_plain, self._is_captured = None, "", False
+        self._forget()
         return super().train(*args, **kwargs)
 
     def training_step(
